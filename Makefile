@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+# one thread a process: two-threaded torch slows down many-fold where another process runs
+TEST_ENV := OMP_NUM_THREADS=1 PYDEVD_DISABLE_FILE_VALIDATION=1
+
+.PHONY: help demo test lab clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: $(READY)  ## train on the embedded digits, draw the Pareto picture, print the table (under 5 minutes)
+	$(BIN)/python -m acertlab.demo
+
+test: $(READY)  ## lint, unit and property tests, and every notebook (under 15 minutes)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal tests
+	$(TEST_ENV) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+clean:  ## remove the environment (runs and data stay)
+	rm -rf .venv
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python >= 3.11 is needed, this is %d.%d; try: make PYTHON=python3.12 ..." % v[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@# without its dependencies: it declares torch < 1.13, but runs on today's (see acertlab/lirpa.py)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps auto_LiRPA==0.3
+	@touch $@

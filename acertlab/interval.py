@@ -1,0 +1,333 @@
+"""Interval bound propagation (IBP): a `Box` of inputs through any network that ``torch.fx`` can trace.
+
+`freeze` prepares a network for many passes: BatchNorm folded into the affine layer before it and |W| computed once. The
+same pass serves the search for radii (no gradient), the robust loss and the regularisers (with gradient).
+
+Source: Gowal et al. 2019 (IBP); Shi et al. 2021 (BatchNorm with the clean batch's statistics).
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from acertlab.rules import (
+    FUNCTIONS,
+    METHODS,
+    RELU_FUNCTIONS,
+    RELU_METHODS,
+    Affine,
+    Box,
+    batch_norm_scale,
+    has_rule,
+    rule,
+)
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return has_rule(module) or super().is_leaf_module(module, name)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A network's graph. Valid while the model's structure (not its weights) stays as it is."""
+
+    model: nn.Module
+    graph: fx.Graph
+
+
+def trace(model: nn.Module) -> Traced:
+    """The graph of ``model``, by ``torch.fx``.
+
+    Raises:
+        TypeError: not a module; forward depends on data; or a layer has no rule (the error names it and says how to
+            give it one).
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
+    root = nn.Sequential(model) if has_rule(model) else model
+    try:
+        graph = _Tracer().trace(root)
+    except Exception as error:  # fx raises many kinds
+        raise TypeError(
+            f"model: torch.fx cannot trace {type(model).__name__}: {error}. Write forward without control flow that "
+            "depends on the data, or make that part a module of its own and give it a rule (acertlab.rule)"
+        ) from error
+    for node in graph.nodes:
+        if node.op == "call_module" and not has_rule(layer := root.get_submodule(node.target)):
+            kind = type(layer).__name__
+            raise TypeError(
+                f"model: no interval rule for layer '{node.target}' of type {kind}. Give it one:\n"
+                f"    @acertlab.rule.register({kind})\n"
+                f"    def {kind.lower()}_rule(layer, box):\n"
+                "        return acertlab.Box(lower, upper)  # must hold layer(x) for every x in box"
+            )
+    _refuse_reuse_after_in_place(root, graph)
+    return Traced(root, graph)
+
+
+SAME_STORAGE = (nn.Identity, nn.Flatten, nn.Unflatten, _DropoutNd)
+VIEWS = {
+    "view",
+    "reshape",
+    "flatten",
+    "squeeze",
+    "unsqueeze",
+    "permute",
+    "transpose",
+    "contiguous",
+    "getitem",
+    "dropout",
+}
+
+
+def _refuse_reuse_after_in_place(root: nn.Module, graph: fx.Graph) -> None:
+    """Refuses y = relu_(x) followed by another use of x: the model then sees the changed x, and no rule says so."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    storage: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        source = node.all_input_nodes[0] if node.all_input_nodes else None
+        storage[node] = storage[source] if source and _shares_storage(node, root) else node
+        if source is None or not _is_in_place(node, root):
+            continue
+        for other in graph.nodes:
+            if order[other] < order[node] and storage[other] is storage[source]:
+                later = [user for user in other.users if order[user] > order[node]]
+                if later:
+                    raise ValueError(
+                        f"model: '{node.name}' changes '{other.name}' in place, and '{later[0].name}' uses it again "
+                        "afterwards; write that operation out of place (inplace=False)"
+                    )
+
+
+def _is_in_place(node: fx.Node, root: nn.Module) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(node.target), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op == "call_function":
+        in_relu = name in ("relu", "dropout") and len(node.args) > 1 and node.args[-1] is True
+        in_operator = name in ("iadd", "isub", "imul", "itruediv")
+        return in_relu or in_operator or bool(node.kwargs.get("inplace")) or name.endswith("_")
+    return node.op == "call_method" and name.endswith("_") and not name.endswith("__")
+
+
+def _shares_storage(node: fx.Node, root: nn.Module) -> bool:
+    if _is_in_place(node, root):
+        return True
+    if node.op == "call_module":
+        return isinstance(root.get_submodule(node.target), SAME_STORAGE)
+    return (node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")) in VIEWS
+
+
+def clean_pass(model: nn.Module, x: Tensor) -> tuple[Tensor, Statistics]:
+    """The model's own forward pass, and the statistics by which each BatchNorm in training mode normalised it.
+
+    Args:
+        model: any module; BatchNorm layers in training mode update their running statistics once, as always.
+        x: (B, ...) inputs.
+
+    Returns:
+        logits (B, classes), and a dict from each such BatchNorm's name to its batch (mean, biased variance), attached
+        to the autograd graph: the robust loss differentiates through them (Shi et al. 2021).
+    """
+    statistics: Statistics = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+            if name in statistics:
+                raise ValueError(f"model: BatchNorm '{name}' is called twice; its batch statistics are ambiguous")
+            z = inputs[0]
+            var, mean = torch.var_mean(z, [0, *range(2, z.dim())], correction=0)
+            statistics[name] = (mean, var)
+
+        return hook
+
+    norms = [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training]
+    handles = [norm.register_forward_pre_hook(record(name)) for name, norm in norms]
+    try:
+        return model(x), statistics
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Frozen:
+    """A network prepared by `freeze` for many bound passes with the same weights."""
+
+    def __init__(self, traced: Traced, layers: dict[fx.Node, Any], folded: dict[fx.Node, fx.Node]) -> None:
+        self.traced, self.layers, self.folded = traced, layers, folded
+        self.nodes = [n for n in traced.graph.nodes if n not in folded]
+        last_use = {source: node for node in self.nodes for source in self._sources(node)}
+        self.last_uses: dict[fx.Node, list[fx.Node]] = {}
+        for source, node in last_use.items():
+            self.last_uses.setdefault(node, []).append(source)
+        self.head = self._find_head()
+
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
+        return [self.folded.get(n, n) for n in node.all_input_nodes]
+
+    def _find_head(self) -> fx.Node | None:
+        """The final linear layer, looking back through layers that change nothing; None if the net ends otherwise."""
+        node = self.nodes[-1].all_input_nodes[0]
+        while True:
+            node = self.folded.get(node, node)
+            layer = self.layers.get(node)
+            if isinstance(layer, Affine):
+                return node if layer.operation is F.linear and node.all_input_nodes else None
+            if not isinstance(layer, (nn.Identity, _DropoutNd)):
+                return None
+            node = node.all_input_nodes[0]
+
+    def propagate(self, box: Box, relu_inputs: list[Box] | None = None, *, until: fx.Node | None = None) -> Box:
+        """Bounds of the output over ``box``; without the checks of `acertlab.propagate`.
+
+        Args:
+            box: (B, ...) input box.
+            relu_inputs: receives the box at the input of every ReLU, in order (for the regularisers).
+            until: stop at this node and return the box that enters it.
+        """
+        values: dict[fx.Node, Any] = {}
+        for node in self.nodes:
+            args, kwargs = fx.node.map_aggregate(
+                (node.args, node.kwargs), lambda a: values[self.folded.get(a, a)] if isinstance(a, fx.Node) else a
+            )
+            if node.op == "output" or node is until:
+                return args[0]
+            if relu_inputs is not None and self._is_relu(node):
+                relu_inputs.append(args[0])
+            values[node] = self._apply(node, box, values, args, kwargs)
+            for done in self.last_uses.get(node, ()):
+                del values[done]
+        raise AssertionError("a traced graph ends with its output")
+
+    def _is_relu(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(self.layers[node], nn.ReLU)
+        return node.target in (RELU_FUNCTIONS if node.op == "call_function" else RELU_METHODS)
+
+    def _apply(self, node: fx.Node, box: Box, values: dict, args: tuple, kwargs: dict) -> Any:
+        if node.op == "placeholder":
+            return box if not values else (args[0] if args else None)  # further arguments keep their defaults
+        if node.op == "get_attr":
+            return operator.attrgetter(node.target)(self.traced.model)
+        if node.op == "call_module":
+            return rule(self.layers[node], *args, **kwargs)
+        found: list[Box] = []
+        fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, Box) else None)
+        if node.op == "call_method":
+            call = METHODS.get(node.target) if found else operator.methodcaller(node.target, *args[1:], **kwargs)
+            args, kwargs = (args, kwargs) if found else (args[:1], {})
+        else:
+            call = FUNCTIONS.get(node.target) if found else node.target
+        if call is None:
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+            raise TypeError(
+                f"model: no interval rule for the {node.op[5:]} '{name}' (node '{node.name}' of the forward). Put it "
+                "into a module of its own and give that a rule (acertlab.rule.register), or add it to "
+                "acertlab.rules.FUNCTIONS or METHODS"
+            )
+        return call(*args, **kwargs)
+
+    def margins(self, box: Box, y: Tensor, *, merged: bool = True, relu_inputs: list[Box] | None = None) -> Tensor:
+        """Upper bounds of logit_i - logit_y over ``box``, for every class i.
+
+        Args:
+            box: (B, ...) input box.
+            y: (B,) int64 labels.
+            merged: fold the difference into the final linear layer, (W_i - W_y) c + |W_i - W_y| r + b_i - b_y, never
+                looser than Eq. (3); False: Eq. (3), upper_i - lower_y. A network that does not end in a linear layer
+                has nothing to merge, and both are Eq. (3).
+            relu_inputs: as in `propagate`.
+
+        Returns:
+            (B, classes); column y is 0, so cross entropy of it is the loss of Eq. (5)-(6).
+        """
+        own = y.unsqueeze(1)
+        if not merged or self.head is None:
+            out = self.propagate(box, relu_inputs)
+            return (out.upper - out.lower.gather(1, own)).scatter(1, own, 0.0)
+        head = self.layers[self.head]
+        features = self.propagate(box, relu_inputs, until=self.head)
+        center = F.linear(features.center, head.weight, head.bias)
+        return center - center.gather(1, own) + _difference_radius(head.weight, features.radius, y)
+
+
+def _difference_radius(weight: Tensor, radius: Tensor, y: Tensor, limit: int = 2**24) -> Tensor:
+    """|W_i - W_y| r for every class i, (B, classes), never holding more than ``limit`` numbers at once."""
+    classes, features = weight.shape
+    if classes * classes * features <= min(limit, 64 * weight.numel()):  # few classes: one table of all pairs
+        pairs = (weight.unsqueeze(0) - weight.unsqueeze(1)).abs_()  # (y, i, features)
+        table = F.linear(radius, pairs.view(-1, features)).view(-1, classes, classes)
+        return table.gather(1, y.view(-1, 1, 1).expand(-1, 1, classes)).squeeze(1)
+    step = max(1, limit // weight.numel())
+    parts = zip(radius.split(step), y.split(step), strict=True)
+    return torch.cat([((weight - weight[k].unsqueeze(1)).abs_() @ r.unsqueeze(2)).squeeze(2) for r, k in parts])
+
+
+def freeze(model: nn.Module | Traced, statistics: Statistics | None = None) -> Frozen:
+    """Prepares a network for many bound passes: each BatchNorm folded into the affine layer before it, |W| once.
+
+    Differentiable: with gradients enabled the prepared weights stay attached to the parameters and the statistics;
+    passes under ``torch.no_grad()`` then cost no graph.
+
+    Args:
+        model: a module, or its `trace` (which saves tracing again).
+        statistics: those of `clean_pass`, for BatchNorm layers in training mode.
+
+    Raises:
+        TypeError: the model cannot be traced or holds a layer without a rule.
+        ValueError: a BatchNorm or Dropout in training mode without ``statistics`` for it.
+    """
+    traced = model if isinstance(model, Traced) else trace(model)
+    modules = dict(traced.model.named_modules(remove_duplicate=False))
+    known = {modules[name]: value for name, value in (statistics or {}).items()}
+    layers: dict[fx.Node, Any] = {}
+    folded: dict[fx.Node, fx.Node] = {}  # a BatchNorm's node -> the affine node that now does its work
+    for node in traced.graph.nodes:
+        if node.op != "call_module":
+            continue
+        layer = modules[node.target]
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            layers[node] = Affine.of(layer)
+        elif isinstance(layer, _BatchNorm):
+            scale = batch_norm_scale(layer, known.get(layer))
+            before = node.all_input_nodes[0]
+            if isinstance(layers.get(before), Affine) and len(before.users) == 1:
+                layers[before] = Affine.of(modules[before.target], scale)
+                folded[node] = before
+            else:
+                layers[node] = scale
+        else:
+            layers[node] = layer
+    return Frozen(traced, layers, folded)
+
+
+def propagate(model: nn.Module, box: Box, *, statistics: Statistics | None = None) -> Box:
+    """Eq. (16)-(19): bounds of ``model`` over ``box``, any network that ``torch.fx`` traces.
+
+    Args:
+        model: in evaluation mode, or in training mode with the ``statistics`` of `clean_pass`.
+        box: (B, ...) input box with lower <= upper.
+        statistics: see `freeze`.
+
+    Returns:
+        The output's box, (B, classes); differentiable. NaN or infinite weights give NaN or infinite bounds.
+
+    Raises:
+        TypeError: a model that cannot be traced, or a layer without a rule.
+        ValueError: lower > upper somewhere, or training mode without statistics.
+    """
+    if not isinstance(box, Box):
+        raise TypeError(f"box: must be an acertlab.Box, not {type(box).__name__}")
+    if (box.lower > box.upper).any():
+        raise ValueError(f"box: lower exceeds upper in {int((box.lower > box.upper).sum())} elements")
+    return freeze(model, statistics).propagate(box)

@@ -1,0 +1,265 @@
+"""`TrainConfig`: all that decides a training run, with reasons; `preset`: settings by name, with their sources."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acertlab.models import MODELS
+from acertlab.objectives import OBJECTIVES, RAMPS
+from acertlab.radius import SOLVERS
+from acertlab.runs import Within
+
+SCHEDULERS = ("onecycle", "step")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run. Change a setting with `dataclasses.replace`.
+
+    Raises:
+        ValueError, TypeError: a setting is of the wrong kind or out of range, or two do not go together; the message
+            names it, its value and what is accepted.
+    """
+
+    # what is trained
+    dataset: str = "digits"  # a name that load_dataset knows; embedded, so it needs no download
+    method: str = "acert"  # a key of OBJECTIVES
+    kappa: float = 0.0  # share of the clean loss in Eq. (11); 0 as in Table 1. "standard" is kappa = 1 by definition
+    eps_max: float = 0.4  # largest radius that counts, pixel units (Table 4, MNIST)
+    seed: int = 0  # of the weights, the order of the samples and the augmentation
+    model: str = "small_cnn"  # a key of MODELS; the paper's is cnn7, which needs a GPU
+    width: int = 16  # channels of the model's first layer
+
+    # how long
+    epochs: int = 15  # passes over the training set
+    batch_size: int = 128  # Table 4
+    clean_epochs: int = 1  # at eps = 0 before the ramp (Table 4: the ramp starts at epoch 1, counted from 0)
+    ramp_epochs: int = 8  # from eps = 0 to eps_max; half of a short run, since a quick ramp lets ACERT's radii collapse
+    ramp: str = "smooth"  # or "linear" (Shi et al. 2021 use the smooth one)
+
+    # optimiser: Adam
+    lr: float = 2e-3  # OneCycle's max_lr (Table 4), or the first rate of "step"
+    scheduler: str = "onecycle"  # "step" hardly trains in short budgets, so "onecycle" for all methods is the fair one
+    pct_start: float = 0.3  # OneCycle: share of the steps that warms up (published code)
+    div: float = 25.0  # OneCycle: max_lr / first rate (published code)
+    final_div: float = 100.0  # OneCycle: first rate / last rate (published code)
+    three_phase: bool = True  # OneCycle: symmetric fall, then the tail (published code)
+    milestones: tuple[int, ...] = ()  # "step": epochs after which the rate falls
+    decay: float = 0.2  # "step": by this factor (Shi et al. 2021)
+    clip: float = 10.0  # largest gradient norm (Table 4)
+    l1: float = 0.0  # weight of sum |w| (Table 4; 1e-4 for TinyImageNet)
+    lambda0: float = 0.5  # weight of FastIBP's regularisers when the ramp starts (Table 4; 0.2 for TinyImageNet)
+
+    # bounds and radii while training
+    merged: bool = True  # last layer merged with the margin: never looser, and what the published code does
+    domain: tuple[float, float] | None = (0.0, 1.0)  # boxes are clipped to it: Eq. (1) asks x' in X
+    solver: str = "brentq"  # the paper's root finder
+    xtol: float = 1e-6  # its tolerance while training, pixel units (paper, section 4)
+    rtol: float = 1e-4  # its relative tolerance while training (paper, section 4)
+    root_iterations: int = 10  # its most iterations while training (published code; Table 6 tries 2 and 100)
+
+    # evaluation
+    radius_cap: float | None = None  # test radii are searched up to here; None: 1.25 eps_max, at most 1
+    eval_xtol: float = 1e-8  # tolerances of the test radii (NUMERICS, section 2)
+    eval_rtol: float = 1e-5
+    eval_batch: int = 1024  # samples bounded at once
+
+    device: str = "auto"  # cuda, else mps, else cpu
+
+    def __post_init__(self) -> None:
+        for name in ("eps_max", "lr", "clip", "div", "final_div", "eval_xtol", "eval_rtol", "xtol", "rtol"):
+            self._number(name, above=0.0)
+        for name in ("l1", "lambda0"):
+            self._number(name, low=0.0)
+        for name in ("kappa", "decay", "pct_start"):
+            self._number(name, low=0.0, high=1.0)
+        for name in ("width", "epochs", "batch_size", "root_iterations", "eval_batch"):
+            self._whole(name, low=1)
+        for name in ("seed", "clean_epochs", "ramp_epochs"):
+            self._whole(name, low=0)
+        for name in ("merged", "three_phase"):
+            self._require(isinstance(getattr(self, name), bool), name, "True or False")
+        choices = {"method": OBJECTIVES, "model": MODELS, "ramp": RAMPS, "scheduler": SCHEDULERS, "solver": SOLVERS}
+        for name, accepted in (choices | {"device": DEVICES}).items():
+            self._require(getattr(self, name) in accepted, name, ", ".join(accepted))
+        known = isinstance(self.dataset, str) and (self.dataset in DATASETS or self.dataset.startswith("folder:"))
+        self._require(known, "dataset", ", ".join(DATASETS) + ", folder:PATH")
+        low_high = isinstance(self.domain, (tuple, list)) and len(self.domain) == 2 and self.domain[0] < self.domain[1]
+        self._require(self.domain is None or low_high, "domain", "(low, high) with low < high, or None")
+        room = self.epochs - self.clean_epochs
+        self._require(self.ramp_epochs <= room, "ramp_epochs", f"at most epochs - clean_epochs, here {room}")
+        whole = all(isinstance(m, int) and m > 0 for m in self.milestones)
+        self._require(whole and list(self.milestones) == sorted(self.milestones), "milestones", "rising epochs >= 1")
+        if self.radius_cap is not None:
+            self._number("radius_cap", low=self.eps_max)
+        if self.method == "standard":
+            object.__setattr__(self, "kappa", 1.0)
+        for name in ("milestones", "domain"):  # lists, as JSON has them
+            object.__setattr__(self, name, None if getattr(self, name) is None else tuple(getattr(self, name)))
+
+    @property
+    def cap(self) -> float:
+        """The largest test radius that is searched for, >= eps_max, so that nearby eps_max can be analysed too."""
+        return max(self.eps_max, min(1.25 * self.eps_max, 1.0)) if self.radius_cap is None else self.radius_cap
+
+    def torch_device(self) -> torch.device:
+        """The device that ``device`` names on this machine.
+
+        Raises:
+            ValueError: the machine has no such device.
+        """
+        usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        name = next(name for name in usable if usable[name]) if self.device == "auto" else self.device
+        self._require(usable[name], "device", "what this machine has: " + ", ".join(n for n in usable if usable[n]))
+        return torch.device(name)
+
+    def _require(self, fine: bool, name: str, accepted: str) -> None:
+        if not fine:
+            raise ValueError(f"{name} = {getattr(self, name)!r}: accepted is {accepted}")
+
+    def _number(self, name: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf) -> None:
+        value = getattr(self, name)
+        ends = [f"> {above:g}"] if above > -math.inf else [f">= {low:g}"]
+        ends += [f"<= {high:g}"] if high < math.inf else []
+        real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        self._require(real and above < value and low <= value <= high, name, "a finite number " + " and ".join(ends))
+
+    def _whole(self, name: str, *, low: int) -> None:
+        value = getattr(self, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        self._require(whole and value >= low, name, f"a whole number >= {low}")
+
+
+# The paper's settings: Table 4 (ACERT), with Shi et al. 2021 for what the table leaves open. Where the paper has no
+# such dataset, the source stands beside.
+PAPER: dict[str, dict[str, Any]] = {
+    # ours: 8 x 8 images need no larger network; half of MNIST's eps_max, since the strokes are grey; 1,294 images make
+    # few steps, hence small batches and a high rate (with 2e-3 ART is 10 points lower after 20 epochs)
+    "digits": {"model": "small_cnn", "width": 16, "eps_max": 0.2, "batch_size": 64, "epochs": 60, "ramp_epochs": 30,
+               "lr": 1e-2},
+    "mnist": {"model": "cnn7", "width": 64, "eps_max": 0.4, "batch_size": 128, "epochs": 100, "ramp_epochs": 20},
+    # MNIST's, with the eps of Wong & Kolter 2018
+    "fashion-mnist": {"model": "cnn7", "width": 64, "eps_max": 0.1, "batch_size": 128, "epochs": 100,
+                      "ramp_epochs": 20},
+    "cifar10": {"model": "cnn7", "width": 64, "eps_max": 8.8 / 255, "batch_size": 128, "epochs": 200,
+                "ramp_epochs": 80},
+    "tinyimagenet": {"model": "cnn7", "width": 64, "eps_max": 1 / 255, "batch_size": 256, "epochs": 200,
+                     "ramp_epochs": 80, "lambda0": 0.2, "l1": 1e-4},
+    # any folder of images: as CIFAR-10, with the eps of Madry et al. 2018
+    "folder": {"model": "cnn7", "width": 64, "eps_max": 8 / 255, "batch_size": 128, "epochs": 200, "ramp_epochs": 80},
+}  # fmt: skip
+
+# FastIBP's own schedule (Shi et al. 2021): the published pairing, also taken for IBP. Its step decay hardly trains in
+# short budgets, so the budgets "fast" and "smoke" give every method OneCycle.
+PAPER_FASTIBP: dict[str, dict[str, Any]] = {
+    "mnist": {"batch_size": 256, "epochs": 70, "milestones": (50, 60), "ramp_epochs": 20},
+    "fashion-mnist": {"batch_size": 256, "epochs": 70, "milestones": (50, 60), "ramp_epochs": 20},  # MNIST's
+    "cifar10": {"batch_size": 128, "epochs": 160, "milestones": (120, 140), "ramp_epochs": 80},
+    "folder": {"batch_size": 128, "epochs": 160, "milestones": (120, 140), "ramp_epochs": 80},  # CIFAR-10's
+    "tinyimagenet": {"batch_size": 128, "epochs": 80, "milestones": (61, 71), "ramp_epochs": 20},
+}
+STEP_DECAY = {"scheduler": "step", "lr": 5e-4, "decay": 0.2}  # Shi et al. 2021: Adam 5e-4, x 0.2 at each milestone
+
+# Ours, for two CPU cores: the small CNN, about one clean epoch and a ramp over half of the run. eps_max, batch size and
+# the regularisers' weight stay those of PAPER.
+FAST: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 20, "ramp_epochs": 10},
+    "mnist": {"epochs": 6, "ramp_epochs": 3},
+    "fashion-mnist": {"epochs": 6, "ramp_epochs": 3},
+    "cifar10": {"epochs": 20, "ramp_epochs": 10},
+    "tinyimagenet": {"epochs": 20, "ramp_epochs": 10, "l1": 0.0},  # 1e-4 is meant for the 17 million weights of CNN7
+    "folder": {"epochs": 20, "ramp_epochs": 10},
+}
+SMALL = {"model": "small_cnn", "width": 16}
+SMOKE = {"width": 4, "epochs": 1, "clean_epochs": 0, "ramp_epochs": 1}  # does it run? Its numbers mean nothing
+
+BUDGETS = ("smoke", "fast", "paper")
+DATASETS = tuple(name for name in PAPER if name != "folder")
+
+# What a training notebook's parameters may be, for `check_parameters`; 0 and "" stand for the preset's value
+PARAMETERS: dict[str, Any] = {
+    "dataset": str,
+    "method": tuple(OBJECTIVES),
+    "kappa": Within(0, 1),
+    "eps_max": Within(0, 1),
+    "seed": Within(0, kind=int),
+    "model": ("", *MODELS),
+    "width": Within(0, kind=int),
+    "epochs": Within(0, kind=int),
+    "batch_size": Within(0, kind=int),
+    "device": DEVICES,
+    "data_root": str,
+    "run_dir": str,
+    "budget": BUDGETS,
+}
+
+
+def preset(dataset: str, method: str, *, budget: str = "paper") -> TrainConfig:
+    """The settings of Table 4 (and of Shi et al. 2021 for IBP and FastIBP), or smaller ones for two CPU cores.
+
+    Args:
+        dataset: "digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet" or "folder:PATH".
+        method: a key of OBJECTIVES.
+        budget: "paper" needs a GPU (except digits); "fast" takes minutes on two cores, with the same OneCycle schedule
+            for all methods; "smoke" only shows that everything runs.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+    """
+    if budget not in BUDGETS:
+        raise ValueError(f"budget = {budget!r}: accepted is {', '.join(BUDGETS)}")
+    config = TrainConfig(dataset=dataset, method=method)  # refuses unknown names
+    key = dataset.partition(":")[0]
+    settings = dict(PAPER[key])
+    if budget == "paper" and method in ("ibp", "fast-ibp") and key in PAPER_FASTIBP:
+        settings |= PAPER_FASTIBP[key] | STEP_DECAY
+    if budget in ("fast", "smoke"):
+        settings |= FAST[key] | SMALL
+    if budget == "smoke":
+        settings |= SMOKE
+    return replace(config, **settings)
+
+
+def config_from_parameters(parameters: Mapping[str, Any]) -> TrainConfig:
+    """The configuration that a notebook's parameters ask for: a preset, with what is set replaced.
+
+    Args:
+        parameters: names and values as `check_parameters` returns them (a training notebook's: by `PARAMETERS`).
+            ``dataset``, ``method`` and ``budget`` choose the preset; ``kappa`` and ``seed`` replace its values, and so
+            does every other field of `TrainConfig` that is neither 0 nor "" nor None. Other ``epochs`` keep the
+            preset's shares of clean epochs, ramp and milestones. Names that are no field are passed over.
+
+    Raises:
+        ValueError: as `preset` and `TrainConfig`.
+    """
+    config = preset(parameters["dataset"], parameters["method"], budget=parameters["budget"])
+    names = {field.name for field in fields(TrainConfig)}
+    always = ("kappa", "seed")
+    chosen = {n: v for n, v in parameters.items() if n in names and (n in always or v not in (0, "", None))}
+    if epochs := chosen.pop("epochs", None):
+        config = _with_epochs(config, epochs)
+    return replace(config, **chosen)
+
+
+def _with_epochs(config: TrainConfig, epochs: int) -> TrainConfig:
+    """The same schedule, stretched or shrunk to ``epochs``."""
+    clean = min(config.clean_epochs, epochs - 1)
+    ramp = min(round(config.ramp_epochs * epochs / config.epochs), epochs - clean)
+    milestones = tuple(max(1, round(m * epochs / config.epochs)) for m in config.milestones)
+    return replace(config, epochs=epochs, clean_epochs=clean, ramp_epochs=ramp, milestones=milestones)
+
+
+def default_run_dir(config: TrainConfig, root: str | Path = "runs") -> Path:
+    """Where a run goes if nobody says: a folder under ``root`` named by its main settings and a hash of all of them."""
+    dataset = Path(config.dataset).name if ":" in config.dataset else config.dataset
+    settings = json.dumps({name: value for name, value in asdict(config).items() if name != "device"})
+    key = hashlib.sha256(settings.encode()).hexdigest()[:6]
+    name = f"{dataset}-{config.method}-kappa{config.kappa:g}-eps{config.eps_max:.4g}-seed{config.seed}-{key}"
+    return Path(root) / name

@@ -1,0 +1,382 @@
+"""The training loop: one step, one epoch, one run; and checkpoints from which a killed run goes on bit for bit.
+
+A run is decided by its `TrainConfig` and its data alone. All randomness of an epoch comes from generators seeded by
+(seed, epoch), so a checkpoint holds no random state: the weights, the optimiser, the schedule and the history are all.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from tqdm import tqdm
+
+from acertlab.data import ImageData, augment, to_float
+from acertlab.interval import Traced, clean_pass, freeze, trace
+from acertlab.margin import full_precision
+from acertlab.metrics import acr, art, certified_accuracy
+from acertlab.models import MODELS, ibp_init_
+from acertlab.objectives import OBJECTIVES, RAMPS, Standard, Step, l1_norm
+from acertlab.presets import TrainConfig
+from acertlab.radius import RadiusStatus, certified_radius
+from acertlab.runs import FILES, Run, load_run, write_json, write_parquet, write_weights
+
+HISTORY_COLUMNS = (
+    "epoch",  # 0, 1, ...
+    "loss",  # mean over the epoch's samples of the whole loss,
+    "clean_loss",  # of Eq. (10),
+    "robust_loss",  # of Eq. (9) or its like, before the weighting by kappa,
+    "regulariser",  # and of both regularisers, weighted
+    "lr",  # of the epoch's last step
+    "eps_t",  # eps_{max,t} of the epoch's last step, pixel units
+    "train_acc",  # of the clean passes, in training mode
+    "share_zero",  # of the samples whose box in the robust loss has radius 0 (misclassified),
+    "share_inside",  # between 0 and eps_{max,t},
+    "share_cap",  # and at eps_{max,t}; all three are null while eps_{max,t} = 0
+    "radius_mean",  # of the boxes in the robust loss, pixel units
+    "val_acc",  # on the validation part at eps_max, null where there is none
+    "val_acr",
+    "val_art",
+    "seconds",  # training and validation
+)
+CERTIFIED_AT: dict[str, tuple[float, ...]] = {  # where certified accuracy is reported: the literature's eps
+    "digits": (0.05, 0.1, 0.15, 0.2),
+    "mnist": (0.1, 0.2, 0.3, 0.4),
+    "fashion-mnist": (0.05, 0.1),
+    "cifar10": (2 / 255, 8 / 255),
+    "tinyimagenet": (1 / 255,),
+}
+CHECK_EVERY = 100  # steps between two looks at whether the loss is still finite: each waits for the device
+KEEP_CHECKPOINTS = 2  # the last, and the one before in case the last is damaged
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _State:
+    """What training changes. Everything else follows from the configuration and the data."""
+
+    model: nn.Module
+    traced: Traced
+    objective: Standard
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    history: list[dict[str, float | None]] = field(default_factory=list)
+    warned: bool = False  # of radii that fall back; once is enough
+
+
+def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: bool = True, progress: bool = True) -> Run:
+    """Trains a network by ``config`` and writes its run folder; the same call again goes on, or returns what is done.
+
+    Args:
+        config: see `TrainConfig` and `preset`.
+        data: the dataset that ``config.dataset`` names, from `load_dataset`. Validation is read after each epoch (not
+            at all where it is empty), the test part once, at the end.
+        run_dir: the run's folder. It is made if it is not there; a finished run of the same configuration in it is
+            returned as it is, an unfinished one continued from its last checkpoint.
+        resume: False: refuse a folder that holds a run.
+        progress: show a bar with Acc, ACR and ART of the last validation.
+
+    Returns:
+        The finished run. On a CPU the same configuration, data and number of threads give the same weights bit for bit.
+
+    Raises:
+        ValueError: ``data`` is not what ``config`` asks for, the device is not there, or ``run_dir`` holds a run of
+            another configuration (the message names what differs; nothing is overwritten).
+        FileExistsError: ``resume`` is False and ``run_dir`` holds a run.
+        FloatingPointError: the loss is no longer finite; the message names epoch, step, learning rate and eps.
+    """
+    _check_data(config, data)
+    device, run_dir = config.torch_device(), Path(run_dir)
+    if finished := _open_folder(run_dir, _described(config, data), resume):
+        return finished
+    steps = math.ceil(len(data.train_x) / config.batch_size)
+    train_x, train_y = data.train_x.to(device), data.train_y.to(device)
+    label = f"{config.method} kappa={config.kappa:g}"
+    with torch.random.fork_rng(), full_precision(device):
+        state = _initial_state(config, data, device, steps)
+        _restore(state, run_dir / "checkpoint")
+        done = len(state.history) * steps
+        with tqdm(total=config.epochs * steps, initial=done, desc=label, disable=not progress, mininterval=1.0) as bar:
+            for epoch in range(len(state.history), config.epochs):
+                started = time.perf_counter()
+                row = {"epoch": epoch} | _train_epoch(state, config, data, train_x, train_y, epoch, bar)
+                row |= _validate(state.model, config, data)
+                state.history.append(row | {"seconds": time.perf_counter() - started})
+                if row["val_acc"] is not None:
+                    shown = {"Acc": row["val_acc"], "ACR": row["val_acr"], "ART": row["val_art"]}
+                    bar.set_postfix({name: f"{100 * value:.1f}" for name, value in shown.items()})
+                _warn_of_spiral(state)
+                write_parquet(run_dir / "history.parquet", _history_table(state.history))
+                _save_checkpoint(state, run_dir / "checkpoint")
+        _finish(state, config, data, run_dir)
+    return load_run(run_dir)
+
+
+def evaluate(
+    model: nn.Module, x: Tensor, y: Tensor, cap: float, config: TrainConfig, *, xtol: float, rtol: float
+) -> pd.DataFrame:
+    """Predictions and certified radii (Def. 3.1) in evaluation mode, as a run's `radii.parquet` holds them.
+
+    Args:
+        model: on its device; put into evaluation mode.
+        x: (N, C, H, W) uint8 images; y: (N,) labels.
+        cap: the largest radius searched for, pixel units.
+        config: bounds, solver and how many samples are bounded at once.
+        xtol, rtol: tolerances of the radii.
+
+    Returns:
+        A row a sample: index, label, predicted, radius (certified), upper (not certified), status (`RadiusStatus`).
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    settings = {"merged": config.merged, "domain": config.domain, "solver": config.solver, "xtol": xtol, "rtol": rtol}
+    parts = []
+    for images, labels in zip(x.split(config.eval_batch), y.split(config.eval_batch), strict=True):
+        images, labels = to_float(images, device), labels.to(device)
+        with torch.no_grad():
+            predicted = model(images).argmax(1)
+        found = certified_radius(model, images, labels, cap, **settings)
+        columns = {"label": labels, "predicted": predicted} | {
+            name: getattr(found, name) for name in ("radius", "upper", "status")
+        }
+        parts.append(pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()}))
+    table = pd.concat(parts, ignore_index=True)
+    table.insert(0, "index", range(len(table)))
+    return table
+
+
+# ---- one epoch
+
+
+def _train_epoch(
+    state: _State, config: TrainConfig, data: ImageData, train_x: Tensor, train_y: Tensor, epoch: int, bar: tqdm
+) -> dict[str, float | None]:
+    """One pass over the training set. Nothing waits for the device but a look at the loss every `CHECK_EVERY` steps."""
+    model, optimizer = state.model.train(), state.optimizer
+    generator = torch.Generator().manual_seed(_mixed_seed(config.seed, epoch))
+    torch.manual_seed(generator.initial_seed())  # for layers that draw at random
+    n, device = len(train_x), train_x.device
+    batches = torch.randperm(n, generator=generator).to(device).tensor_split(math.ceil(n / config.batch_size))
+    steps, std = len(batches), torch.tensor(data.std or (1.0,), device=device).view(1, -1, 1, 1)
+    ramp_first, ramp_last = config.clean_epochs * steps, (config.clean_epochs + config.ramp_epochs) * steps
+    totals, bounded = torch.zeros(8, device=device), 0
+    first_bad = torch.full((), -1, device=device)
+    for i, index in enumerate(batches):
+        t = epoch * steps + i
+        eps, lr = RAMPS[config.ramp](t, ramp_first, ramp_last, config.eps_max), optimizer.param_groups[0]["lr"]
+        x, y = augment(to_float(train_x[index]), config.dataset, generator), train_y[index]
+        logits, statistics = clean_pass(model, x)
+        frozen = freeze(state.traced, statistics) if state.objective.bounds else None
+        loss, logged = state.objective(Step(x, y, logits, frozen, eps, std))
+        if config.l1:
+            loss = loss + config.l1 * l1_norm(model)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        state.scheduler.step()
+        bar.update()
+        totals += _sums(loss.detach(), logged, logits.detach(), y, eps)
+        bounded += len(y) if eps > 0 else 0
+        first_bad = torch.where((first_bad < 0) & ~(loss + norm).isfinite(), t, first_bad)
+        if ((i + 1) % CHECK_EVERY == 0 or i + 1 == steps) and (bad := int(first_bad)) >= 0:
+            raise FloatingPointError(
+                f"the loss or its gradient stopped being finite in epoch {epoch} at step {bad} (learning rate about "
+                f"{lr:.3g}, eps_t {RAMPS[config.ramp](bad, ramp_first, ramp_last, config.eps_max):.4g}); "
+                "a smaller lr, a longer ramp_epochs or a smaller clip may help"
+            )
+    loss, clean, robust, regulariser, correct, zero, cap, radius = (totals / n).tolist()
+    zero, cap = zero * n / max(1, bounded), cap * n / max(1, bounded)
+    shares = (zero, max(0.0, 1 - zero - cap), cap) if bounded else (None, None, None)
+    return {
+        "loss": loss, "clean_loss": clean, "robust_loss": robust, "regulariser": regulariser, "lr": lr, "eps_t": eps,
+        "train_acc": correct, "share_zero": shares[0], "share_inside": shares[1], "share_cap": shares[2],
+        "radius_mean": radius,
+    }  # fmt: skip
+
+
+def _sums(loss: Tensor, logged: dict[str, Tensor], logits: Tensor, y: Tensor, eps: float) -> Tensor:
+    """(8,) sums over the batch's samples of what the history shows; stays on the device."""
+    radii, means = logged["radii"], (loss, logged["clean"], logged["robust"], logged["regulariser"])
+    zero, cap = (radii == 0).sum() * (eps > 0), (radii >= eps).sum() * (eps > 0)  # no shares while eps_{max,t} = 0
+    counts = ((logits.argmax(1) == y).sum(), zero, cap, radii.sum())
+    return torch.stack([*(len(y) * mean for mean in means), *counts])
+
+
+def _mixed_seed(seed: int, epoch: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:7])
+
+
+def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[str, float | None]:
+    if not len(data.val_x):
+        return {"val_acc": None, "val_acr": None, "val_art": None}
+    table = evaluate(model, data.val_x, data.val_y, config.eps_max, config, xtol=config.xtol, rtol=config.rtol)
+    return {f"val_{name}": value for name, value in _scores(table, config.eps_max).items()}
+
+
+def _scores(table: pd.DataFrame, eps_max: float) -> dict[str, float]:
+    acc = float(((table.predicted == table.label) & (table.status != RadiusStatus.MISCLASSIFIED)).mean())  # ties lose
+    robust = float(acr(table.radius.to_numpy(), eps_max))
+    return {"acc": acc, "acr": robust, "art": float(art(acc, robust))}
+
+
+def _warn_of_spiral(state: _State) -> None:
+    """Warns once where the radii fall back: eps_{max,t} grew too fast for the number of steps (NUMERICS, section 8)."""
+    positive = [1 - row["share_zero"] for row in state.history if row["share_zero"] is not None]
+    radii = [row["radius_mean"] for row in state.history]
+    if state.warned or not positive or (positive[-1] >= max(positive) - 0.1 and radii[-1] >= 0.5 * max(radii)):
+        return
+    state.warned = True
+    log.warning(
+        "epoch %d: the share of training samples with a positive radius fell from %.2f to %.2f, their mean radius is "
+        "%.4g (at best %.4g). A ramp that is too quick makes radii shrink: more ramp_epochs, a larger kappa or a "
+        "smaller eps_max help", state.history[-1]["epoch"], max(positive), positive[-1], radii[-1], max(radii),
+    )  # fmt: skip
+
+
+# ---- beginning and end of a run
+
+
+def _check_data(config: TrainConfig, data: ImageData) -> None:
+    if data.name != config.dataset:
+        raise ValueError(f"data: holds {data.name!r}, but config.dataset = {config.dataset!r}; they must be the same")
+    if len(data.train_x) < 2 or not len(data.test_x):
+        raise ValueError(f"data: {len(data.train_x)} training and {len(data.test_x)} test images; at least 2 and 1")
+
+
+def _initial_state(config: TrainConfig, data: ImageData, device: torch.device, steps: int) -> _State:
+    torch.manual_seed(config.seed)
+    model = MODELS[config.model](data.in_shape, data.num_classes, width=config.width, mean=data.mean, std=data.std)
+    objective = OBJECTIVES[config.method].from_config(config)
+    if objective.ibp_init:
+        ibp_init_(model)
+    model = model.to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    return _State(model, trace(model), objective, optimizer, _schedule(config, optimizer, steps))
+
+
+def _schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    if config.scheduler == "step":
+        return LambdaLR(optimizer, lambda t: config.decay ** sum(t >= m * steps for m in config.milestones))
+    return OneCycleLR(
+        optimizer, config.lr, total_steps=config.epochs * steps, anneal_strategy="linear", pct_start=config.pct_start,
+        div_factor=config.div, final_div_factor=config.final_div, three_phase=config.three_phase,
+    )  # fmt: skip
+
+
+def _described(config: TrainConfig, data: ImageData) -> dict[str, Any]:
+    """`config.json`: what the run was asked to do, and what it takes to rebuild the network; in JSON's own types."""
+    parts = {f"n_{part}": len(getattr(data, f"{part}_x")) for part in ("train", "val", "test")}
+    network = {"in_shape": data.in_shape, "classes": data.num_classes, "mean": data.mean, "std": data.std}
+    return json.loads(json.dumps(asdict(config) | network | parts | {"version": version("acertlab")}))
+
+
+def _open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run | None:
+    """Writes `config.json` into a fresh folder; returns the run of a folder that holds it, finished."""
+    path = run_dir / "config.json"
+    held = [name for name in FILES if (run_dir / name).exists()]
+    if not held:
+        write_json(path, described)
+        return None
+    if not resume:
+        raise FileExistsError(f"run_dir: {run_dir} holds a run ({', '.join(held)}); resume=True continues it")
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differs = [f"{key} = {before.get(key)!r} there, {value!r} here" for key, value in described.items()
+                   if key not in ("device", "version") and before.get(key) != value]  # fmt: skip
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"run_dir: {path} cannot be read ({error}); give another folder") from error
+    if differs:
+        raise ValueError(f"run_dir: {run_dir} holds a run of another configuration: {'; '.join(differs)}. "
+                         "Give another folder, or the same configuration")  # fmt: skip
+    return load_run(run_dir) if "result.json" in held else None
+
+
+def _finish(state: _State, config: TrainConfig, data: ImageData, run_dir: Path) -> None:
+    """Reads the test part once; writes radii and weights, and `result.json` last."""
+    tolerances = {"xtol": config.eval_xtol, "rtol": config.eval_rtol}
+    started = time.perf_counter()
+    table = evaluate(state.model, data.test_x, data.test_y, config.cap, config, **tolerances)
+    grid = sorted({eps for eps in (*CERTIFIED_AT.get(config.dataset, ()), config.eps_max) if eps <= config.cap})
+    certified = [float(value) for value in certified_accuracy(table.radius.to_numpy(), grid)]
+    write_parquet(run_dir / "radii.parquet", table)
+    write_weights(run_dir / "model.safetensors", state.model.state_dict())
+    device = next(state.model.parameters()).device
+    asked = ("dataset", "method", "kappa", "eps_max", "seed", "merged", "domain", "epochs", "batch_size", "model",
+             "width")  # fmt: skip
+    result = {name: getattr(config, name) for name in asked} | _scores(table, config.eps_max)
+    result |= {"cert_acc": dict(zip(grid, certified, strict=True)), "verifier": "ibp", "radius_cap": config.cap}
+    result |= {"xtol": config.eval_xtol, "rtol": config.eval_rtol, "n": len(table), "split": "test"}
+    result |= {"seconds": sum(row["seconds"] for row in state.history), "test_seconds": time.perf_counter() - started}
+    write_json(run_dir / "result.json", result | {"device": str(device), "version": version("acertlab")})
+
+
+def _history_table(history: list[dict[str, float | None]]) -> pd.DataFrame:
+    table = pd.DataFrame(history, columns=list(HISTORY_COLUMNS)).astype(float)
+    return table.astype({"epoch": int})
+
+
+# ---- checkpoints: checkpoint/epoch-0003/{state.safetensors, state.json, sha256.json}, renamed into place as a whole
+
+
+def _save_checkpoint(state: _State, root: Path) -> None:
+    optimizer = state.optimizer.state_dict()
+    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
+    tensors |= {f"optimizer.{i}.{name}": v for i, values in optimizer["state"].items() for name, v in values.items()}
+    plain = {"param_groups": optimizer["param_groups"], "scheduler": state.scheduler.state_dict(),
+             "history": state.history}  # fmt: skip
+    final = root / f"epoch-{len(state.history):04d}"
+    aside = root / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
+    write_weights(aside / "state.safetensors", tensors)
+    write_json(aside / "state.json", plain)
+    write_json(aside / "sha256.json", {name: _sha256(aside / name) for name in ("state.safetensors", "state.json")})
+    if final.exists():  # damaged, or it would have been resumed from
+        shutil.rmtree(final)
+    os.replace(aside, final)
+    keep = sorted(root.glob("epoch-*"))[-KEEP_CHECKPOINTS:]
+    for folder in root.iterdir():
+        if folder not in keep:
+            shutil.rmtree(folder)
+
+
+def _restore(state: _State, root: Path) -> None:
+    """Takes up the newest checkpoint that is whole; says which ones are not."""
+    for folder in sorted(root.glob("epoch-*"), reverse=True):
+        try:
+            for name, expected in json.loads((folder / "sha256.json").read_text()).items():
+                if _sha256(folder / name) != expected:
+                    raise ValueError(f"{name} does not match its checksum")
+            plain, tensors = json.loads((folder / "state.json").read_text()), load_file(folder / "state.safetensors")
+        except (OSError, ValueError, AttributeError, SafetensorError) as error:
+            log.warning("checkpoint %s is damaged and is passed over: %s", folder, error)
+            continue
+        state.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            kind, _, rest = key.partition(".")
+            if kind == "optimizer":
+                index, _, name = rest.partition(".")
+                moments.setdefault(int(index), {})[name] = value
+        state.optimizer.load_state_dict({"state": moments, "param_groups": plain["param_groups"]})
+        state.scheduler.load_state_dict(plain["scheduler"])
+        state.history = plain["history"]
+        return
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

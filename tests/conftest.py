@@ -1,0 +1,69 @@
+"""Networks trained once a session, on the embedded digits and, where it is at hand, on real MNIST."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acertlab import data
+from acertlab.interval import clean_pass, freeze
+from acertlab.models import ibp_init_, small_cnn
+from acertlab.rules import ball
+
+torch.set_num_threads(1)  # two-thread torch slows down many-fold where another process runs
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A certifiably trained network in evaluation mode, with test images it has not seen."""
+
+    name: str
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    eps_max: float
+
+
+def train_quickly(name: str, model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> nn.Module:
+    """A few steps of IBP training with a linear ramp: enough for radii of every kind, 0, inside and at eps_max."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(ibp_init_(model).train().parameters(), 2e-3)
+    for step in range(steps):
+        pick = torch.randint(len(x), (128,))
+        logits, statistics = clean_pass(model, x[pick])
+        eps_t = eps * max(0.0, min(1.0, step / steps - 0.1) / 0.6)
+        margins = freeze(model, statistics).margins(ball(x[pick], min(eps_t, eps)), y[pick])
+        loss = 0.5 * F.cross_entropy(logits, y[pick]) + 0.5 * F.cross_entropy(margins, y[pick])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def digits_net() -> Trained:
+    images = data.load_dataset("digits")
+    x, y = data.to_float(images.train_x), images.train_y
+    model = train_quickly("digits", small_cnn(images.in_shape, 10, width=8, linear=50), x, y, 0.2, 150)
+    return Trained("digits", model, data.to_float(images.test_x), images.test_y, 0.2)
+
+
+@pytest.fixture(scope="session")
+def mnist_net() -> Trained:
+    root = Path(os.environ.get("ACERTLAB_DATA", "data/datasets"))
+    if not (root / "MNIST" / "raw").is_dir():
+        pytest.skip(f"no MNIST under {root}; set ACERTLAB_DATA to the folder that holds MNIST/raw")
+    images = data.load_dataset("mnist", root=root)
+    x, y = data.to_float(images.train_x), images.train_y
+    model = train_quickly("mnist", small_cnn(images.in_shape, 10), x, y, 0.15, 300)
+    return Trained("mnist", model, data.to_float(images.test_x[:1000]), images.test_y[:1000], 0.2)
+
+
+@pytest.fixture(params=["digits", "mnist"])
+def trained(request: pytest.FixtureRequest) -> Trained:
+    """Digits always; real MNIST where there is one, else skipped with a message."""
+    return request.getfixturevalue(f"{request.param}_net")

@@ -1,0 +1,205 @@
+"""Figures hold the numbers they are given, in percent where shown, with the methods' own colours and markers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from acertlab import plots
+
+
+def table(rows, **common):
+    """A row a run from (method, kappa, seed, acc, acr)."""
+    runs = pd.DataFrame(rows, columns=["method", "kappa", "seed", "acc", "acr"])
+    return runs.assign(dataset="digits", eps_max=0.2, art=np.sqrt(runs.acc * runs.acr), **common)
+
+
+RUNS = table([
+    ("acert", 0.25, 0, 0.90, 0.60), ("acert", 0.0, 0, 0.80, 0.70), ("acert", 0.0, 1, 0.84, 0.74),
+    ("standard", 1.0, 0, 0.98, 0.0), ("fast-ibp", 0.0, 0, 0.70, 0.72), ("fast-ibp", 0.8, 0, 0.88, 0.62),
+])  # fmt: skip
+
+
+class TestMeanOverSeeds:
+    def test_means_deviations_and_order(self):
+        means = plots.mean_over_seeds(RUNS)
+        assert means.method.tolist() == ["standard", "fast-ibp", "fast-ibp", "acert", "acert"]
+        assert means.kappa.tolist() == [1.0, 0.0, 0.8, 0.0, 0.25]
+        assert means.seeds.tolist() == [1, 1, 1, 2, 1]
+        np.testing.assert_allclose(means.acc, [0.98, 0.70, 0.88, 0.82, 0.90])
+        np.testing.assert_allclose(means.acr_std, [0, 0, 0, np.std([0.70, 0.74], ddof=1), 0])
+
+    @pytest.mark.parametrize("column", ["model", "epochs", "verifier", "domain"])
+    def test_what_is_not_a_seed_of_one_setting_is_not_averaged(self, column):
+        runs = RUNS.assign(**{column: ["a", "b", "c", "d", "e", "f"]})
+        with pytest.raises(ValueError, match=f"method = acert, kappa = 0.0 differ in {column}"):
+            plots.mean_over_seeds(runs)
+
+    def test_the_same_seed_twice(self):
+        with pytest.raises(ValueError, match=r"two with .*method = acert, kappa = 0.25, seed = 0"):
+            plots.mean_over_seeds(pd.concat([RUNS, RUNS.iloc[:1]]))
+
+
+class TestTradeoff:
+    def test_a_trace_a_method_in_percent(self):
+        figure = plots.tradeoff(RUNS, kappa=0.25)
+        assert [trace.name for trace in figure.data] == ["ART", "Standard", "FastIBP", "ACERT", "kappa = 0.25"]
+        acert = figure.data[3]
+        np.testing.assert_allclose(acert.x, [82, 90])
+        np.testing.assert_allclose(acert.y, [72, 60])
+        assert acert.error_x.visible
+        np.testing.assert_allclose(acert.error_x.array, [np.std([80, 84], ddof=1), 0])
+        assert not figure.data[1].error_x.visible
+        assert "%" in figure.layout.xaxis.title.text
+        assert "%" in figure.layout.yaxis.title.text
+
+    def test_kappa_is_circled(self):
+        ring = plots.tradeoff(RUNS, kappa=0.0).data[-1]
+        np.testing.assert_allclose(sorted(ring.x), [70, 82])
+        assert len(plots.tradeoff(RUNS).data[-1].x) == 0
+
+    def test_the_map_is_art_and_lighter_is_higher(self):
+        art = plots.tradeoff(RUNS, span=((0.5, 1.0), (0.0, 1.0))).data[0]
+        np.testing.assert_allclose(art.z, np.sqrt(np.outer(art.y, art.x)), atol=0.005)
+        assert art.colorscale[-1][1] == "#FFFFFF"
+        assert (art.x[0], art.x[-1], art.y[0], art.y[-1]) == (50, 100, 0, 100)
+
+    def test_methods_differ_in_colour_and_marker(self):
+        styles = [plots.method_style(method)[1:] for method in plots.METHODS]
+        assert len(set(styles)) == len(styles)
+        assert len({symbol for _, symbol in styles}) == len(styles)
+        assert plots.method_style("mine")[0] == "mine"
+
+    @pytest.mark.parametrize(
+        ("runs", "message"),
+        [
+            (RUNS[:0], "empty"),
+            (RUNS.assign(eps_max=[0.1] + 5 * [0.2]), r"several eps_max .*0\.1, 0\.2"),
+            (RUNS.assign(dataset=["mnist"] + 5 * ["digits"]), "several dataset .*digits, mnist"),
+        ],
+    )
+    def test_what_cannot_be_compared(self, runs, message):
+        with pytest.raises(ValueError, match=message):
+            plots.tradeoff(runs)
+
+
+class TestTunedTable:
+    def test_the_smallest_kappa_and_the_best(self):
+        tuned = plots.tuned_table(RUNS)
+        assert tuned.method.tolist() == ["Standard", "FastIBP", "FastIBP †", "ACERT †"]
+        assert tuned.kappa.tolist() == [1.0, 0.0, 0.8, 0.0]
+        np.testing.assert_allclose(tuned.Acc, [98, 70, 88, 82])
+        np.testing.assert_allclose(tuned.ART[2], 100 * np.sqrt(0.88 * 0.62))
+
+    def test_no_other_kappa_has_a_higher_art(self):
+        tuned = plots.tuned_table(RUNS)
+        means = plots.mean_over_seeds(RUNS)
+        best = means.groupby("method").art.max() * 100
+        assert tuned[tuned.method == "ACERT †"].ART.item() == pytest.approx(best["acert"])
+        assert tuned[tuned.method == "FastIBP †"].ART.item() == pytest.approx(best["fast-ibp"])
+
+    def test_several_datasets(self):
+        tuned = plots.tuned_table(pd.concat([RUNS, RUNS.assign(dataset="mnist")]))
+        assert tuned.dataset.tolist() == ["digits"] * 4 + ["mnist"] * 4
+
+
+class TestCertifiedAccuracyCurves:
+    def test_the_share_at_every_eps(self):
+        figure = plots.certified_accuracy_curves({"acert": [0.0, 0.1, 0.2, 0.2]}, 0.2, eps=0.05, points=5)
+        curve, line = figure.data
+        np.testing.assert_allclose(curve.x, [0, 0.05, 0.1, 0.15, 0.2])
+        np.testing.assert_allclose(curve.y, [75, 75, 75, 50, 50])
+        assert list(line.x) == [0.05, 0.05]
+        assert curve.name == "ACERT"
+        assert curve.line.color == plots.VERMILLION
+
+    def test_curves_of_one_method_differ_in_dash(self):
+        methods = {"a": "acert", "b": "acert", "c": "ibp"}
+        figure = plots.certified_accuracy_curves({name: [0.1] for name in "abc"}, 0.2, methods=methods)
+        assert [trace.line.dash for trace in figure.data[:3]] == ["solid", "dash", "solid"]
+        assert [trace.name for trace in figure.data[:3]] == ["a", "b", "c"]
+
+    @given(arrays(float, st.integers(1, 30), elements=st.floats(0, 0.3)))
+    def test_the_area_is_the_mean_radius(self, radii):
+        curve = plots.certified_accuracy_curves({"acert": radii}, 0.3, points=2001).data[0]
+        area = np.trapezoid(curve.y, curve.x) / 100
+        assert area == pytest.approx(radii.mean(), abs=0.3 / 2000)
+
+
+class TestRadiusHistogram:
+    @given(arrays(float, st.integers(1, 60), elements=st.sampled_from([0.0, 0.01, 0.05, 0.0999, 0.1, 0.3])))
+    def test_the_shares_add_up(self, radii):
+        zero, inside, end = plots.radius_histogram(radii, 0.1).data
+        shares = [100 * np.mean(part) for part in (radii == 0, (radii > 0) & (radii < 0.1), radii >= 0.1)]
+        np.testing.assert_allclose([sum(bar.y) for bar in (zero, inside, end)], shares, atol=1e-9)
+        assert end.name == f"at eps_max: {shares[2]:.1f} %"
+
+    def test_float32_radii_at_eps_max(self):
+        assert plots.radius_histogram(np.full(3, np.float32(0.11)), 0.11).data[2].y[0] == 100
+
+    def test_none(self):
+        with pytest.raises(ValueError, match="radii: the array is empty"):
+            plots.radius_histogram([], 0.1)
+
+
+class TestOneSample:
+    def test_margin_curve(self):
+        iterates = [(0.0, -1.0), (0.2, 1.0), (0.1, 0.01)]
+        figure = plots.margin_curve([0, 0.1, 0.2], [-1, 0, 1], iterates=iterates, radius=0.0999, current=(0.2, 1.0))
+        curve, certified, _zero, radius, visited, here = figure.data
+        np.testing.assert_allclose(curve.y, [-1, 0, 1])
+        np.testing.assert_allclose(certified.y, [-1, 0, 0])
+        assert list(radius.x) == [0.0999, 0.0999]
+        assert list(zip(visited.x, visited.y, strict=True)) == iterates
+        assert list(visited.text) == ["1", "2", "3"]
+        assert (here.x[0], here.y[0]) == (0.2, 1.0)
+
+    def test_margin_curve_has_the_same_traces_without_extras(self):
+        plain = plots.margin_curve([0, 0.1], [-1, -0.5])
+        assert len(plain.data) == 6
+        assert [len(trace.x) for trace in plain.data[3:]] == [0, 0, 0]
+
+    def test_logit_intervals_break_where_one_reaches_the_true_class(self):
+        figure = plots.logit_intervals([0, 2, -1], [1, 3, 2.5], 1, classes=["a", "b", "c"])
+        true, below, reach, line = figure.data
+        assert (list(true.y), list(below.y), list(reach.y)) == (["b"], ["a"], ["c"])
+        assert (reach.base[0], reach.x[0]) == (-1, 3.5)
+        assert list(line.x) == [2, 2]
+        assert "= 0.5, certificate broken" in figure.layout.title.text
+        assert "= -1, certified" in plots.logit_intervals([0, 2], [1, 3], 1).layout.title.text
+
+    def test_interval_growth(self):
+        figure = plots.interval_growth(["input", "linear"], {0.1: [0.2, 3.0], 0.01: [0.02, 0.0]})
+        assert [trace.name for trace in figure.data] == ["eps = 0.1", "eps = 0.01"]
+        assert figure.layout.yaxis.type == "log"
+        assert np.isnan(figure.data[1].y[1])  # a width of 0 has no place on a logarithm
+        assert list(figure.layout.xaxis.ticktext) == ["input", "linear"]
+
+
+class TestImageGrid:
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_light_and_labelled(self, channels):
+        images = np.random.default_rng(0).random((20, channels, 28, 28))
+        figure = plots.image_grid(images, [f"n{i}" for i in range(20)], radii=np.linspace(0, 0.19, 20), columns=8)
+        assert len(figure.data) == 1
+        assert len(figure.layout.annotations) == 20
+        assert figure.layout.annotations[19].text == "n19<br>radius 0.19"
+        assert len(figure.to_json()) < 100_000
+
+    @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 2, 8, 8), (0, 1, 8, 8)])
+    def test_wrong_shapes(self, shape):
+        with pytest.raises(ValueError, match=r"images: shape .*accepted is \(N, 1, H, W\)"):
+            plots.image_grid(np.zeros(shape))
+
+
+def test_training_history():
+    columns = {"epoch": [0, 1, 2], "loss": [2.0, 1.5, 1.0], "eps_t": [0.0, 0.1, 0.2]}
+    columns |= {f"val_{name}": [0.1, 0.2, 0.3] for name in ("acc", "acr", "art")}
+    columns |= {"share_zero": [None, 0.5, 0.2], "share_inside": [None, 0.3, 0.3], "share_cap": [None, 0.2, 0.5]}
+    traces = {trace.name: trace for trace in plots.training_history(pd.DataFrame(columns)).data}
+    np.testing.assert_allclose(traces["ART"].y, [10, 20, 30])
+    assert list(traces["radius 0"].x) == [2, 3]  # epochs are counted from 1 where shown; no boxes before the ramp
+    np.testing.assert_allclose(sum(np.array(traces[n].y) for n in ("radius 0", "inside", "at eps_max,t")), [100, 100])
+    assert list(traces["loss"].y) == [2.0, 1.5, 1.0]

@@ -1,0 +1,336 @@
+"""Def. 3.1 on trained networks and real images: every promise of certified_radius, and what it refuses."""
+
+import copy
+from dataclasses import replace
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from conftest import Trained
+from hypothesis import given, settings
+from torch import nn
+
+from acertlab.interval import freeze
+from acertlab.margin import certified_margin, clean_margin, margin_at
+from acertlab.models import mlp, residual_cnn
+from acertlab.radius import SOLVERS, RadiusStatus, approximate_radius, certified_radius
+
+XTOL, RTOL = 1e-8, 1e-5
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def net(request: pytest.FixtureRequest, trained: Trained) -> Trained:
+    dtype = request.param
+    return Trained(
+        trained.name,
+        copy.deepcopy(trained.model).to(dtype),
+        trained.x.to(dtype)[:600],
+        trained.y[:600],
+        trained.eps_max,
+    )
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_promise(net: Trained, solver: str, merged: bool) -> None:
+    if solver != "brentq":
+        net = replace(net, x=net.x[:150], y=net.y[:150])
+    result = certified_radius(net.model, net.x, net.y, net.eps_max, solver=solver, merged=merged)
+    radius, status = result.radius, result.status
+    seen = {int(s) for s in status.unique()}
+    assert {int(RadiusStatus.MISCLASSIFIED), int(RadiusStatus.CONVERGED)} <= seen <= {0, 1, 2}
+
+    positive, inside = radius > 0, status == RadiusStatus.CONVERGED
+    at_radius = certified_margin(net.model, net.x, net.y, radius, merged=merged)
+    assert positive.float().mean() > 0.5 and (at_radius[positive] < 0).all()  # evaluated anew, in one batch
+    assert (result.margin[positive] < 0).all()
+    at_upper = certified_margin(net.model, net.x[inside], net.y[inside], result.upper[inside], merged=merged)
+    assert (at_upper >= 0).all()
+    width = (result.upper - radius)[inside]
+    assert (width > 0).all() and (width <= XTOL + RTOL * radius[inside]).all()
+
+    logits = net.model(net.x)
+    wrong = clean_margin(logits, net.y) >= 0
+    assert torch.equal(wrong, status == RadiusStatus.MISCLASSIFIED) and (radius[wrong] == 0).all()
+    capped = status == RadiusStatus.AT_EPS_MAX
+    at_cap = certified_margin(net.model, net.x, net.y, net.eps_max, merged=merged)
+    assert torch.equal(capped, (at_cap < 0) & ~wrong)
+    assert (radius[capped] == torch.tensor(net.eps_max, dtype=radius.dtype)).all()
+    assert torch.isinf(result.upper[capped]).all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_independent_of_batch_size_and_order(net: Trained, solver: str) -> None:
+    net = replace(net, x=net.x[:200], y=net.y[:200])
+    whole = certified_radius(net.model, net.x, net.y, net.eps_max, solver=solver).radius
+    order = torch.randperm(len(net.x), generator=torch.Generator().manual_seed(1))
+    allowed = (1e-6 if net.x.dtype == torch.float32 else 1e-12) * net.eps_max
+    for size in (1, 37, 150):
+        part = slice(0, 20 if size == 1 else None)
+        some = certified_radius(
+            net.model, net.x[order][part], net.y[order][part], net.eps_max, solver=solver, batch_size=size
+        ).radius
+        assert (some - whole[order][part]).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("xtol, rtol", [(1e-8, 1e-5), (1e-8, 1e-12)])
+def test_float64_agrees_with_scipy_brentq_sample_by_sample(trained: Trained, xtol: float, rtol: float) -> None:
+    model = copy.deepcopy(trained.model).double()
+    n = 500
+    x, y = trained.x.double()[:n], trained.y[:n]
+    result = certified_radius(model, x, y, trained.eps_max, xtol=xtol, rtol=rtol)
+    inside = (result.status == RadiusStatus.CONVERGED).nonzero().squeeze(1)
+    assert len(inside) > 100
+    frozen = freeze(model)
+    worst = 0.0
+    for i in inside.tolist():
+        own, label = x[i : i + 1], y[i : i + 1]
+
+        def margin(eps: float, own: torch.Tensor = own, label: torch.Tensor = label) -> float:
+            with torch.no_grad():
+                return margin_at(frozen, own, label, eps).item()
+
+        root = scipy.optimize.brentq(margin, 0.0, trained.eps_max, xtol=1e-12, rtol=8.9e-16)
+        worst = max(worst, abs(root - result.radius[i].item()))
+    assert worst < 2e-8
+
+
+def test_the_model_is_left_as_it_was(digits_net: Trained) -> None:
+    model = copy.deepcopy(digits_net.model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    versions = {k: v._version for k, v in model.state_dict(keep_vars=True).items()}
+    x = digits_net.x[:50].clone().requires_grad_()
+    certified_radius(model, x, digits_net.y[:50], 0.2)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert versions == {k: v._version for k, v in model.state_dict(keep_vars=True).items()}
+    assert not any(m.training for m in model.modules()) and x.grad is None
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_leftmost_root_on_a_plateau() -> None:
+    """Pixels at the edge of the domain stop growing: R_cert(eps) is 0 on a whole interval and then rises."""
+    with torch.no_grad():  # z_0 - z_1 = relu(a) - relu(b) - 4 relu(c - 0.8)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).double().eval()
+        model[1].weight.copy_(torch.eye(3))
+        model[1].bias.copy_(torch.tensor([0.0, 0.0, -0.8]))
+        model[3].weight.copy_(torch.tensor([[1.0, -1.0, -4.0], [0.0, 0.0, 0.0]]))
+        model[3].bias.zero_()
+    # a = 1 falls, b = 0 rises: R_cert = -(1 - 2 eps) + 4 relu(0.5 + eps - 0.8)
+    x, y = torch.tensor([[1.0, 0.0, 0.5]], dtype=torch.float64).view(1, 1, 1, 3), torch.tensor([0])
+    exact = (1 + 4 * 0.3) / 6  # -(1 - 2 e) + 4 (e - 0.3) = 0
+    result = certified_radius(model, x, y, 0.9)
+    assert abs(result.radius.item() - exact) < 1e-8
+    plateau = nn.Sequential(nn.Flatten(), nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2)).double().eval()
+    with torch.no_grad():
+        plateau[1].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        plateau[1].bias.copy_(torch.tensor([-0.5, 0.5]))
+        plateau[3].weight.copy_(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+        plateau[3].bias.copy_(torch.tensor([0.0, 0.0]))
+    # z_0 = relu(0.5 - x), z_1 = 0 at x = 0.25: R_cert = -relu(0.25 - eps), exactly 0 from eps = 0.25 on
+    x = torch.full((1, 1, 1, 1), 0.25, dtype=torch.float64)
+    for solver in SOLVERS:
+        result = certified_radius(plateau, x, y, 1.0, solver=solver)
+        assert result.status.item() == RadiusStatus.CONVERGED
+        assert 0.25 - 1e-5 < result.radius.item() < 0.25 <= result.upper.item() < 0.25 + 1e-5
+        assert result.margin.item() < 0
+
+
+def test_ties_misclassified_and_nonfinite() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.copy_(torch.tensor([1.0, 1.0, 0.0]))
+    x = torch.rand(3, 1, 2, 2)
+    result = certified_radius(model, x, torch.tensor([0, 1, 2]), 0.1)
+    assert (result.radius == 0).all() and (result.status == RadiusStatus.MISCLASSIFIED).all()
+    with torch.no_grad():
+        model[1].bias.copy_(torch.tensor([2.0, 1.0, 0.0]))  # constant: certified everywhere
+    assert certified_radius(model, x, torch.tensor([0, 0, 0]), 0.1).status.tolist() == [2, 2, 2]
+    with torch.no_grad():
+        model[1].weight[0, 0] = float("nan")
+    result = certified_radius(model, x, torch.tensor([0, 0, 0]), 0.1)
+    assert (result.status == RadiusStatus.NONFINITE).all() and (result.radius == 0).all()
+    with pytest.raises(RuntimeError, match="3 x NONFINITE"):
+        result.raise_if_failed()
+
+
+def test_overflowing_bounds_certify_nothing_beyond_what_was_evaluated() -> None:
+    torch.manual_seed(0)
+    model = mlp((1, 2, 2), 3, width=8).eval()
+    with torch.no_grad():
+        model[1].weight.mul_(1e30)
+        model[3].weight.mul_(1e8)
+    x = torch.rand(20, 1, 2, 2)
+    y = model(x).argmax(1)
+    result = certified_radius(model, x, y, 0.5)
+    positive = result.radius > 0
+    assert (certified_margin(model, x[positive], y[positive], result.radius[positive]) < 0).all()
+
+
+def test_maxiter_keeps_a_certified_radius(digits_net: Trained) -> None:
+    result = certified_radius(digits_net.model, digits_net.x, digits_net.y, 0.2, maxiter=1)
+    late = result.status == RadiusStatus.MAXITER
+    assert late.sum() > 20 and (result.radius[late] >= 0).all()
+    positive = result.radius > 0
+    margins = certified_margin(digits_net.model, digits_net.x, digits_net.y, result.radius)
+    assert (margins[positive] < 0).all()
+    with pytest.raises(RuntimeError, match="MAXITER"):
+        result.raise_if_failed()
+
+
+def test_warm_start_saves_evaluations_and_never_the_guarantee(digits_net: Trained) -> None:
+    model, x, y = digits_net.model, digits_net.x, digits_net.y
+    cold = certified_radius(model, x, y, 0.2)
+    for guess in (
+        cold.radius,
+        torch.zeros_like(cold.radius),
+        torch.full_like(cold.radius, float("nan")),
+        torch.full_like(cold.radius, 9.0),
+        torch.rand_like(cold.radius) * 0.2,
+    ):
+        warm = certified_radius(model, x, y, 0.2, warm_start=guess)
+        assert torch.equal(warm.status, cold.status)
+        inside = cold.status == RadiusStatus.CONVERGED
+        assert ((warm.radius - cold.radius).abs() <= 1e-8 + 1e-5 * cold.radius).all()
+        assert (certified_margin(model, x, y, warm.radius)[warm.radius > 0] < 0).all()
+        assert (certified_margin(model, x[inside], y[inside], warm.upper[inside]) >= 0).all()
+    warm = certified_radius(model, x, y, 0.2, warm_start=cold.radius)
+    assert warm.evaluations[inside].float().mean() < cold.evaluations[inside].float().mean()
+
+
+def test_gradient_is_the_implicit_function_theorem(digits_net: Trained) -> None:
+    """Theorem 3.4 against central differences in float64, in x and in a weight."""
+    model = copy.deepcopy(digits_net.model).double()
+    x, y = digits_net.x[:40].double().clamp(0.3, 0.7), digits_net.y[:40]
+    tight = {"xtol": 1e-13, "rtol": 1e-15}
+    result = certified_radius(model, x.requires_grad_(), y, 0.2, differentiable=True, **tight)
+    inside = (result.status == RadiusStatus.CONVERGED).nonzero().squeeze(1)
+    assert len(inside) >= 3
+    assert (result.radius.detach() - certified_radius(model, x, y, 0.2, **tight).radius).abs().max() == 0
+    bias = model[-1].bias
+    dx, db = torch.autograd.grad(result.radius.sum(), (x, bias))
+    outside = torch.ones(len(x), dtype=torch.bool)
+    outside[inside] = False
+    assert (dx[outside] == 0).all()
+
+    direction, h = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(0)), 1e-7
+    with torch.no_grad():
+        up, down = (certified_radius(model, x + s * h * direction, y, 0.2, **tight).radius for s in (1, -1))
+    numeric, exact = ((up - down) / (2 * h))[inside], (dx * direction).flatten(1).sum(1)[inside]
+    close = (numeric - exact).abs() <= 1e-5 * exact.abs().max()
+    assert close.float().mean() >= 0.9  # a kink inside the step may spoil single samples
+
+    def total(shift: float) -> float:
+        shifted = copy.deepcopy(model)
+        with torch.no_grad():
+            shifted[-1].bias[0] += shift
+        return certified_radius(shifted, x, y, 0.2, **tight).radius.sum().item()
+
+    assert abs((total(h) - total(-h)) / (2 * h) - db[0].item()) <= 1e-4 * db.abs().max().item()
+
+
+def test_training_radii(digits_net: Trained) -> None:
+    """With enough iterations the training radius is the certified one; with none it is ACERT-fast's."""
+    model, x, y = digits_net.model, digits_net.x, digits_net.y
+    exact = certified_radius(model, x, y, 0.2).radius
+    with torch.no_grad():
+        frozen, clean = freeze(model), clean_margin(model(x), y)
+    for compact in (True, False):
+        radius = approximate_radius(frozen, x, y, clean, 0.2, maxiter=30, compact=compact)
+        assert (radius - exact).abs().max() < 2e-4 * 0.2
+    fast = approximate_radius(frozen, x, y, clean, 0.2, maxiter=0)
+    assert torch.equal(fast, torch.where(clean < 0, 0.2, 0.0))
+    two = approximate_radius(frozen, x, y, clean, 0.2, maxiter=2)
+    assert (two - exact).abs().mean() < 0.25 * (fast - exact).abs().mean()
+
+
+def test_empty_batch(digits_net: Trained) -> None:
+    result = certified_radius(digits_net.model, digits_net.x[:0], digits_net.y[:0], 0.2)
+    assert result.radius.shape == (0,) and result.status.dtype == torch.int8
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), eps_max=st.sampled_from([0.01, 0.1, 1.0]), residual=st.booleans())
+def test_no_point_of_a_certified_box_changes_the_label(seed: int, eps_max: float, residual: bool) -> None:
+    torch.manual_seed(seed)
+    model = (residual_cnn((1, 4, 4), 3, width=2, linear=5) if residual else mlp((1, 4, 4), 3, width=9)).double().eval()
+    x = torch.rand(6, 1, 4, 4, dtype=torch.float64)
+    y = model(x).argmax(1)
+    result = certified_radius(model, x, y, eps_max)
+    radius = result.radius.view(-1, 1, 1, 1)
+    corners = torch.rand(200, *x.shape, dtype=torch.float64).round()
+    points = (x + (2 * corners - 1) * radius * torch.rand(200, 1, 1, 1, 1, dtype=torch.float64).sqrt()).clamp(0, 1)
+    assert (model(points.flatten(0, 1)).argmax(1).view(200, -1) == y).all()
+    smaller = certified_radius(model, x, y, eps_max / 2).radius
+    assert torch.allclose(smaller, result.radius.clamp(max=eps_max / 2), rtol=1e-5, atol=1e-8)
+
+
+X, Y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+
+
+def _nan() -> torch.Tensor:
+    x = X.clone()
+    x[1, 0, 0, 0] = float("nan")
+    return x
+
+
+BAD_CALLS = [
+    ({"x": X + 0.5}, ValueError, "x: values from .* outside the domain"),
+    ({"x": _nan()}, ValueError, "x: holds 1 NaN"),
+    ({"x": X.numpy()}, TypeError, "x: must be a floating-point tensor"),
+    ({"x": (X * 255).to(torch.uint8)}, TypeError, "x: must be a floating-point tensor .* not torch.uint8"),
+    ({"x": X.half()}, TypeError, "x: bounds are computed in torch.float32 or torch.float64"),
+    ({"x": X.double()}, ValueError, "x: dtype torch.float64 differs from the model's torch.float32"),
+    ({"x": torch.rand(4, 3, 8, 8)}, ValueError, r"x: the model does not take samples of shape \(3, 8, 8\)"),
+    ({"y": torch.tensor([0, 1, 2, 10])}, ValueError, "y: holds labels from 0 to 10; the model has 10 classes"),
+    ({"y": torch.tensor([0, 1, 2, -1])}, ValueError, "y: holds labels from -1"),
+    ({"y": torch.tensor([0, 1, 2])}, ValueError, r"y: shape \(3,\) does not give one label"),
+    ({"y": Y.unsqueeze(1)}, ValueError, r"y: shape \(4, 1\)"),
+    ({"y": Y.float()}, TypeError, "y: must be an integer tensor of labels, not torch.float32"),
+    ({"y": [0, 1, 2, 3]}, TypeError, "y: must be an integer tensor of labels, not list"),
+    ({"eps_max": 0}, ValueError, "eps_max: 0 is not a finite number > 0"),
+    ({"eps_max": -0.1}, ValueError, "eps_max: -0.1"),
+    ({"eps_max": float("inf")}, ValueError, "eps_max: inf"),
+    ({"eps_max": float("nan")}, ValueError, "eps_max: nan"),
+    ({"eps_max": "8/255"}, ValueError, "eps_max: '8/255'"),
+    ({"bound": "deeppoly"}, ValueError, "bound: 'deeppoly' is unknown; choose from 'ibp'"),
+    ({"solver": "newton"}, ValueError, "solver: 'newton' is unknown; choose from 'brentq'"),
+    ({"xtol": 0.0}, ValueError, "xtol: 0.0 is not a tolerance"),
+    ({"rtol": -1e-3}, ValueError, "rtol: -0.001 is not a tolerance"),
+    ({"maxiter": 0}, ValueError, "maxiter: 0 is not a whole number"),
+    ({"batch_size": 0}, ValueError, "batch_size: 0 is not a whole number"),
+    ({"warm_start": torch.zeros(3)}, ValueError, r"warm_start: must be a tensor of shape \(4,\)"),
+    ({"domain": (1.0, 0.0)}, ValueError, "domain: .* low < high"),
+    ({"model": lambda x: x}, TypeError, "model: must be a torch.nn.Module, not function"),
+    ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10))}, ValueError, "model: is in training mode"),
+    ({"model": nn.Sequential(nn.Conv2d(1, 10, 3)).eval()}, ValueError, "model: its output .* must be .B, classes"),
+    ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()}, ValueError, "classes >= 2"),
+]
+
+
+@pytest.mark.parametrize("change, kind, message", BAD_CALLS, ids=[str(i) for i in range(len(BAD_CALLS))])
+def test_bad_input_is_one_clear_error(change: dict, kind: type, message: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    call = {"model": model, "x": X, "y": Y, "eps_max": 0.1, **change}
+    with pytest.raises(kind, match=message):
+        certified_radius(**call)
+    if set(change) <= {"model", "x", "y", "bound", "domain"}:
+        eps = call.pop("eps_max")
+        with pytest.raises(kind, match=message):
+            certified_margin(**call, eps=eps)
+
+
+@pytest.mark.parametrize("eps", [-0.1, float("nan"), torch.tensor([0.1, 0.1]), torch.tensor([0.1, -1, 0.1, 0.1])])
+def test_a_bad_eps_is_refused(eps: float | torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="eps: "):
+        certified_margin(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval(), X, Y, eps)
+
+
+def test_statuses_have_a_sentence() -> None:
+    assert len({status.sentence for status in RadiusStatus}) == 5
+    assert all(np.issubdtype(type(int(s)), np.integer) for s in RadiusStatus)
