@@ -5,7 +5,7 @@ Source: Nurlanov, Schmidt, Bernard, "Adaptive Certified Training: Towards Better
 
 from importlib.metadata import version
 
-from acertlab import data, interval, lirpa, metrics, models, plots, radius, rootfind, rules, runs, train, widgets
+from acertlab import interval, models, plots, rules, widgets
 from acertlab.data import ImageData, augment, load_dataset, to_float
 from acertlab.interval import clean_pass, freeze, propagate
 from acertlab.margin import certified_margin, clean_margin
@@ -19,3 +19,44 @@ from acertlab.runs import Run, load_run, load_runs
 from acertlab.train import train
 
 __version__ = version("acertlab")
+
+__all__ = [
+    "Box",
+    "ImageData",
+    "Normalize",
+    "RadiusResult",
+    "RadiusStatus",
+    "RootResult",
+    "RootStatus",
+    "Run",
+    "TrainConfig",
+    "accuracy",
+    "acr",
+    "art",
+    "augment",
+    "bisect",
+    "brentq",
+    "certified_accuracy",
+    "certified_margin",
+    "certified_radius",
+    "chandrupatla",
+    "clean_margin",
+    "clean_pass",
+    "freeze",
+    "hypervolume",
+    "ibp_init_",
+    "interval",
+    "load_dataset",
+    "load_run",
+    "load_runs",
+    "models",
+    "pareto_front",
+    "plots",
+    "preset",
+    "propagate",
+    "rule",
+    "rules",
+    "to_float",
+    "train",
+    "widgets",
+]

@@ -43,8 +43,8 @@ def import_auto_lirpa() -> Any:
             import auto_LiRPA
         except ModuleNotFoundError as error:
             raise ImportError(
-                "auto_LiRPA is not installed; `pip install --no-deps auto_LiRPA==0.3` (its declared torch < 1.13 is not "
-                "needed), or version 0.7.1 from its repository"
+                "auto_LiRPA is not installed; `pip install --no-deps auto_LiRPA==0.3` (it declares torch < 1.13, but "
+                "runs on today's), or version 0.7.1 from its repository"
             ) from error
     return auto_LiRPA
 

@@ -33,7 +33,7 @@ def margin_at(
 
 
 def pad(rows: float | Tensor) -> float | Tensor:
-    """Repeats the last row until the batch is a multiple of `TILE`; numbers, scalars and empty batches stay as they are.
+    """Repeats the last row until the batch is a multiple of `TILE`; numbers and empty batches stay as they are.
 
     Matrix products choose another kernel, with another order of summation, for a few rows than for many. Padded, a
     sample's margin does not depend on how many others are evaluated with it: measured on CPU, to the last bit.

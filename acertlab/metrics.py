@@ -143,24 +143,6 @@ def hypervolume(
     return float(np.sum(widths * (second - reference[1])))
 
 
-def tuned(df: pd.DataFrame, by: Sequence[str] = ("dataset", "eps_max", "method")) -> pd.DataFrame:
-    """The kappa of best ART for each (dataset, eps_max, method), as in Table 1; means over seeds, as in Table 5.
-
-    Choosing kappa by the very scores that are shown flatters them a little; with enough data choose it on validation.
-
-    Args:
-        df: A row a run, with the columns `by` and kappa, acc, acr, art. Rows without ART are left out.
-        by: What makes a row of the result; add columns (model, epochs, ...) where runs differ in them.
-
-    Returns:
-        `by`, kappa; acc, acr, art: means over seeds; acc_std, acr_std, art_std (NaN for one seed); seeds: how many.
-    """
-    scores = df.dropna(subset=["art"]).groupby([*by, "kappa"], dropna=False)[["acc", "acr", "art"]]
-    table = scores.mean().join(scores.std().add_suffix("_std")).join(scores.size().rename("seeds")).reset_index()
-    best = table.groupby(list(by), dropna=False)["art"].idxmax()
-    return table.loc[best].reset_index(drop=True)
-
-
 @torch.no_grad()
 def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     if model.training:

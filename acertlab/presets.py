@@ -183,6 +183,13 @@ SMOKE = {"width": 4, "epochs": 1, "clean_epochs": 0, "ramp_epochs": 1}  # does i
 BUDGETS = ("smoke", "fast", "paper")
 DATASETS = tuple(name for name in PAPER if name != "folder")
 
+
+def _model_or_preset(name: Any) -> str:
+    if name not in ("", *MODELS):
+        raise ValueError(f'{", ".join(MODELS)}, or "" for the preset\'s')
+    return name
+
+
 # What a training notebook's parameters may be, for `check_parameters`; 0 and "" stand for the preset's value
 PARAMETERS: dict[str, Any] = {
     "dataset": str,
@@ -190,7 +197,7 @@ PARAMETERS: dict[str, Any] = {
     "kappa": Within(0, 1),
     "eps_max": Within(0, 1),
     "seed": Within(0, kind=int),
-    "model": ("", *MODELS),
+    "model": _model_or_preset,
     "width": Within(0, kind=int),
     "epochs": Within(0, kind=int),
     "batch_size": Within(0, kind=int),

@@ -173,7 +173,7 @@ def search_radius(
             return result
         args = (x[inside], y[inside])
         a, b, fa, fb = bracket
-        # an eighth of the tolerance for the solver, hardly dearer at its speed; `_settle` interpolates and spends the rest
+        # an eighth of the tolerance for the solver, hardly dearer at its speed; the rest is for `_settle`
         found = SOLVERS[solver](margin, a, b, args=args, fa=fa, fb=fb, xtol=xtol / 8, rtol=rtol / 8, maxiter=maxiter)
         radius, at_radius, upper, extra = _settle(margin, args, found, xtol, rtol)
         converged = found.status == RootStatus.CONVERGED

@@ -107,7 +107,7 @@ def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: boo
     steps = math.ceil(len(data.train_x) / config.batch_size)
     train_x, train_y = data.train_x.to(device), data.train_y.to(device)
     label = f"{config.method} kappa={config.kappa:g}"
-    with torch.random.fork_rng(), full_precision(device):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), full_precision(device):
         state = _initial_state(config, data, device, steps)
         _restore(state, run_dir / "checkpoint")
         done = len(state.history) * steps

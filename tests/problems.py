@@ -93,7 +93,6 @@ class Family:
         c = tuple(column[i].item() for column in self.columns)
         return (lambda x: self.f(x, exp, *c)) if self.exp else (lambda x: self.f(x, *c))
 
-
     def with_sign_change(self, size: int) -> "Family":
         """The first `size` functions that are negative at one end and positive at the other."""
         f = self.torch()

@@ -18,7 +18,6 @@ from acertlab.metrics import (
     hypervolume,
     pareto_front,
     summarise,
-    tuned,
 )
 from acertlab.radius import RadiusStatus
 
@@ -306,28 +305,3 @@ def test_front_and_hypervolume_refuse(table, maximize, message):
             function(table, maximize)
     with pytest.raises(ValueError, match="reference"):
         hypervolume(frame([(1.0, 1.0)]), reference=(0.0, np.nan))
-
-
-def test_tuned_takes_the_best_mean_art_of_each_method():
-    runs = pd.DataFrame(
-        [
-            ("mnist", 0.4, "acert", 0.0, 0, 0.90, 0.80),
-            ("mnist", 0.4, "acert", 0.0, 1, 0.92, 0.82),
-            ("mnist", 0.4, "acert", 0.5, 0, 0.99, 0.85),  # the best single run, ...
-            ("mnist", 0.4, "acert", 0.5, 1, 0.91, 0.60),  # ... but not the best kappa
-            ("mnist", 0.4, "acert", 0.9, 0, np.nan, np.nan),  # failed
-            ("mnist", 0.4, "ibp", 0.0, 0, 0.80, 0.70),
-            ("mnist", 0.3, "acert", 0.0, 0, 0.97, 0.90),  # another eps_max is another row
-        ],
-        columns=["dataset", "eps_max", "method", "kappa", "seed", "acc", "acr"],
-    )
-    runs["art"] = art(runs.acc, runs.acr)
-    table = tuned(runs).set_index(["eps_max", "method"])
-    assert len(table) == 3
-    row = table.loc[(0.4, "acert")]
-    assert (row.kappa, row.seeds, row.acc) == (0.0, 2, pytest.approx(0.91))
-    assert row.art == pytest.approx((art(0.90, 0.80) + art(0.92, 0.82)) / 2)
-    assert row.art_std == pytest.approx(abs(art(0.90, 0.80) - art(0.92, 0.82)) / np.sqrt(2))
-    assert table.loc[(0.4, "ibp")].seeds == 1 and np.isnan(table.loc[(0.4, "ibp")].art_std)
-    with pytest.raises(KeyError, match="width"):
-        tuned(runs, by=("dataset", "width"))

@@ -36,14 +36,6 @@ SMALL = TrainConfig(eps_max=0.1, model="mlp", width=32, epochs=4, clean_epochs=1
                     lr=1e-2, device="cpu")  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def digits():
     return load_dataset("digits")
@@ -161,6 +153,7 @@ def test_notebook_parameters_replace_a_preset_where_they_are_set():
     assert config_from_parameters(unset | {"epochs": 1}).epochs == 1
     for name, value, accepted in (("budget", "tiny", "smoke, fast, paper"), ("eps_max", "8/0", ">= 0 and <= 1"),
                                   ("dataset", "minst", "digits, mnist"), ("method", "acrt", "did you mean 'acert'"),
+                                  ("model", "resnet", "small_cnn, cnn7"),
                                   ("epochs", 2.5, "a whole number")):  # fmt: skip
         with pytest.raises(ValueError, match=f"{name} = {value!r}: accepted.*{accepted}"):
             config_from_parameters(check_parameters(unset | {name: value}, PARAMETERS))
@@ -297,36 +290,34 @@ def test_evaluate_is_independent_of_its_batches(done, few):
 
 CHILD = textwrap.dedent("""
     import sys
-    from dataclasses import replace
     import torch
     torch.set_num_threads(1)
     from acertlab.data import load_dataset
-    from acertlab.presets import preset
+    from acertlab.presets import TrainConfig
     from acertlab.train import train
-    config = replace(preset("digits", "acert", budget="fast"), width=2, batch_size=128, epochs=10, ramp_epochs=5)
-    train(replace(config, device="cpu"), load_dataset("digits"), sys.argv[1], progress=False)
+    train(TrainConfig(**eval(sys.argv[2])), load_dataset("digits"), sys.argv[1], progress=False)
 """)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+def test_a_killed_run_goes_on_bit_for_bit(digits, tmp_path):
     """SIGKILL at a random moment after the first epoch; the same command again; compared with a run left in peace."""
-    command = [sys.executable, "-c", CHILD]
-    with subprocess.Popen([*command, str(tmp_path / "killed")]) as process:
-        while process.poll() is None and not list((tmp_path / "killed" / "checkpoint").glob("epoch-*")):
+    config = replace(preset("digits", "acert", budget="fast"), width=2, batch_size=128, epochs=10, ramp_epochs=5)
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-c", CHILD, str(killed), repr(asdict(replace(config, device="cpu")))]
+    with subprocess.Popen(command) as process:
+        while process.poll() is None and not list((killed / "checkpoint").glob("epoch-*")):
             time.sleep(0.01)
         delay = random.uniform(0, 0.4)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL, f"after {delay:.3f} s"
-    left = sorted((tmp_path / "killed").iterdir())
-    assert not (tmp_path / "killed" / "result.json").exists(), f"{left} after {delay:.3f} s"
-    for name in ("killed", "whole"):
-        subprocess.run([*command, str(tmp_path / name)], check=True)
-    killed, whole = load_run(tmp_path / "killed"), load_run(tmp_path / "whole")
-    assert_same_weights(weights(killed.path), weights(whole.path))
-    assert killed.radii.equals(whole.radii)
-    assert killed.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
-    assert not [path for path in killed.path.rglob("*") if path.name.endswith(".tmp")]
+    assert not (killed / "result.json").exists(), f"after {delay:.3f} s"
+    subprocess.run(command, check=True)
+    resumed, whole = load_run(killed), train(config, digits, tmp_path / "whole", progress=False)
+    assert_same_weights(weights(resumed.path), weights(whole.path))
+    assert resumed.radii.equals(whole.radii)
+    assert resumed.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
+    assert not [path for path in killed.rglob("*") if path.name.endswith(".tmp")]
 
 
 class Interrupted(Exception):
