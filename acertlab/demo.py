@@ -15,9 +15,10 @@ import pandas as pd
 from tqdm import tqdm
 
 import acertlab as al
+from acertlab.runs import runs_folder
 
 ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "runs" / "demo"
+OUT = (runs_folder() if "ACERTLAB_RUNS" in os.environ else ROOT / "runs") / "demo"
 # kappa axes of the methods do not align: ACERT at 0 sits near FastIBP at 0.8, so each has its own
 GRID = (
     ("standard", 1.0),
@@ -79,7 +80,9 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object], log: 
         folder.mkdir(parents=True, exist_ok=True)
     given = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", str(ROOT), str(notebook), str(executed)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    # the figures' script goes into the HTML copy, which then works offline
+    renderer = {"PLOTLY_RENDERER": "plotly_mimetype+notebook"} if executed.parent == OUT else {}
+    environment = os.environ | renderer | {"OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     for _ in range(ATTEMPTS):
         with log.open("w") as file:
             if subprocess.run(command + given, stdout=file, stderr=file, env=environment).returncode == 0:

@@ -13,7 +13,7 @@ import torch
 from acertlab.models import MODELS
 from acertlab.objectives import OBJECTIVES, RAMPS
 from acertlab.radius import SOLVERS
-from acertlab.runs import Within
+from acertlab.runs import Within, runs_folder
 
 SCHEDULERS = ("onecycle", "step")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -263,10 +263,10 @@ def _with_epochs(config: TrainConfig, epochs: int) -> TrainConfig:
     return replace(config, epochs=epochs, clean_epochs=clean, ramp_epochs=ramp, milestones=milestones)
 
 
-def default_run_dir(config: TrainConfig, root: str | Path = "runs") -> Path:
-    """Where a run goes if nobody says: a folder under ``root`` named by its main settings and a hash of all of them."""
+def default_run_dir(config: TrainConfig, root: str | Path = "") -> Path:
+    """Where a run goes if nobody says: below `runs_folder`, named by its main settings and a hash of all of them."""
     dataset = Path(config.dataset).name if ":" in config.dataset else config.dataset
     settings = json.dumps({name: value for name, value in asdict(config).items() if name != "device"})
     key = hashlib.sha256(settings.encode()).hexdigest()[:6]
     name = f"{dataset}-{config.method}-kappa{config.kappa:g}-eps{config.eps_max:.4g}-seed{config.seed}-{key}"
-    return Path(root) / name
+    return runs_folder(root) / name

@@ -34,6 +34,11 @@ RESULT_KEYS = ("dataset", "method", "kappa", "eps_max", "seed", "acc", "acr", "a
                "domain", "n", "split", "epochs", "seconds", "version", "radius_cap")  # fmt: skip
 
 
+def runs_folder(given: str | Path = "") -> Path:
+    """The folder that holds the runs: ``given``, else the environment's ACERTLAB_RUNS, else ``runs``."""
+    return Path(given or os.environ.get("ACERTLAB_RUNS") or "runs")
+
+
 @dataclass(frozen=True)
 class Run:
     """One finished training run, as its folder tells it.
