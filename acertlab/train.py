@@ -28,11 +28,11 @@ from tqdm import tqdm
 from acertlab.data import ImageData, augment, to_float
 from acertlab.interval import Traced, clean_pass, freeze, trace
 from acertlab.margin import full_precision
-from acertlab.metrics import acr, art, certified_accuracy
+from acertlab.metrics import summarise
 from acertlab.models import MODELS, ibp_init_
 from acertlab.objectives import OBJECTIVES, RAMPS, Standard, Step, l1_norm
 from acertlab.presets import TrainConfig
-from acertlab.radius import RadiusStatus, certified_radius
+from acertlab.radius import certified_radius
 from acertlab.runs import FILES, Run, load_run, write_json, write_parquet, write_weights
 
 HISTORY_COLUMNS = (
@@ -226,13 +226,8 @@ def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[st
     if not len(data.val_x):
         return {"val_acc": None, "val_acr": None, "val_art": None}
     table = evaluate(model, data.val_x, data.val_y, config.eps_max, config, xtol=config.xtol, rtol=config.rtol)
-    return {f"val_{name}": value for name, value in _scores(table, config.eps_max).items()}
-
-
-def _scores(table: pd.DataFrame, eps_max: float) -> dict[str, float]:
-    acc = float(((table.predicted == table.label) & (table.status != RadiusStatus.MISCLASSIFIED)).mean())  # ties lose
-    robust = float(acr(table.radius.to_numpy(), eps_max))
-    return {"acc": acc, "acr": robust, "art": float(art(acc, robust))}
+    scores = summarise(table, config.eps_max, (), config.eps_max)
+    return {f"val_{name}": scores[name] for name in ("acc", "acr", "art")}
 
 
 def _warn_of_spiral(state: _State) -> None:
@@ -313,14 +308,13 @@ def _finish(state: _State, config: TrainConfig, data: ImageData, run_dir: Path) 
     started = time.perf_counter()
     table = evaluate(state.model, data.test_x, data.test_y, config.cap, config, **tolerances)
     grid = sorted({eps for eps in (*CERTIFIED_AT.get(config.dataset, ()), config.eps_max) if eps <= config.cap})
-    certified = [float(value) for value in certified_accuracy(table.radius.to_numpy(), grid)]
     write_parquet(run_dir / "radii.parquet", table)
     write_weights(run_dir / "model.safetensors", state.model.state_dict())
     device = next(state.model.parameters()).device
     asked = ("dataset", "method", "kappa", "eps_max", "seed", "merged", "domain", "epochs", "batch_size", "model",
              "width")  # fmt: skip
-    result = {name: getattr(config, name) for name in asked} | _scores(table, config.eps_max)
-    result |= {"cert_acc": dict(zip(grid, certified, strict=True)), "verifier": "ibp", "radius_cap": config.cap}
+    result = {name: getattr(config, name) for name in asked} | summarise(table, config.eps_max, grid, config.cap)
+    result |= {"verifier": "ibp", "radius_cap": config.cap}
     result |= {"xtol": config.eval_xtol, "rtol": config.eval_rtol, "n": len(table), "split": "test"}
     result |= {"seconds": sum(row["seconds"] for row in state.history), "test_seconds": time.perf_counter() - started}
     write_json(run_dir / "result.json", result | {"device": str(device), "version": version("acertlab")})
