@@ -141,10 +141,10 @@ class TrainConfig:
 # such dataset, the source stands beside.
 PAPER: dict[str, dict[str, Any]] = {
     # ours: 8 x 8 images need no larger network; half of MNIST's eps_max, since the strokes are grey; 1,294 images make
-    # few steps, hence small batches and a high rate. Chosen by test scores of ACERT, seed 0: digits show
-    # how the kit works, they do not say which method is better
+    # few steps, hence small batches and a high rate: of 2e-3, 5e-3, 1e-2 and 2e-2 the last has the best validation
+    # ART for ACERT 0 (87.2 against 80.2 at 2e-3) and FastIBP 0.8 (86.4, 74.1), budget "fast", seeds 0 and 1
     "digits": {"model": "small_cnn", "width": 16, "eps_max": 0.2, "batch_size": 64, "epochs": 60, "ramp_epochs": 30,
-               "lr": 1e-2},
+               "lr": 2e-2},
     "mnist": {"model": "cnn7", "width": 64, "eps_max": 0.4, "batch_size": 128, "epochs": 100, "ramp_epochs": 20},
     # MNIST's, with the eps of Wong & Kolter 2018
     "fashion-mnist": {"model": "cnn7", "width": 64, "eps_max": 0.1, "batch_size": 128, "epochs": 100,
@@ -178,7 +178,9 @@ FAST: dict[str, dict[str, Any]] = {
     "tinyimagenet": {"epochs": 20, "ramp_epochs": 10, "l1": 0.0},  # 1e-4 is meant for the 17 million weights of CNN7
     "folder": {"epochs": 20, "ramp_epochs": 10},
 }
-SMALL = {"model": "small_cnn", "width": 16}
+# Two phases: with three the rate has all but vanished when a ramp over half of the run ends (MNIST, 6 epochs, FastIBP
+# kappa 0.8: validation ART 86.5 with three phases, 91.7 with two)
+SMALL = {"model": "small_cnn", "width": 16, "three_phase": False}
 SMOKE = {"width": 4, "epochs": 1, "clean_epochs": 0, "ramp_epochs": 1}  # does it run? Its numbers mean nothing
 
 BUDGETS = ("smoke", "fast", "paper")
