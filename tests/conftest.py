@@ -4,15 +4,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acertlab import data
+from acertlab import data, metrics
 from acertlab.interval import clean_pass, freeze
 from acertlab.models import ibp_init_, small_cnn
 from acertlab.rules import ball
+from acertlab.runs import write_json, write_parquet
 
 torch.set_num_threads(1)  # two-thread torch slows down many-fold where another process runs
 
@@ -67,3 +70,26 @@ def mnist_net() -> Trained:
 def trained(request: pytest.FixtureRequest) -> Trained:
     """Digits always; real MNIST where there is one, else skipped with a message."""
     return request.getfixturevalue(f"{request.param}_net")
+
+
+@pytest.fixture(scope="session")
+def synthetic_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two methods, one with two kappa of which one has two seeds; 40 samples each."""
+    cap = 0.25
+    root, rng = tmp_path_factory.mktemp("runs"), np.random.default_rng(0)
+    for method, kappa, seed in [("acert", 0.0, 0), ("acert", 0.0, 1), ("acert", 0.5, 0), ("standard", 1.0, 0)]:
+        radii = rng.uniform(0, 0.02 if method == "standard" else 0.4, 40).clip(max=cap)
+        radii[:4] = 0.0
+        acr = float(metrics.acr(np.minimum(radii, 0.2), 0.2))
+        path = root / f"{method}-{kappa}-{seed}"
+        write_json(path / "config.json", {})
+        label = np.arange(40) % 10
+        columns = {"index": range(40), "label": label, "predicted": np.where(radii > 0, label, 10), "radius": radii,
+                   "upper": radii, "status": 1}  # fmt: skip
+        write_parquet(path / "radii.parquet", pd.DataFrame(columns))
+        write_json(path / "result.json", {
+            "dataset": "digits", "method": method, "kappa": kappa, "eps_max": 0.2, "seed": seed, "acc": 0.9,
+            "acr": acr, "art": (0.9 * acr) ** 0.5, "cert_acc": {}, "verifier": "ibp", "merged": True,
+            "domain": [0, 1], "n": 40, "split": "test", "epochs": 1, "seconds": 1, "version": "0", "radius_cap": cap,
+        })  # fmt: skip
+    return root

@@ -1,43 +1,20 @@
 """What a widget shows after a slider moves is what the package computes; driven headlessly, by setting values."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from acertlab import metrics, models, plots, widgets
+from acertlab import models, plots, widgets
 from acertlab.margin import certified_margin
 from acertlab.radius import certified_radius
-from acertlab.runs import load_radii, load_runs, rescore, write_json, write_parquet
+from acertlab.runs import load_radii, load_runs, rescore
 
 CAP = 0.25
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Runs of two methods, one with two kappa of which one has two seeds; 40 samples each."""
-    root, rng = tmp_path_factory.mktemp("runs"), np.random.default_rng(0)
-    for method, kappa, seed in [("acert", 0.0, 0), ("acert", 0.0, 1), ("acert", 0.5, 0), ("standard", 1.0, 0)]:
-        radii = rng.uniform(0, 0.02 if method == "standard" else 0.4, 40).clip(max=CAP)
-        radii[:4] = 0.0
-        acr = float(metrics.acr(np.minimum(radii, 0.2), 0.2))
-        path = root / f"{method}-{kappa}-{seed}"
-        write_json(path / "config.json", {})
-        label = np.arange(40) % 10
-        columns = {"index": range(40), "label": label, "predicted": np.where(radii > 0, label, 10), "radius": radii,
-                   "upper": radii, "status": 1}  # fmt: skip
-        write_parquet(path / "radii.parquet", pd.DataFrame(columns))
-        write_json(path / "result.json", {
-            "dataset": "digits", "method": method, "kappa": kappa, "eps_max": 0.2, "seed": seed, "acc": 0.9,
-            "acr": acr, "art": (0.9 * acr) ** 0.5, "cert_acc": {}, "verifier": "ibp", "merged": True,
-            "domain": [0, 1], "n": 40, "split": "test", "epochs": 1, "seconds": 1, "version": "0", "radius_cap": CAP,
-        })  # fmt: skip
-    return root
-
-
-@pytest.fixture(scope="module")
-def runs(root):
-    return load_runs(root)
+def runs(synthetic_runs):
+    return load_runs(synthetic_runs)
 
 
 def same(live, figure):
@@ -99,9 +76,9 @@ class TestPureParts:
 
 
 class TestParetoExplorer:
-    def test_every_slider_redraws_what_the_package_computes(self, root, runs):
+    def test_every_slider_redraws_what_the_package_computes(self, synthetic_runs, runs):
         radii = load_radii(runs)
-        box = widgets.pareto_explorer(root)
+        box = widgets.pareto_explorer(synthetic_runs)
         (eps_max, kappa, eps), label, tradeoff, curves = box.children[0].children, *box.children[1:]
         assert (eps_max.value, kappa.value, eps.value) == (0.2, 0.0, 0.1)
         assert not any(slider.continuous_update for slider in (eps_max, kappa, eps))
