@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import CIFAR10, MNIST
 
-from acertlab import data
+from acertlab import data, readers
 from acertlab.data import AUGMENTATION, augment, load_dataset, to_float
 
 REAL = Path(os.environ.get("ACERTLAB_DATA", "data/datasets"))
@@ -521,8 +521,8 @@ def test_a_class_may_be_called_train(tmp_path, rng):
 def cached(tmp_path, rng, monkeypatch):
     """A folder that was loaded once: (load, its cache file, list of the decodings since)."""
     write_folder(tmp_path / "a", rng)
-    decodings, decode = [], data._decode
-    monkeypatch.setattr(data, "_decode", lambda paths, text: decodings.append(len(paths)) or decode(paths, text))
+    decodings, decode = [], readers._decode
+    monkeypatch.setattr(readers, "_decode", lambda paths, text: decodings.append(len(paths)) or decode(paths, text))
 
     def load():
         return load_dataset(f"folder:{tmp_path / 'a'}")
