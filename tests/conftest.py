@@ -1,6 +1,7 @@
 """Networks trained once a session, on the embedded digits and, where it is at hand, on real MNIST."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,15 +32,19 @@ class Trained:
     eps_max: float
 
 
-def train_quickly(name: str, model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> nn.Module:
-    """A few steps of IBP training with a linear ramp: enough for radii of every kind, 0, inside and at eps_max."""
+def train_quickly(build: Callable[[], nn.Module], x: Tensor, y: Tensor, eps: float, steps: int, lr: float) -> nn.Module:
+    """A few steps of IBP training with a linear ramp: enough for radii of 0, inside and at eps_max.
+
+    The network is built here, after seeding: whatever ran before, it is always the same one.
+    """
     torch.manual_seed(0)
-    optimizer = torch.optim.Adam(ibp_init_(model).train().parameters(), 2e-3)
+    model = ibp_init_(build()).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr)
     for step in range(steps):
         pick = torch.randint(len(x), (128,))
         logits, statistics = clean_pass(model, x[pick])
-        eps_t = eps * max(0.0, min(1.0, step / steps - 0.1) / 0.6)
-        margins = freeze(model, statistics).margins(ball(x[pick], min(eps_t, eps)), y[pick])
+        eps_t = eps * max(0.0, min(1.0, (step / steps - 0.1) / 0.6))
+        margins = freeze(model, statistics).margins(ball(x[pick], eps_t), y[pick])
         loss = 0.5 * F.cross_entropy(logits, y[pick]) + 0.5 * F.cross_entropy(margins, y[pick])
         optimizer.zero_grad()
         loss.backward()
@@ -51,7 +56,7 @@ def train_quickly(name: str, model: nn.Module, x: Tensor, y: Tensor, eps: float,
 def digits_net() -> Trained:
     images = data.load_dataset("digits")
     x, y = data.to_float(images.train_x), images.train_y
-    model = train_quickly("digits", small_cnn(images.in_shape, 10, width=8, linear=50), x, y, 0.2, 150)
+    model = train_quickly(lambda: small_cnn(images.in_shape, 10, width=8, linear=50), x, y, 0.15, 300, 5e-3)
     return Trained("digits", model, data.to_float(images.test_x), images.test_y, 0.2)
 
 
@@ -62,7 +67,7 @@ def mnist_net() -> Trained:
         pytest.skip(f"no MNIST under {root}; set ACERTLAB_DATA to the folder that holds MNIST/raw")
     images = data.load_dataset("mnist", root=root)
     x, y = data.to_float(images.train_x), images.train_y
-    model = train_quickly("mnist", small_cnn(images.in_shape, 10), x, y, 0.15, 300)
+    model = train_quickly(lambda: small_cnn(images.in_shape, 10), x, y, 0.15, 300, 2e-3)
     return Trained("mnist", model, data.to_float(images.test_x[:1000]), images.test_y[:1000], 0.2)
 
 
