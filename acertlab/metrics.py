@@ -16,6 +16,19 @@ from torch import Tensor, nn
 from acertlab.data import to_float
 from acertlab.radius import RadiusStatus
 
+METHODS = {  # what a training method is called, in the order of tables and legends
+    "standard": "Standard",
+    "ibp": "IBP",
+    "fast-ibp": "FastIBP",
+    "crown-ibp": "CROWN-IBP",
+    "sabr": "SABR",
+    "mtl-ibp": "MTL-IBP",
+    "cc-ibp": "CC-IBP",
+    "exp-ibp": "Exp-IBP",
+    "acert": "ACERT",
+    "acert-fast": "ACERT-fast",
+}
+
 # Rounding eps to float32 lowers it by at most this much, relatively.
 FLOAT32_ROUNDING = 2.0**-24
 
@@ -144,6 +157,71 @@ def hypervolume(
 
 
 @torch.no_grad()
+def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a (dataset, eps_max, method, kappa): mean and standard deviation of acc, acr and art over the seeds.
+
+    Args:
+        runs: A row a run, as `load_runs` gives it.
+
+    Returns:
+        Columns dataset, eps_max, method, kappa, acc, acr, art, acc_std, acr_std, art_std (fractions; the deviations
+        are 0 where there is one seed), seeds (their number), in the order of the methods' table and of kappa.
+
+    Raises:
+        ValueError: Runs that would be averaged differ in more than their seed, or a seed occurs twice.
+    """
+    keys = ["dataset", "eps_max", "method", "kappa"]
+    _check_seeds(runs, keys)
+    scores = runs.groupby(keys)[["acc", "acr", "art"]]
+    table = scores.mean().join(scores.std().fillna(0.0).add_suffix("_std")).join(scores.size().rename("seeds"))
+    table = table.reset_index()
+    place = table.method.map({method: i for i, method in enumerate(METHODS)}).fillna(len(METHODS))
+    by = ["dataset", "eps_max", "place", "method", "kappa"]
+    return table.assign(place=place).sort_values(by, ignore_index=True).drop(columns="place")
+
+
+def _check_seeds(runs: pd.DataFrame, keys: list[str]) -> None:
+    settings = ("model", "width", "epochs", "batch_size", "verifier", "merged", "domain", "n", "split")
+    for column in (name for name in settings if name in runs):
+        values = runs[column].astype(str).groupby([runs[key] for key in keys]).nunique()
+        if (values > 1).any():
+            which = ", ".join(f"{key} = {value}" for key, value in zip(keys, values.idxmax(), strict=True))
+            raise ValueError(f"runs: those with {which} differ in {column}, so that they are not seeds of one setting")
+    if (twice := runs.duplicated([*keys, "seed"])).any():
+        which = ", ".join(f"{key} = {runs[twice].iloc[0][key]}" for key in [*keys, "seed"])
+        raise ValueError(f"runs: there are two with {which}; keep one")
+
+
+def tuned_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Table 1: every method at its smallest kappa and, marked with a dagger, at the kappa of the highest ART.
+
+    Args:
+        runs: A row a run, of any datasets and eps_max; seeds are averaged.
+
+    Returns:
+        Columns dataset, eps_max, method, kappa, seeds, Acc, ACR, ART, the last three in percent, not rounded.
+    """
+    table = mean_over_seeds(runs)
+    rows = []
+    for _, one in table.groupby(["dataset", "eps_max", "method"], sort=False):
+        best = one.loc[one.art.idxmax()]
+        mark = " †" if len(one) > 1 else ""  # one kappa is no tuning
+        first = one.loc[one.kappa.idxmin()]
+        if first.kappa != best.kappa:
+            rows.append(_table_row(first, ""))
+        rows.append(_table_row(best, mark))
+    return pd.DataFrame(rows, columns=["dataset", "eps_max", "method", "kappa", "seeds", "Acc", "ACR", "ART"])
+
+
+def _table_row(row: pd.Series, mark: str) -> dict:
+    percent = {"Acc": 100 * row.acc, "ACR": 100 * row.acr, "ART": 100 * row.art}
+    return {
+        **row[["dataset", "eps_max", "kappa", "seeds"]],
+        "method": METHODS.get(row.method, row.method) + mark,
+        **percent,
+    }
+
+
 def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     if model.training:
         raise ValueError("model is in training mode; call model.eval() first")

@@ -29,24 +29,24 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")  # fmt: skip
 GREY = "#8C8C8C"
 
-METHODS: dict[str, tuple[str, str, str]] = {  # what a method is called, its colour and its marker
-    "standard": ("Standard", BLACK, "circle"),
-    "ibp": ("IBP", SKY, "square"),
-    "fast-ibp": ("FastIBP", BLUE, "diamond"),
-    "crown-ibp": ("CROWN-IBP", GREEN, "triangle-up"),
-    "sabr": ("SABR", PURPLE, "cross"),
-    "mtl-ibp": ("MTL-IBP", GREEN, "x"),
-    "cc-ibp": ("CC-IBP", PURPLE, "pentagon"),
-    "exp-ibp": ("Exp-IBP", SKY, "triangle-down"),
-    "acert": ("ACERT", VERMILLION, "star"),
-    "acert-fast": ("ACERT-fast", ORANGE, "hexagram"),
+METHODS: dict[str, tuple[str, str]] = {  # a method's colour and its marker
+    "standard": (BLACK, "circle"),
+    "ibp": (SKY, "square"),
+    "fast-ibp": (BLUE, "diamond"),
+    "crown-ibp": (GREEN, "triangle-up"),
+    "sabr": (PURPLE, "cross"),
+    "mtl-ibp": (GREEN, "x"),
+    "cc-ibp": (PURPLE, "pentagon"),
+    "exp-ibp": (SKY, "triangle-down"),
+    "acert": (VERMILLION, "star"),
+    "acert-fast": (ORANGE, "hexagram"),
 }
 EPS_AXIS = "eps (pixel units, 0 to 1)"
 
 
 def method_style(method: str) -> tuple[str, str, str]:
     """What a method is called in figures, its colour and its marker; a method of your own is grey."""
-    return METHODS.get(method, (method, GREY, "circle-open"))
+    return metrics.METHODS.get(method, method), *METHODS.get(method, (GREY, "circle-open"))
 
 
 def _figure(title: str, x: str = "", y: str = "", height: int = 440) -> go.Figure:
@@ -77,41 +77,6 @@ def _vertical(figure: go.Figure, x: float | None, low: float, high: float, name:
 # ---- the accuracy-robustness tradeoff
 
 
-def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a (dataset, eps_max, method, kappa): mean and standard deviation of acc, acr and art over the seeds.
-
-    Args:
-        runs: A row a run, as `load_runs` gives it.
-
-    Returns:
-        Columns dataset, eps_max, method, kappa, acc, acr, art, acc_std, acr_std, art_std (fractions; the deviations
-        are 0 where there is one seed), seeds (their number), in the order of the methods' table and of kappa.
-
-    Raises:
-        ValueError: Runs that would be averaged differ in more than their seed, or a seed occurs twice.
-    """
-    keys = ["dataset", "eps_max", "method", "kappa"]
-    _check_seeds(runs, keys)
-    scores = runs.groupby(keys)[["acc", "acr", "art"]]
-    table = scores.mean().join(scores.std().fillna(0.0).add_suffix("_std")).join(scores.size().rename("seeds"))
-    table = table.reset_index()
-    place = table.method.map({method: i for i, method in enumerate(METHODS)}).fillna(len(METHODS))
-    by = ["dataset", "eps_max", "place", "method", "kappa"]
-    return table.assign(place=place).sort_values(by, ignore_index=True).drop(columns="place")
-
-
-def _check_seeds(runs: pd.DataFrame, keys: list[str]) -> None:
-    settings = ("model", "width", "epochs", "batch_size", "verifier", "merged", "domain", "n", "split")
-    for column in (name for name in settings if name in runs):
-        values = runs[column].astype(str).groupby([runs[key] for key in keys]).nunique()
-        if (values > 1).any():
-            which = ", ".join(f"{key} = {value}" for key, value in zip(keys, values.idxmax(), strict=True))
-            raise ValueError(f"runs: those with {which} differ in {column}, so that they are not seeds of one setting")
-    if (twice := runs.duplicated([*keys, "seed"])).any():
-        which = ", ".join(f"{key} = {runs[twice].iloc[0][key]}" for key in [*keys, "seed"])
-        raise ValueError(f"runs: there are two with {which}; keep one")
-
-
 def tradeoff(
     runs: pd.DataFrame,
     *,
@@ -137,7 +102,7 @@ def tradeoff(
         if runs[column].nunique() > 1:
             found = ", ".join(str(value) for value in sorted(runs[column].unique()))
             raise ValueError(f"runs: several {column} in one picture ({found}); choose one")
-    table = mean_over_seeds(runs)
+    table = metrics.mean_over_seeds(runs)
     (x_low, x_high), (y_low, y_high) = span or (_span(table.acc), _span(table.acr))
     eps_max = table.eps_max[0]
     figure = _figure(f"Accuracy against robustness: {table.dataset[0]}, eps_max = {eps_max:.4g}",
@@ -185,32 +150,6 @@ def _method_line(method: str, rows: pd.DataFrame) -> go.Scatter:
         hovertemplate="<b>" + label + "</b>, kappa = %{customdata[0]}<br>Acc %{x:.2f} %, ACR %{y:.2f} %, "
                       "ART %{customdata[1]:.2f} %<br>%{customdata[2]} seed(s)<extra></extra>",
     )  # fmt: skip
-
-
-def tuned_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Table 1: every method at its smallest kappa and, marked with a dagger, at the kappa of the highest ART.
-
-    Args:
-        runs: A row a run, of any datasets and eps_max; seeds are averaged.
-
-    Returns:
-        Columns dataset, eps_max, method, kappa, seeds, Acc, ACR, ART, the last three in percent, not rounded.
-    """
-    table = mean_over_seeds(runs)
-    rows = []
-    for _, one in table.groupby(["dataset", "eps_max", "method"], sort=False):
-        best = one.loc[one.art.idxmax()]
-        mark = " †" if len(one) > 1 else ""  # one kappa is no tuning
-        first = one.loc[one.kappa.idxmin()]
-        if first.kappa != best.kappa:
-            rows.append(_table_row(first, ""))
-        rows.append(_table_row(best, mark))
-    return pd.DataFrame(rows, columns=["dataset", "eps_max", "method", "kappa", "seeds", "Acc", "ACR", "ART"])
-
-
-def _table_row(row: pd.Series, mark: str) -> dict:
-    percent = {"Acc": 100 * row.acc, "ACR": 100 * row.acr, "ART": 100 * row.art}
-    return {**row[["dataset", "eps_max", "kappa", "seeds"]], "method": method_style(row.method)[0] + mark, **percent}
 
 
 def certified_accuracy_curves(
@@ -284,6 +223,49 @@ def radius_histogram(radii: ArrayLike, eps_max: float, *, bins: int = 25) -> go.
     figure.update_xaxes(tickvals=[-width, *ticks[1:-1], eps_max + width],
                         ticktext=["0", *(f"{t:.3g}" for t in ticks[1:-1]), f"{eps_max:.3g}"])  # fmt: skip
     figure.update_layout(bargap=0)
+    return figure
+
+
+def radius_ranges(
+    certified: Mapping[str, ArrayLike], attacked: ArrayLike, eps_max: float, samples: Sequence[str] | None = None
+) -> go.Figure:
+    """What is known of each sample's true robust radius: proved up to here, broken from there, unknown between.
+
+    Args:
+        certified: From a bound's name to (n,) radii certified by it, pixel units.
+        attacked: (n,) smallest distance at which an attack succeeded; inf where none did up to eps_max.
+        eps_max: Where the search ended, pixel units.
+        samples: What each sample is called; their numbers by default.
+
+    Raises:
+        ValueError: No bound, or lengths that differ.
+    """
+    if not certified:
+        raise ValueError("certified: no bound is given; give at least one, such as {'ibp': radii}")
+    radii = {name: np.asarray(values, dtype=float) for name, values in certified.items()}
+    best, attacked = np.max(list(radii.values()), axis=0), np.asarray(attacked, dtype=float)
+    if len(attacked) != len(best):
+        raise ValueError(f"attacked: {len(attacked)} values for {len(best)} samples")
+    rows = np.arange(len(best))
+    figure = _figure("Proved, unknown, broken", EPS_AXIS, "", height=200 + 34 * len(best))
+    end = np.minimum(attacked, eps_max)
+    bars = (("proved by some bound", 0 * best, best, "rgba(0, 158, 115, 0.30)", ""),
+            ("unknown", best, np.maximum(end - best, 0.0), "rgba(140, 140, 140, 0.30)", "/"))  # fmt: skip
+    for name, base, length, colour, pattern in bars:
+        figure.add_bar(y=rows, x=length, base=base, orientation="h", name=name, marker_color=colour, hoverinfo="skip",
+                       marker_pattern_shape=pattern)  # fmt: skip
+    styles = ((BLUE, "line-ns-open"), (SKY, "diamond-open"), (PURPLE, "triangle-up-open"), (GREEN, "star"))
+    for i, (name, values) in enumerate(radii.items()):
+        colour, symbol = styles[i % len(styles)]
+        marker = {"color": colour, "symbol": symbol, "size": 13, "line_width": 2}
+        figure.add_scatter(y=rows, x=values, mode="markers", name=name, marker=marker,
+                           hovertemplate=f"{name}: %{{x:.4g}}<extra></extra>")  # fmt: skip
+    marker = {"color": VERMILLION, "symbol": "x", "size": 11}
+    figure.add_scatter(y=rows, x=np.where(np.isfinite(attacked), attacked, np.nan), mode="markers", marker=marker,
+                       name="attacked", hovertemplate="attacked: %{x:.4g}<extra></extra>")  # fmt: skip
+    figure.update_yaxes(tickvals=rows, ticktext=list(samples or map(str, rows)), autorange="reversed")
+    figure.update_xaxes(range=[-0.015 * eps_max, 1.03 * eps_max])
+    figure.update_layout(barmode="overlay")
     return figure
 
 

@@ -45,7 +45,7 @@ def radii_near(runs: pd.DataFrame, radii: Mapping[str, np.ndarray], kappa: float
         kappa: Share of the clean loss; of two kappa equally near, the smaller counts.
     """
     curves = {}
-    for method in plots.mean_over_seeds(runs).method.unique():
+    for method in metrics.mean_over_seeds(runs).method.unique():
         of_method = runs[runs.method == method]
         nearest = min(of_method.kappa.unique(), key=lambda k: (abs(k - kappa), k))
         paths = of_method.path[of_method.kappa == nearest]
@@ -58,7 +58,7 @@ def scores_at(
     runs: pd.DataFrame, radii: Mapping[str, np.ndarray], kappa: float, eps_max: float, eps: float
 ) -> pd.DataFrame:
     """Acc, ACR, ART and the certified accuracy at eps, in percent: a row a method, at its kappa nearest to `kappa`."""
-    table = plots.mean_over_seeds(rescore(runs, radii, eps_max)).set_index(["method", "kappa"])
+    table = metrics.mean_over_seeds(rescore(runs, radii, eps_max)).set_index(["method", "kappa"])
     rows = []
     for curve in radii_near(runs, radii, kappa).values():
         scores = table.loc[(curve.method, curve.kappa)]

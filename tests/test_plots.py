@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from acertlab import plots
+from acertlab import metrics, plots
 
 
 def table(rows, **common):
@@ -20,26 +20,6 @@ RUNS = table([
     ("acert", 0.25, 0, 0.90, 0.60), ("acert", 0.0, 0, 0.80, 0.70), ("acert", 0.0, 1, 0.84, 0.74),
     ("standard", 1.0, 0, 0.98, 0.0), ("fast-ibp", 0.0, 0, 0.70, 0.72), ("fast-ibp", 0.8, 0, 0.88, 0.62),
 ])  # fmt: skip
-
-
-class TestMeanOverSeeds:
-    def test_means_deviations_and_order(self):
-        means = plots.mean_over_seeds(RUNS)
-        assert means.method.tolist() == ["standard", "fast-ibp", "fast-ibp", "acert", "acert"]
-        assert means.kappa.tolist() == [1.0, 0.0, 0.8, 0.0, 0.25]
-        assert means.seeds.tolist() == [1, 1, 1, 2, 1]
-        np.testing.assert_allclose(means.acc, [0.98, 0.70, 0.88, 0.82, 0.90])
-        np.testing.assert_allclose(means.acr_std, [0, 0, 0, np.std([0.70, 0.74], ddof=1), 0])
-
-    @pytest.mark.parametrize("column", ["model", "epochs", "verifier", "domain"])
-    def test_what_is_not_a_seed_of_one_setting_is_not_averaged(self, column):
-        runs = RUNS.assign(**{column: ["a", "b", "c", "d", "e", "f"]})
-        with pytest.raises(ValueError, match=f"method = acert, kappa = 0.0 differ in {column}"):
-            plots.mean_over_seeds(runs)
-
-    def test_the_same_seed_twice(self):
-        with pytest.raises(ValueError, match=r"two with .*method = acert, kappa = 0.25, seed = 0"):
-            plots.mean_over_seeds(pd.concat([RUNS, RUNS.iloc[:1]]))
 
 
 class TestTradeoff:
@@ -68,6 +48,7 @@ class TestTradeoff:
 
     def test_methods_differ_in_colour_and_marker(self):
         styles = [plots.method_style(method)[1:] for method in plots.METHODS]
+        assert list(plots.METHODS) == list(metrics.METHODS)
         assert len(set(styles)) == len(styles)
         assert len({symbol for _, symbol in styles}) == len(styles)
         assert plots.method_style("mine")[0] == "mine"
@@ -85,24 +66,28 @@ class TestTradeoff:
             plots.tradeoff(runs)
 
 
-class TestTunedTable:
-    def test_the_smallest_kappa_and_the_best(self):
-        tuned = plots.tuned_table(RUNS)
-        assert tuned.method.tolist() == ["Standard", "FastIBP", "FastIBP †", "ACERT †"]
-        assert tuned.kappa.tolist() == [1.0, 0.0, 0.8, 0.0]
-        np.testing.assert_allclose(tuned.Acc, [98, 70, 88, 82])
-        np.testing.assert_allclose(tuned.ART[2], 100 * np.sqrt(0.88 * 0.62))
+class TestRadiusRanges:
+    CERTIFIED = {"ibp": [0.1, 0.0, 0.2], "crown": [0.15, 0.05, 0.2]}  # noqa: RUF012
+    ATTACKED = [0.18, 0.06, np.inf]  # noqa: RUF012
 
-    def test_no_other_kappa_has_a_higher_art(self):
-        tuned = plots.tuned_table(RUNS)
-        means = plots.mean_over_seeds(RUNS)
-        best = means.groupby("method").art.max() * 100
-        assert tuned[tuned.method == "ACERT †"].ART.item() == pytest.approx(best["acert"])
-        assert tuned[tuned.method == "FastIBP †"].ART.item() == pytest.approx(best["fast-ibp"])
+    def test_proved_unknown_and_attacked_meet(self):
+        figure = plots.radius_ranges(self.CERTIFIED, self.ATTACKED, 0.2, ["a 3", "a 5", "a 7"])
+        proved, unknown, ibp, crown, attacked = figure.data
+        np.testing.assert_allclose(proved.x, [0.15, 0.05, 0.2])
+        base, length = np.array(unknown.base, dtype=float), np.array(unknown.x, dtype=float)
+        np.testing.assert_allclose(base, proved.x)
+        np.testing.assert_allclose(base + length, [0.18, 0.06, 0.2])
+        np.testing.assert_allclose(ibp.x, [0.1, 0.0, 0.2])
+        np.testing.assert_allclose(crown.x, [0.15, 0.05, 0.2])
+        np.testing.assert_allclose(np.array(attacked.x, dtype=float), [0.18, 0.06, np.nan])
+        assert ibp.marker.symbol != crown.marker.symbol
+        assert figure.layout.yaxis.ticktext == ("a 3", "a 5", "a 7")
 
-    def test_several_datasets(self):
-        tuned = plots.tuned_table(pd.concat([RUNS, RUNS.assign(dataset="mnist")]))
-        assert tuned.dataset.tolist() == ["digits"] * 4 + ["mnist"] * 4
+    def test_what_does_not_fit_is_refused(self):
+        with pytest.raises(ValueError, match=r"attacked: 2 values for 3 samples"):
+            plots.radius_ranges(self.CERTIFIED, self.ATTACKED[:2], 0.2)
+        with pytest.raises(ValueError, match=r"certified: no bound"):
+            plots.radius_ranges({}, self.ATTACKED, 0.2)
 
 
 class TestCertifiedAccuracyCurves:

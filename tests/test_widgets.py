@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from acertlab import models, plots, widgets
+from acertlab import metrics, models, widgets
 from acertlab.margin import certified_margin
 from acertlab.radius import certified_radius
 from acertlab.runs import load_radii, load_runs, rescore
@@ -88,7 +88,7 @@ class TestParetoExplorer:
             figures = widgets.pareto_figures(runs, radii, kappa.value, eps_max.value, at_eps)
             same(tradeoff, figures[0])
             same(curves, figures[1])
-            rescored = plots.mean_over_seeds(rescore(runs, radii, eps_max.value))
+            rescored = metrics.mean_over_seeds(rescore(runs, radii, eps_max.value))
             np.testing.assert_allclose(tradeoff.data[2].y, 100 * rescored[rescored.method == "acert"].acr)
             scores = widgets.scores_at(runs, radii, kappa.value, eps_max.value, at_eps)
             assert all(f"{art:.4g}" in label.value for art in scores.ART)
