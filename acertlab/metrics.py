@@ -119,7 +119,8 @@ def summarise(table: pd.DataFrame, eps_max: float, eps_grid: Sequence[float], ra
     if beyond:
         raise ValueError(f"radii were searched up to radius_cap = {radius_cap}: nothing is known at eps {beyond}")
     robustness = acr(table["radius"], eps_max)
-    correct = (table["label"] == table["predicted"]) & (table["status"] != RadiusStatus.MISCLASSIFIED)
+    failed = table["status"].isin([RadiusStatus.MISCLASSIFIED, RadiusStatus.NONFINITE])  # argmax finds a NaN, too
+    correct = (table["label"] == table["predicted"]) & ~failed
     shares = certified_accuracy(table["radius"], eps_grid) if len(eps_grid) else ()
     acc = float(correct.mean())
     cert_acc = {float(eps): float(share) for eps, share in zip(eps_grid, shares, strict=True)}

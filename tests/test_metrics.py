@@ -234,6 +234,14 @@ def test_summarise_equals_a_search_that_stopped_at_the_smaller_eps_max(radii, ca
     assert summarise(table, eps_max, grid, cap) == summarise(stopped, eps_max, grid, eps_max)
 
 
+def test_summarise_takes_no_nan_for_an_answer():
+    """argmax of NaN logits is some class, which may be the label."""
+    table = radii_table()
+    table.loc[table.index[0], ["label", "predicted", "radius", "status"]] = 0, 0, 0.0, int(RadiusStatus.NONFINITE)
+    others = (table.label == table.predicted) & (table.status != RadiusStatus.MISCLASSIFIED)
+    assert summarise(table, 0.7, [], radius_cap=0.7)["acc"] == others[1:].sum() / len(table)
+
+
 def test_summarise_knows_nothing_beyond_the_cap():
     for eps_max, grid in ((0.8, []), (0.5, [0.1, 0.8])):
         with pytest.raises(ValueError, match=r"radius_cap = 0\.7: nothing is known at eps \[0\.8\]"):
