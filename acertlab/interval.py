@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torchvision.ops import StochasticDepth
 
 from acertlab.rules import (
     FUNCTIONS,
@@ -32,7 +33,19 @@ from acertlab.rules import (
 Statistics = dict[str, tuple[Tensor, Tensor]]
 
 
+WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+
+
 class _Tracer(fx.Tracer):
+    failed = ""  # where, in the innermost module
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or f" in '{self.path_of_module(module)}' of type {type(module).__name__}"
+            raise
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return has_rule(module) or super().is_leaf_module(module, name)
 
@@ -45,8 +58,12 @@ class Traced:
     graph: fx.Graph
 
 
-def trace(model: nn.Module) -> Traced:
+def trace(model: nn.Module, *, live_buffers: bool = False) -> Traced:
     """The graph of ``model``, by ``torch.fx``.
+
+    Args:
+        model: any module.
+        live_buffers: keep what forward computes from buffers in the graph; else torch.fx puts its value there.
 
     Raises:
         TypeError: not a module; forward depends on data; or a layer has no rule (the error names it and says how to
@@ -54,13 +71,18 @@ def trace(model: nn.Module) -> Traced:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
+    if (kind := type(model).__name__) in WRAPPERS:
+        raise TypeError(f"model: is wrapped in {kind}; give the model inside, model.{WRAPPERS[kind]}")
     root = nn.Sequential(model) if has_rule(model) else model
+    tracer = _Tracer()
+    tracer.proxy_buffer_attributes = live_buffers
     try:
-        graph = _Tracer().trace(root)
+        graph = tracer.trace(root)
     except Exception as error:  # fx raises many kinds
         raise TypeError(
-            f"model: torch.fx cannot trace {type(model).__name__}: {error}. Write forward without control flow that "
-            "depends on the data, or make that part a module of its own and give it a rule (acertlab.rule)"
+            f"model: torch.fx cannot trace {type(model).__name__}{tracer.failed}: {error}. Write forward without "
+            "control flow that depends on the data, make that part a module of its own and give it a rule "
+            "(acertlab.rule), or use bound='crown', through auto_LiRPA"
         ) from error
     for node in graph.nodes:
         if node.op == "call_module" and not has_rule(layer := root.get_submodule(node.target)):
@@ -69,24 +91,18 @@ def trace(model: nn.Module) -> Traced:
                 f"model: no interval rule for layer '{node.target}' of type {kind}. Give it one:\n"
                 f"    @acertlab.rule.register({kind})\n"
                 f"    def {kind.lower()}_rule(layer, box):\n"
-                "        return acertlab.Box(lower, upper)  # must hold layer(x) for every x in box"
+                "        return acertlab.Box(lower, upper)  # must hold layer(x) for every x in box\n"
+                "or use bound='crown', through auto_LiRPA"
             )
     _refuse_reuse_after_in_place(root, graph)
     return Traced(root, graph)
 
 
-SAME_STORAGE = (nn.Identity, nn.Flatten, nn.Unflatten, _DropoutNd)
+SAME_STORAGE = (nn.Identity, nn.Flatten, nn.Unflatten, _DropoutNd, StochasticDepth)
 VIEWS = {
-    "view",
-    "reshape",
-    "flatten",
-    "squeeze",
-    "unsqueeze",
-    "permute",
-    "transpose",
-    "contiguous",
-    "getitem",
-    "dropout",
+    *("view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "swapaxes"),
+    *("movedim", "t", "contiguous", "getitem", "narrow", "chunk", "split", "unbind", "expand", "expand_as", "detach"),
+    *("to", "float", "double", "type_as", "dropout", "stochastic_depth", "interpolate", "pad"),
 }
 
 
@@ -114,14 +130,20 @@ def _is_in_place(node: fx.Node, root: nn.Module) -> bool:
         return bool(getattr(root.get_submodule(node.target), "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op == "call_function":
-        in_relu = name in ("relu", "dropout") and len(node.args) > 1 and node.args[-1] is True
         in_operator = name in ("iadd", "isub", "imul", "itruediv")
-        return in_relu or in_operator or bool(node.kwargs.get("inplace")) or name.endswith("_")
+        return in_operator or bool(_argument(node, "inplace")) or name.endswith("_")
     return node.op == "call_method" and name.endswith("_") and not name.endswith("__")
 
 
+def _argument(node: fx.Node, name: str) -> Any:
+    """What a Python function is called with for one of its parameters, by name or by position; else None."""
+    code = getattr(node.target, "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code else ()
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}.get(name)
+
+
 def _shares_storage(node: fx.Node, root: nn.Module) -> bool:
-    if _is_in_place(node, root):
+    if _is_in_place(node, root) or (node.target is getattr and node.args[1] in ("T", "mT", "data")):
         return True
     if node.op == "call_module":
         return isinstance(root.get_submodule(node.target), SAME_STORAGE)
@@ -161,7 +183,18 @@ def clean_pass(model: nn.Module, x: Tensor) -> tuple[Tensor, Statistics]:
 
 
 class Frozen:
-    """A network prepared by `freeze` for many bound passes with the same weights."""
+    """A network prepared by `freeze` for many bound passes with the same weights.
+
+    Attributes:
+        monotone: a larger box never has smaller bounds.
+        tile: batches of a multiple of it are computed alike, see `acertlab.margin.pad`.
+        rule, functions, methods: what a layer, a function and a method do to a box; another kind of pass has others.
+    """
+
+    monotone = True
+    tile = 32
+    rule = staticmethod(rule)
+    functions, methods = FUNCTIONS, METHODS
 
     def __init__(self, traced: Traced, layers: dict[fx.Node, Any], folded: dict[fx.Node, fx.Node]) -> None:
         self.traced, self.layers, self.folded = traced, layers, folded
@@ -204,7 +237,11 @@ class Frozen:
                 return args[0]
             if relu_inputs is not None and self._is_relu(node):
                 relu_inputs.append(args[0])
-            values[node] = self._apply(node, box, values, args, kwargs)
+            try:
+                values[node] = self._apply(node, box, values, args, kwargs)
+            except (TypeError, ValueError) as error:
+                error.add_note(f"This was at {_place(node)}.")
+                raise
             for done in self.last_uses.get(node, ()):
                 del values[done]
         raise AssertionError("a traced graph ends with its output")
@@ -220,20 +257,20 @@ class Frozen:
         if node.op == "get_attr":
             return operator.attrgetter(node.target)(self.traced.model)
         if node.op == "call_module":
-            return rule(self.layers[node], *args, **kwargs)
+            return self.rule(self.layers[node], *args, **kwargs)
         found: list[Box] = []
         fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, Box) else None)
         if node.op == "call_method":
-            call = METHODS.get(node.target) if found else operator.methodcaller(node.target, *args[1:], **kwargs)
+            call = self.methods.get(node.target) if found else operator.methodcaller(node.target, *args[1:], **kwargs)
             args, kwargs = (args, kwargs) if found else (args[:1], {})
         else:
-            call = FUNCTIONS.get(node.target) if found else node.target
+            call = self.functions.get(node.target) if found else node.target
         if call is None:
             name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
             raise TypeError(
-                f"model: no interval rule for the {node.op[5:]} '{name}' (node '{node.name}' of the forward). Put it "
-                "into a module of its own and give that a rule (acertlab.rule.register), or add it to "
-                "acertlab.rules.FUNCTIONS or METHODS"
+                f"model: no interval rule for the {node.op[5:]} '{name}' ({_place(node)}). Put it into a module of its "
+                "own and give that a rule (acertlab.rule.register), add it to acertlab.rules.FUNCTIONS or METHODS, or "
+                "use bound='crown', through auto_LiRPA"
             )
         return call(*args, **kwargs)
 
@@ -259,6 +296,13 @@ class Frozen:
         features = self.propagate(box, relu_inputs, until=self.head)
         center = F.linear(features.center, head.weight, head.bias)
         return center - center.gather(1, own) + _difference_radius(head.weight, features.radius, y)
+
+
+def _place(node: fx.Node) -> str:
+    """Where in the model a node is: the module's dotted path, and the node's name."""
+    path, kind = list(node.meta.get("nn_module_stack", {"": ("", None)}).values())[-1]
+    inside = f"module '{path}' of type {kind.__name__}" if kind else "the model's own forward"
+    return f"node '{node.name}' of {inside}"
 
 
 def _difference_radius(weight: Tensor, radius: Tensor, y: Tensor, limit: int = 2**24) -> Tensor:
@@ -290,25 +334,42 @@ def freeze(model: nn.Module | Traced, statistics: Statistics | None = None) -> F
     traced = model if isinstance(model, Traced) else trace(model)
     modules = dict(traced.model.named_modules(remove_duplicate=False))
     known = {modules[name]: value for name, value in (statistics or {}).items()}
+    return Frozen(traced, *fold(traced, Affine.of, lambda layer: batch_norm_scale(layer, known.get(layer))))
+
+
+def fold(
+    traced: Traced, affine: Callable[..., Affine], norm: Callable[[_BatchNorm], Any]
+) -> tuple[dict[fx.Node, Any], dict[fx.Node, fx.Node]]:
+    """What does each layer's work, with every BatchNorm that follows an affine layer folded into it.
+
+    Args:
+        traced: the network.
+        affine: prepares an affine layer, given the layer and, where one is folded in, what ``norm`` made of it.
+        norm: prepares a BatchNorm.
+
+    Returns:
+        What does the work at each node, and, for each folded BatchNorm's node, the affine node that now does its work.
+    """
+    modules = dict(traced.model.named_modules(remove_duplicate=False))
     layers: dict[fx.Node, Any] = {}
-    folded: dict[fx.Node, fx.Node] = {}  # a BatchNorm's node -> the affine node that now does its work
+    folded: dict[fx.Node, fx.Node] = {}
     for node in traced.graph.nodes:
         if node.op != "call_module":
             continue
         layer = modules[node.target]
-        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            layers[node] = Affine.of(layer)
-        elif isinstance(layer, _BatchNorm):
-            scale = batch_norm_scale(layer, known.get(layer))
+        known = rule.dispatch(type(layer))  # a subclass may have a rule of its own
+        if known is rule.dispatch(nn.Linear):
+            layers[node] = affine(layer)
+        elif known is rule.dispatch(nn.BatchNorm1d):
             before = node.all_input_nodes[0]
             if isinstance(layers.get(before), Affine) and len(before.users) == 1:
-                layers[before] = Affine.of(modules[before.target], scale)
+                layers[before] = affine(modules[before.target], norm(layer))
                 folded[node] = before
             else:
-                layers[node] = scale
+                layers[node] = norm(layer)
         else:
             layers[node] = layer
-    return Frozen(traced, layers, folded)
+    return layers, folded
 
 
 def propagate(model: nn.Module, box: Box, *, statistics: Statistics | None = None) -> Box:
@@ -330,4 +391,8 @@ def propagate(model: nn.Module, box: Box, *, statistics: Statistics | None = Non
         raise TypeError(f"box: must be an acertlab.Box, not {type(box).__name__}")
     if (box.lower > box.upper).any():
         raise ValueError(f"box: lower exceeds upper in {int((box.lower > box.upper).sum())} elements")
-    return freeze(model, statistics).propagate(box)
+    frozen = freeze(model, statistics)
+    weight = next((p for p in model.parameters() if p.is_floating_point()), box.lower)
+    if weight.dtype != box.lower.dtype:
+        raise ValueError(f"box: dtype {box.lower.dtype} differs from the model's {weight.dtype}; convert one of them")
+    return frozen.propagate(box)

@@ -9,16 +9,22 @@ Source: Gowal et al. 2019; Appendix A.1 of the ACERT paper, Eq. (14)-(19).
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
-from typing import Any
+from functools import partial, singledispatch
+from numbers import Real
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
+from torchvision.ops import StochasticDepth, stochastic_depth
 
 Domain = tuple[float, float] | None
+BATCH_STATISTICS = (
+    "model: a BatchNorm would normalise with the statistics of a batch, so no sample has a bound of its own; "
+    "call model.eval() (and keep track_running_stats=True), or, in training, pass the statistics of clean_pass"
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Box:
             raise ValueError(f"upper: shape {tuple(self.upper.shape)} differs from lower's {tuple(self.lower.shape)}")
         if self.lower.dtype != self.upper.dtype:
             raise TypeError(f"upper: dtype {self.upper.dtype} differs from lower's {self.lower.dtype}")
+        if self.lower.device != self.upper.device:
+            raise ValueError(f"upper: is on {self.upper.device}, lower on {self.lower.device}; move one of them")
 
     @property
     def center(self) -> Tensor:
@@ -81,7 +89,8 @@ def check_input(x: Tensor, domain: Domain) -> None:
         raise ValueError(f"x: holds {int((~torch.isfinite(x)).sum())} NaN or infinite values; all must be finite")
     if domain is None:
         return
-    if not (isinstance(domain, (tuple, list)) and len(domain) == 2 and domain[0] < domain[1]):
+    pair = isinstance(domain, (tuple, list)) and len(domain) == 2 and all(isinstance(end, Real) for end in domain)
+    if not pair or not domain[0] < domain[1]:
         raise ValueError(f"domain: {domain!r} is not (low, high) with low < high, nor None")
     if x.numel() and (x.min() < domain[0] or x.max() > domain[1]):
         raise ValueError(
@@ -92,12 +101,19 @@ def check_input(x: Tensor, domain: Domain) -> None:
 
 def check_eps(eps: float | Tensor, x: Tensor) -> float | Tensor:
     """Refuses radii that are negative, NaN, or neither a number nor (B,); returns them in the dtype of ``x``."""
-    values = torch.as_tensor(eps, dtype=x.dtype, device=x.device)
+    if isinstance(eps, Tensor):
+        real = not (eps.is_complex() or eps.is_meta or eps.dtype == torch.bool)
+    else:
+        real = isinstance(eps, Real) and not isinstance(eps, bool)
+    if not real:
+        what = f"a tensor of {eps.dtype} on {eps.device}" if isinstance(eps, Tensor) else type(eps).__name__
+        raise TypeError(f"eps: must be a real number, or a (B,) tensor of them, in pixel units; not {what}")
+    values = torch.as_tensor(eps if isinstance(eps, Tensor) else float(eps), dtype=x.dtype, device=x.device)
     if values.dim() > 1 or (values.dim() == 1 and values.shape[0] != x.shape[0]):
         raise ValueError(f"eps: shape {tuple(values.shape)} is neither a number nor ({x.shape[0]},), one a sample")
     if not (torch.isfinite(values) & (values >= 0)).all():
         raise ValueError("eps: must be finite and >= 0 (pixel units)" + (f", not {eps}" if values.dim() == 0 else ""))
-    return values if isinstance(eps, Tensor) else eps
+    return values if isinstance(eps, Tensor) else float(eps)
 
 
 def ball(x: Tensor, eps: float | Tensor, domain: Domain = (0.0, 1.0)) -> Box:
@@ -125,7 +141,9 @@ def rule(layer: nn.Module, box: Box) -> Box:
 
 
 def has_rule(layer: nn.Module) -> bool:
-    return rule.dispatch(type(layer)) is not rule.dispatch(object)
+    """Whether `rule` bounds what ``layer`` computes: not where it inherits a rule, but has a forward of its own."""
+    known = next((kind for kind in type(layer).__mro__ if kind in rule.registry), object)
+    return known is not object and "forward" not in vars(layer) and type(layer).forward is known.forward
 
 
 @dataclass(frozen=True)
@@ -165,8 +183,32 @@ def _affine(layer: Affine, box: Box) -> Box:
 @rule.register(nn.Linear)
 @rule.register(nn.Conv1d)
 @rule.register(nn.Conv2d)
+@rule.register(nn.Conv3d)
 def _linear_or_convolution(layer: nn.Module, box: Box) -> Box:
     return _affine(Affine.of(layer), box)
+
+
+TRANSPOSED = {
+    nn.ConvTranspose1d: F.conv_transpose1d,
+    nn.ConvTranspose2d: F.conv_transpose2d,
+    nn.ConvTranspose3d: F.conv_transpose3d,
+}
+
+
+@rule.register(nn.ConvTranspose1d)
+@rule.register(nn.ConvTranspose2d)
+@rule.register(nn.ConvTranspose3d)
+def _transposed_convolution(layer: nn.Module, box: Box) -> Box:
+    function = next(f for kind, f in TRANSPOSED.items() if isinstance(layer, kind))
+    sizes = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+    return _convolve(function, box, layer.weight, layer.bias, *sizes)
+
+
+def _convolve(f: Callable[..., Tensor], box: Box, weight: Tensor, bias: Tensor | None = None, *args, **kwargs) -> Box:
+    """The rule of F.linear and of every convolution, whose weight and bias must not depend on the input."""
+    if not isinstance(box, Box) or isinstance(weight, Box) or isinstance(bias, Box):
+        raise TypeError(f"model: {f.__name__} has no interval rule where its weight or bias depends on the input")
+    return _affine(Affine(weight, weight.abs(), bias, lambda x, w, b: f(x, w, b, *args, **kwargs)), box)
 
 
 @rule.register(Scale)
@@ -177,7 +219,10 @@ def _scale(layer: Scale, box: Box) -> Box:
     return Box(center - radius, center + radius)
 
 
-@rule.register(_BatchNorm)
+@rule.register(nn.BatchNorm1d)
+@rule.register(nn.BatchNorm2d)
+@rule.register(nn.BatchNorm3d)
+@rule.register(nn.SyncBatchNorm)
 def _batch_norm(layer: _BatchNorm, box: Box) -> Box:
     return _scale(batch_norm_scale(layer), box)
 
@@ -185,15 +230,16 @@ def _batch_norm(layer: _BatchNorm, box: Box) -> Box:
 def batch_norm_scale(layer: _BatchNorm, statistics: tuple[Tensor, Tensor] | None = None) -> Scale:
     """BatchNorm as an affine map, from ``statistics`` (mean, variance) or, without them, its running statistics."""
     if statistics is None and (layer.training or layer.running_mean is None):
-        raise ValueError(
-            "model: a BatchNorm would normalise with the statistics of a batch, so no sample has a bound of its own; "
-            "call model.eval() (and keep track_running_stats=True), or, in training, pass the statistics of clean_pass"
-        )
+        raise ValueError(BATCH_STATISTICS)
     mean, var = (layer.running_mean, layer.running_var) if statistics is None else statistics
-    scale = torch.rsqrt(var + layer.eps)
-    if layer.weight is not None:
-        scale = scale * layer.weight
-    return Scale(scale, -mean * scale if layer.bias is None else layer.bias - mean * scale)
+    return _normalisation(mean, var, layer.weight, layer.bias, layer.eps)
+
+
+def _normalisation(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Scale:
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight
+    return Scale(scale, -mean * scale if bias is None else bias - mean * scale)
 
 
 @rule.register(nn.ReLU)
@@ -209,38 +255,102 @@ def _monotone(layer: nn.Module, box: Box) -> Box:
 
 
 for _kind in (
-    *(nn.ReLU6, nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Softplus, nn.SELU),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
-    *(nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad2d),
+    *(nn.ReLU6, nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.SELU, nn.LogSigmoid, nn.Softsign, nn.Tanhshrink),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
 ):
     rule.register(_kind)(_monotone)
 
 
 @rule.register(nn.LeakyReLU)
 @rule.register(nn.ELU)
-def _monotone_if_positive(layer: nn.LeakyReLU | nn.ELU, box: Box) -> Box:
+@rule.register(nn.CELU)
+def _monotone_if_positive(layer: nn.LeakyReLU | nn.ELU | nn.CELU, box: Box) -> Box:
     parameter = "negative_slope" if isinstance(layer, nn.LeakyReLU) else "alpha"
     if getattr(layer, parameter) < 0:
         raise ValueError(f"model: {type(layer).__name__} with {parameter} < 0 is not monotone; no rule bounds it")
     return _monotone(layer, box)
 
 
+@rule.register(nn.AvgPool2d)
+@rule.register(nn.AvgPool3d)
+def _average_pool(layer: nn.AvgPool2d | nn.AvgPool3d, box: Box) -> Box:
+    if (layer.divisor_override or 1) < 0:
+        raise ValueError(
+            f"model: {type(layer).__name__} with divisor_override = {layer.divisor_override} < 0 is not monotone"
+        )
+    return _monotone(layer, box)
+
+
+@rule.register(nn.Softplus)
+def _softplus(layer: nn.Softplus, box: Box) -> Box:
+    """Rises to x = threshold / beta, drops to x there (torch's cut-off), and rises again."""
+    if layer.beta <= 0:
+        raise ValueError(f"model: Softplus with beta = {layer.beta} <= 0 has no interval rule")
+    lower, upper = layer(box.lower), layer(box.upper)
+    cut = torch.full_like(lower, layer.threshold / layer.beta)
+    across = (box.lower * layer.beta <= layer.threshold) & (box.upper * layer.beta > layer.threshold)
+    return Box(
+        torch.where(across, torch.minimum(lower, cut), lower),
+        torch.where(across, torch.maximum(upper, F.softplus(cut, layer.beta, torch.inf)), upper),
+    )
+
+
+VALLEYS = {nn.SiLU: -1.2784645427610738, nn.Mish: -1.1924371219615398, nn.Hardswish: -1.5}
+
+
 @rule.register(nn.GELU)
 @rule.register(nn.SiLU)
-def _one_valley(layer: nn.GELU | nn.SiLU, box: Box) -> Box:
-    """Falls to one minimum, then rises: the least value is at the point of the box nearest to that minimum."""
-    if isinstance(layer, nn.SiLU):
-        valley, f = -1.2784645427610738, F.silu
-    else:
+@rule.register(nn.Mish)
+@rule.register(nn.Hardswish)
+def _one_valley(layer: nn.GELU | nn.SiLU | nn.Mish | nn.Hardswish, box: Box) -> Box:
+    if isinstance(layer, nn.GELU):
         valley = -0.7517915246935645 if layer.approximate == "none" else -0.7524614220710163
-        f = layer.forward
+        return _valley(layer.forward, valley, box)
+    kind = next(kind for kind in VALLEYS if isinstance(layer, kind))
+    return _valley(kind(), VALLEYS[kind], box)  # a new one: not in place
+
+
+def _valley(f: Callable[[Tensor], Tensor], valley: float, box: Box) -> Box:
+    """Falls to one minimum, then rises: the least value is at the point of the box nearest to that minimum."""
     nearest = torch.maximum(box.lower, torch.minimum(box.upper, torch.full_like(box.lower, valley)))
     return Box(f(nearest), torch.maximum(f(box.lower), f(box.upper)))
 
 
-@rule.register(_DropoutNd)
-def _dropout(layer: _DropoutNd, box: Box) -> Box:
+@rule.register(nn.PReLU)
+def _two_lines(f: Callable[[Tensor], Tensor], box: Box) -> Box:
+    """Two lines that meet at 0, rising or, with a negative slope, a valley: extremes are at the ends or at 0."""
+    lower, upper = f(box.lower), f(box.upper)
+    crosses = (box.lower < 0) & (box.upper > 0)
+    low = torch.minimum(lower, upper)
+    return Box(torch.where(crosses, low.clamp(max=0.0), low), torch.maximum(lower, upper))
+
+
+@rule.register(nn.Upsample)
+def _upsample(layer: nn.Upsample, box: Box) -> Box:
+    sizes = (layer.size, layer.scale_factor, layer.mode, layer.align_corners)
+    return _interpolate(box, *sizes, recompute_scale_factor=layer.recompute_scale_factor)
+
+
+def _interpolate(box: Box, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *args, **kwargs) -> Box:
+    if mode == "bicubic":
+        raise ValueError("model: bicubic interpolation is not monotone; no rule bounds it. Use mode='bilinear'")
+    return _each_end(F.interpolate)(box, size, scale_factor, mode, *args, **kwargs)
+
+
+@rule.register(nn.Dropout)
+@rule.register(nn.Dropout1d)
+@rule.register(nn.Dropout2d)
+@rule.register(nn.Dropout3d)
+@rule.register(nn.AlphaDropout)
+@rule.register(nn.FeatureAlphaDropout)
+def _dropout(layer: nn.Module, box: Box) -> Box:
     return _no_dropout(box, layer.p, layer.training)
 
 
@@ -250,31 +360,69 @@ def _no_dropout(box: Box, p: float = 0.5, training: bool = True, inplace: bool =
     return box
 
 
+@rule.register(StochasticDepth)
+def _stochastic_depth(layer: StochasticDepth, box: Box) -> Box:
+    return _no_dropout(box, layer.p, layer.training)
+
+
+@rule.register(nn.Softmax)
+@rule.register(nn.LogSoftmax)
+@rule.register(nn.Softmax2d)
+def _softmax(*args: Any, **kwargs: Any) -> Box:
+    raise TypeError(
+        "model: a softmax has no interval rule. If it is the last layer, drop it (put nn.Identity() there): margins "
+        "are differences of logits, and the softmax of logits has the same order"
+    )
+
+
 # ---- functions and methods met in a traced forward ----------------------------------------------------------------
 
 
-def _each_end(f: Callable[..., Tensor]) -> Callable[..., Box]:
-    """The rule of a non-decreasing function of its first argument."""
-    return lambda box, *args, **kwargs: Box(f(box.lower, *args, **kwargs), f(box.upper, *args, **kwargs))
+def _each_end(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The rule of a function that is non-decreasing in every box among its arguments; a tuple of results stays one."""
+
+    def bounds(*args: Any, **kwargs: Any) -> Any:
+        lows, highs = (
+            map_aggregate((args, kwargs), lambda a, end=end: getattr(a, end) if isinstance(a, Box) else a)
+            for end in ("lower", "upper")
+        )
+        return _boxes(f(*lows[0], **lows[1]), f(*highs[0], **highs[1]))
+
+    return bounds
+
+
+def _boxes(low: Any, high: Any) -> Any:
+    return tuple(map(_boxes, low, high)) if isinstance(low, (tuple, list)) else Box(low, high)
+
+
+def _as_layer(kind: type[nn.Module]) -> Callable[..., Box]:
+    """The rule of an activation called as a function: its arguments are those of the layer's constructor."""
+    return lambda box, *args, **kwargs: rule(kind(*args, **kwargs), box)
 
 
 def _ends(value: Any) -> tuple[Any, Any]:
     return (value.lower, value.upper) if isinstance(value, Box) else (value, value)
 
 
-def _add(a: Any, b: Any) -> Box:
-    (a_low, a_high), (b_low, b_high) = _ends(a), _ends(b)
+def _add(a: Any, b: Any, *, alpha: float = 1) -> Box:
+    (a_low, a_high), (b_low, b_high) = _ends(a), _ends(b if alpha == 1 else _mul(b, alpha))
     return Box(a_low + b_low, a_high + b_high)
 
 
-def _sub(a: Any, b: Any) -> Box:
-    (a_low, a_high), (b_low, b_high) = _ends(a), _ends(b)
+def _sub(a: Any, b: Any, *, alpha: float = 1) -> Box:
+    (a_low, a_high), (b_low, b_high) = _ends(a), _ends(b if alpha == 1 else _mul(b, alpha))
     return Box(a_low - b_high, a_high - b_low)
 
 
-def _mul(a: Any, b: Any) -> Box:
+def _mul(a: Any, b: Any) -> Any:
+    """A constant turns the ends or keeps them; of two boxes, the extremes are among the products of their ends."""
+    if a is b:
+        return _power(a, 2)
     if isinstance(a, Box) and isinstance(b, Box):
-        raise TypeError("model: a product of two activations has no interval rule here; only products with constants")
+        first, second = _mul(a, b.lower), _mul(a, b.upper)
+        return Box(torch.minimum(first.lower, second.lower), torch.maximum(first.upper, second.upper))
+    if not isinstance(a, Box) and not isinstance(b, Box):
+        return a * b
     box, factor = (a, b) if isinstance(a, Box) else (b, a)
     low, high = box.lower * factor, box.upper * factor
     return Box(torch.minimum(low, high), torch.maximum(low, high))
@@ -283,56 +431,129 @@ def _mul(a: Any, b: Any) -> Box:
 def _div(a: Any, b: Any) -> Box:
     if isinstance(b, Box):
         raise TypeError("model: division by an activation has no interval rule; only division by constants")
-    return _mul(a, 1 / b)
+    low, high = a.lower / b, a.upper / b
+    return Box(torch.minimum(low, high), torch.maximum(low, high))
 
 
-def _cat(parts: list[Box | Tensor], dim: int = 0) -> Box:
-    lowers, uppers = zip(*map(_ends, parts), strict=True)
-    return Box(torch.cat(lowers, dim), torch.cat(uppers, dim))
+def _power(a: Any, exponent: Any) -> Any:
+    if not isinstance(a, Box):
+        return a**exponent
+    if exponent not in range(1, 65):
+        raise TypeError(f"model: a power {exponent!r} has no interval rule; only whole numbers from 1 to 64")
+    f = partial(torch.pow, exponent=exponent)
+    return _each_end(f)(a) if exponent % 2 else _valley(f, 0.0, a)
+
+
+def _matmul(a: Any, b: Any) -> Box:
+    """Centre and radius form, as Eq. (16)-(17), with the constant matrix on either side."""
+    if isinstance(a, Box) and isinstance(b, Box):
+        raise TypeError("model: a matrix product of two activations has no interval rule; only with constants")
+    if isinstance(a, Box):
+        center, radius = a.center @ b, a.radius @ b.abs()
+    else:
+        center, radius = a @ b.center, a.abs() @ b.radius
+    return Box(center - radius, center + radius)
+
+
+class _Values(NamedTuple):
+    """What is known of torch.max(x, dim): its values, not where they are."""
+
+    values: Box
+
+
+def _max_or_min(along: Callable[..., Tensor], pairwise: Callable[..., Tensor]) -> Callable[..., Any]:
+    """torch.max and torch.min: of two tensors, of a whole tensor, or along a dimension."""
+
+    def bounds(x: Any, other: Any = None, keepdim: bool = False, *, dim: int | None = None) -> Any:
+        if isinstance(other, (Box, Tensor)):
+            return _each_end(pairwise)(x, other)
+        dim = other if dim is None else dim
+        return _each_end(along)(x) if dim is None else _Values(_each_end(along)(x, dim, keepdim))
+
+    return bounds
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """x.shape, x.dtype, ...; x.T and x.mT hold values, so both ends are asked."""
+    low, high = (getattr(end, name) for end in _ends(value))
+    return Box(low, high) if isinstance(value, Box) and isinstance(low, Tensor) else low
+
+
+def _of_shape(f: Callable[..., Tensor], box: Box, *args: Any, **kwargs: Any) -> Tensor:
+    return f(box.lower, *args, **kwargs)
 
 
 def _functional_relu(box: Box, inplace: bool = False) -> Box:
     return _relu(None, box)
 
 
-def _functional_leaky_relu(box: Box, negative_slope: float = 0.01, inplace: bool = False) -> Box:
-    return _monotone_if_positive(nn.LeakyReLU(negative_slope), box)
-
-
-def _functional_linear(box: Box, weight: Tensor, bias: Tensor | None = None) -> Box:
-    return _affine(Affine(weight, weight.abs(), bias, F.linear), box)
+def _functional_batch_norm(
+    box: Box,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Box:
+    if training or mean is None:
+        raise ValueError(BATCH_STATISTICS)
+    return _scale(_normalisation(mean, var, weight, bias, eps), box)
 
 
 RELU_FUNCTIONS = (F.relu, torch.relu, torch.relu_)
 RELU_METHODS = ("relu", "relu_")
 FUNCTIONS: dict[Callable, Callable[..., Any]] = {
     **dict.fromkeys(RELU_FUNCTIONS, _functional_relu),
-    F.leaky_relu: _functional_leaky_relu,
-    F.gelu: lambda box, approximate="none": _one_valley(nn.GELU(approximate), box),
-    F.silu: lambda box, inplace=False: _one_valley(nn.SiLU(), box),
-    F.dropout: _no_dropout,
-    F.linear: _functional_linear,
-    torch.cat: _cat,
-    getattr: lambda box, name: getattr(box.lower, name),  # x.shape
+    **{
+        f: _as_layer(kind)
+        for f, kind in {
+            **{F.leaky_relu: nn.LeakyReLU, F.elu: nn.ELU, F.celu: nn.CELU, F.selu: nn.SELU, F.softplus: nn.Softplus},
+            **{F.gelu: nn.GELU, F.silu: nn.SiLU, F.mish: nn.Mish, F.hardswish: nn.Hardswish, F.relu6: nn.ReLU6},
+            **{F.hardtanh: nn.Hardtanh, F.hardsigmoid: nn.Hardsigmoid, F.logsigmoid: nn.LogSigmoid},
+            **{F.softsign: nn.Softsign, F.tanhshrink: nn.Tanhshrink},
+            **{F.avg_pool2d: nn.AvgPool2d, F.avg_pool3d: nn.AvgPool3d},
+        }.items()
+    },
+    **dict.fromkeys((F.prelu, torch.prelu), lambda box, weight: _two_lines(lambda x: F.prelu(x, weight), box)),
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout), _no_dropout),
+    stochastic_depth: lambda box, p, mode, training=True: _no_dropout(box, p, training),
+    **dict.fromkeys((F.softmax, F.log_softmax, torch.softmax, torch.log_softmax), _softmax),
+    **{f: partial(_convolve, f) for f in (F.linear, F.conv1d, F.conv2d, F.conv3d, *TRANSPOSED.values())},
+    F.batch_norm: _functional_batch_norm,
+    F.interpolate: _interpolate,
+    getattr: _attribute,
+    **{f: partial(_of_shape, f) for f in (torch.zeros_like, torch.ones_like, torch.full_like)},
     **dict.fromkeys((operator.add, operator.iadd, torch.add), _add),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub), _sub),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul), _mul),
-    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), _div),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply), _mul),
+    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, torch.divide), _div),
     **dict.fromkeys((operator.neg, torch.neg), lambda box: Box(-box.upper, -box.lower)),
+    **dict.fromkeys((operator.pow, torch.pow), _power),
+    torch.square: lambda box: _power(box, 2),
+    **dict.fromkeys((operator.abs, torch.abs), lambda box: _valley(torch.abs, 0.0, box)),
+    **dict.fromkeys((operator.matmul, torch.matmul, torch.mm), _matmul),
+    torch.max: _max_or_min(torch.amax, torch.maximum),
+    torch.min: _max_or_min(torch.amin, torch.minimum),
     **{
         f: _each_end(f)
         for f in (
-            *(torch.tanh, torch.sigmoid, F.tanh, F.sigmoid, F.softplus),
-            *(F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d),
-            *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
-            *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose),
-            *(torch.mean, torch.sum, operator.getitem),
+            *(torch.tanh, torch.sigmoid, F.tanh, F.sigmoid, torch.clamp, torch.clip, torch.where),
+            *(torch.maximum, torch.minimum, torch.amax, torch.amin, torch.mean, torch.sum),
+            *(F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d),
+            *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+            *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
+            *(torch.cat, torch.concat, torch.stack, torch.chunk, torch.split, torch.unbind, operator.getitem),
+            *(torch.flatten, torch.unflatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute),
+            *(torch.transpose, torch.swapaxes, torch.movedim, torch.flip, torch.roll, torch.narrow),
+            *(torch.index_select, F.pad, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
         )
     },
 }
 
 
-def _method(name: str) -> Callable[..., Box]:
+def _method(name: str) -> Callable[..., Any]:
     return _each_end(lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs))
 
 
@@ -342,13 +563,17 @@ METHODS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("sub", "sub_"), _sub),
     **dict.fromkeys(("mul", "mul_"), _mul),
     **dict.fromkeys(("div", "div_"), _div),
-    "size": lambda box, *args: box.lower.size(*args),
-    "dim": lambda box: box.lower.dim(),
+    **dict.fromkeys(("softmax", "log_softmax"), _softmax),
+    **{name: FUNCTIONS[getattr(torch, name)] for name in ("neg", "pow", "square", "abs", "matmul", "max", "min")},
+    **{f"{name}_": _method(name) for name in ("tanh", "sigmoid", "clamp", "clip")},  # not in place
+    **{name: partial(_of_shape, getattr(Tensor, name)) for name in ("size", "dim", "numel")},
     **{
         name: _method(name)
         for name in (
-            *("tanh", "sigmoid", "flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose"),
-            *("contiguous", "mean", "sum"),
+            *("tanh", "sigmoid", "clamp", "clip", "maximum", "minimum", "amax", "amin", "mean", "sum"),
+            *("flatten", "unflatten", "view", "view_as", "reshape", "squeeze", "unsqueeze", "permute", "transpose"),
+            *("swapaxes", "movedim", "t", "contiguous", "clone", "detach", "expand", "expand_as", "repeat", "flip"),
+            *("roll", "narrow", "index_select", "chunk", "split", "unbind", "to", "float", "double", "type_as"),
         )
     },
 }

@@ -220,9 +220,9 @@ class Unknown(nn.Module):
 
 
 def test_an_unknown_layer_is_named_and_can_be_taught() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 4), nn.Softmax(1))).eval()
+    model = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 4), nn.Softmin(1))).eval()
     box = Box(torch.zeros(1, 4), torch.ones(1, 4))
-    with pytest.raises(TypeError, match=r"layer '1\.1' of type Softmax.*\n.*rule\.register\(Softmax\)"):
+    with pytest.raises(TypeError, match=r"layer '1\.1' of type Softmin.*\n.*rule\.register\(Softmin\)"):
         propagate(model, box)
     with pytest.raises(TypeError, match="torch.fx cannot trace Unknown"):
         propagate(Unknown(), box)
@@ -230,8 +230,8 @@ def test_an_unknown_layer_is_named_and_can_be_taught() -> None:
         propagate(Function(lambda x: torch.exp(x)), box)
     with pytest.raises(TypeError, match="no interval rule for the method 'cumsum'"):
         propagate(Function(lambda x: x.cumsum(1)), box)
-    with pytest.raises(TypeError, match="product of two activations"):
-        propagate(Function(lambda x: x * x), box)
+    with pytest.raises(TypeError, match="matrix product of two activations"):
+        propagate(Function(lambda x: x @ x.mT), box)
 
     class Cube(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
