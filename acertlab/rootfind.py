@@ -359,7 +359,7 @@ def _evaluate(f, x: Tensor, args: tuple[Tensor, ...]) -> Tensor:
     """f(x, *args), checked, in x's dtype; f is not asked about an empty batch."""
     if x.numel() == 0:
         return x
-    fx = f(x, *args)
+    fx = f(x.clone(), *args)  # f may overwrite it
     if not isinstance(fx, Tensor) or fx.is_complex():
         raise TypeError(f"f returned {_kind(fx)}; accepted: a real tensor of x's shape")
     if fx.shape != x.shape or fx.device != x.device:

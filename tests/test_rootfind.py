@@ -605,6 +605,17 @@ def test_inputs_are_left_alone_and_results_are_not_views_of_them(solver, compact
 
 @both_paths
 @every_solver
+@pytest.mark.parametrize("with_args", [True, False])
+def test_a_function_that_overwrites_its_argument_gives_the_same_root(solver, with_args, compact) -> None:
+    a, b = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    target = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    f = (lambda x, t: x.sub_(t)) if with_args else (lambda x: x.sub_(target))
+    found = solver(f, a, b, args=(target,) if with_args else (), compact=compact)
+    assert found.converged.all() and (found.root - target).abs().max() < 1e-9
+
+
+@both_paths
+@every_solver
 def test_results_carry_no_gradient(solver, compact) -> None:
     c, b = column(2.0, 3.0).requires_grad_(), column(4.0, 4.0).requires_grad_()
 
