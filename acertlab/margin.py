@@ -1,16 +1,63 @@
 """The certified margin R_cert: negative where no input in the box can be classified otherwise (Eq. 3-4)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from acertlab.interval import Frozen, freeze
-from acertlab.rules import Domain, ball, check_eps, check_input
+from acertlab.interval import freeze
+from acertlab.rules import Box, Domain, ball, check_eps, check_input
 
-BOUNDS = ("ibp",)
-TILE = 32
+BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown")  # from the cheapest to the tightest
+Sound = bool | Literal["float32"]
+LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class Network(Protocol):
+    """A network prepared for bounds: `acertlab.interval.Frozen`, `acertlab.lirpa.Bounded`, `acertlab.sound`'s."""
+
+    monotone: bool  # whether the margin grows with eps
+    tile: int  # batches are padded to a multiple of it, see `pad`
+
+    def margins(self, box: Box, y: Tensor, *, merged: bool = True) -> Tensor:
+        """Upper bounds of logit_i - logit_y over ``box``, (B, classes); column y is 0."""
+
+
+def prepare(model: nn.Module, bound: str = "ibp", sound: Sound = False) -> Network:
+    """The network under a named bound, ready for `margin_at`; without checks."""
+    if sound:
+        from acertlab.sound import prepare_sound
+
+        return prepare_sound(model, sound)
+    if bound != "ibp":
+        from acertlab.lirpa import Bounded
+    return freeze(model) if bound == "ibp" else Bounded(model, bound)
+
+
+def prepare_checked(model: nn.Module, bounds: Sequence[str], sound: Sound, x: Tensor, y: Tensor) -> list[Network]:
+    """The network under each bound, after `check_faithful`; of bounds that lack a rule, all but the last are left out.
+
+    The tighter bounds take the least of their own and our IBP, so that IBP has to be faithful as well; but auto_LiRPA
+    bounds some layers for which we have no rule.
+    """
+    networks = []
+    for bound in bounds:
+        try:
+            network = prepare(model, bound, sound)
+            if sound:  # its margins hold roundings as well; they are of the same graph as the plain ones
+                check_faithful(model, prepare(model, bound), x.to(_weight(model, x).dtype), y)
+            else:
+                check_faithful(model, network, x, y)
+        except TypeError:
+            if bound == bounds[-1]:
+                raise
+        else:
+            networks.append(network)
+    return networks
 
 
 def clean_margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -24,23 +71,23 @@ def worst_margin(margins: Tensor, y: Tensor) -> Tensor:
 
 
 def margin_at(
-    frozen: Frozen, x: Tensor, y: Tensor, eps: float | Tensor, *, merged: bool = True, domain: Domain = (0.0, 1.0)
+    network: Network, x: Tensor, y: Tensor, eps: float | Tensor, *, merged: bool = True, domain: Domain = (0.0, 1.0)
 ) -> Tensor:
-    """`certified_margin` on a frozen network, without checks: what the search evaluates."""
+    """`certified_margin` on a prepared network, without checks: what the search evaluates."""
     n = len(x)
-    x, y, eps = (pad(t) for t in (x, y, eps))
-    return worst_margin(frozen.margins(ball(x, eps, domain), y, merged=merged), y)[:n]
+    x, y, eps = (pad(t, network.tile) for t in (x, y, eps))
+    return worst_margin(network.margins(ball(x, eps, domain), y, merged=merged), y)[:n]
 
 
-def pad(rows: float | Tensor) -> float | Tensor:
-    """Repeats the last row until the batch is a multiple of `TILE`; numbers and empty batches stay as they are.
+def pad(rows: float | Tensor, tile: int) -> float | Tensor:
+    """Repeats the last row until the batch is a multiple of ``tile``; numbers and empty batches stay as they are.
 
     Matrix products choose another kernel, with another order of summation, for a few rows than for many. Padded, a
     sample's margin does not depend on how many others are evaluated with it: measured on CPU, to the last bit.
     """
-    if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) % TILE == 0:
+    if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) % tile == 0:
         return rows
-    return torch.cat([rows, rows[-1:].expand(-len(rows) % TILE, *rows.shape[1:])])
+    return torch.cat([rows, rows[-1:].expand(-len(rows) % tile, *rows.shape[1:])])
 
 
 def certified_margin(
@@ -52,6 +99,7 @@ def certified_margin(
     bound: str = "ibp",
     merged: bool = True,
     domain: Domain = (0.0, 1.0),
+    sound: Sound = False,
 ) -> Tensor:
     """Eq. (3): an upper bound of max_{i != y} f_i(x') - f_y(x') over the l_inf ball of radius eps.
 
@@ -60,21 +108,27 @@ def certified_margin(
         x: (B, ...) inputs in pixel units, inside ``domain``, of the model's dtype.
         y: (B,) integer labels.
         eps: radius in pixel units, >= 0: a float, or (B,).
-        bound: "ibp".
+        bound: "ibp"; or "crown-ibp", "crown", "alpha-crown" through auto_LiRPA: dearer and mostly tighter. Each is the
+            least of its own and all cheaper bounds, so it is never looser than they are.
         merged: fold the difference of logits into the last linear layer (never looser); False: Eq. (3) as written.
         domain: (low, high) of valid pixels, to which the ball is cut; None: not cut (Theorem A.2).
+        sound: also bound every rounding error (bound="ibp" only). True: the margin, in float64, holds for the network
+            evaluated in exact arithmetic; "float32": for its evaluation in float32 in any order of summation. See
+            `acertlab.sound`.
 
     Returns:
-        (B,) margins; < 0: certified. Differentiable in x, eps and the parameters.
+        (B,) margins; < 0: certified. With bound="ibp" and sound=False differentiable in x, eps and the parameters.
 
     Raises:
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
     """
-    check_bound(bound)
+    check_bound(bound, sound)
     check_samples(model, x, y, domain)
+    x = x.double() if sound else x
     eps = check_eps(eps, x)
     with full_precision(x.device):
-        return margin_at(freeze(model), x, y.long(), eps, merged=merged, domain=domain)
+        network = prepare_checked(model, tuple(dict.fromkeys(("ibp", bound))), sound, x, y.long())[-1]
+        return margin_at(network, x, y.long(), eps, merged=merged, domain=domain)
 
 
 @contextmanager
@@ -91,9 +145,14 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolution
 
 
-def check_bound(bound: str) -> None:
+def check_bound(bound: str, sound: Sound) -> None:
+    """Refuses unknown names, and a pair that nothing proves."""
     if bound not in BOUNDS:
         raise ValueError(f"bound: {bound!r} is unknown; choose from {', '.join(map(repr, BOUNDS))}")
+    if not (isinstance(sound, bool) or sound == "float32"):
+        raise ValueError(f"sound: {sound!r} is unknown; choose False, True or 'float32'")
+    if sound and bound != "ibp":
+        raise ValueError(f"sound: rounding errors are bounded for bound='ibp' only, not for {bound!r}; choose one")
 
 
 def check_samples(model: nn.Module, x: Tensor, y: Tensor, domain: Domain) -> None:
@@ -101,43 +160,118 @@ def check_samples(model: nn.Module, x: Tensor, y: Tensor, domain: Domain) -> Non
 
     Raises:
         TypeError: not a module, or tensors of the wrong kind.
-        ValueError: training mode; inputs outside the domain, NaN, or of another dtype or device than the model; labels
-            out of range; an output that is not (B, classes).
+        ValueError: training mode or lazy parameters; inputs outside the domain, NaN, or of another dtype or device than
+            the model; labels out of range; an output that is not (B, classes), of the dtype of ``x``, and for each
+            sample a function of this sample alone.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
     if any(module.training for module in model.modules()):
         raise ValueError("model: is in training mode, where a sample has no certificate of its own; call model.eval()")
+    if lazy := [name for name, value in (*model.named_parameters(), *model.named_buffers()) if is_lazy(value)]:
+        raise ValueError(f"model: {lazy[0]} has no values yet; pass one batch through the lazy layers first")
+    check_dense("x", x)
+    check_dense("y", y)
     check_input(x, domain)
+    if x.dim() < 2 or not x.shape[1:].numel():
+        raise ValueError(f"x: shape {tuple(x.shape)} is not (B, ...), samples of at least one number each")
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x: bounds are computed in torch.float32 or torch.float64, not {x.dtype}; convert x and model")
-    weight = next((p for p in model.parameters() if p.is_floating_point()), x)
+    weight = _weight(model, x)
     for what in ("dtype", "device"):
         if (ours := getattr(x, what)) != (theirs := getattr(weight, what)):
             raise ValueError(f"x: {what} {ours} differs from the model's {theirs}; convert one of them")
-    if not isinstance(y, Tensor) or y.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+    if not isinstance(y, Tensor) or y.dtype not in LABELS:
         what = y.dtype if isinstance(y, Tensor) else type(y).__name__
-        raise TypeError(f"y: must be an integer tensor of labels, not {what}")
-    if x.dim() < 2 or y.shape != x.shape[:1]:
+        raise TypeError(f"y: must be an integer tensor of labels, not {what}; int64, int32, int16, int8, uint8 will do")
+    if y.shape != x.shape[:1]:
         raise ValueError(f"y: shape {tuple(y.shape)} does not give one label to each sample of x {tuple(x.shape)}")
     if y.device != x.device:
         raise ValueError(f"y: is on {y.device}, x on {x.device}; move one of them")
-    _check_output(model, x[:1], y)
+    with torch.no_grad(), full_precision(x.device):
+        logits = _check_output(model, x[:1], y)
+        _check_independent(model, x[:1], logits)
 
 
-def _check_output(model: nn.Module, sample: Tensor, y: Tensor) -> None:
+def check_dense(name: str, value: Tensor) -> None:
+    """Refuses tensors whose elements cannot be read one by one: sparse ones, and those on the meta device."""
+    if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_meta):
+        what = "on the meta device" if value.is_meta else value.layout
+        raise TypeError(f"{name}: must be a dense tensor that holds its values, not {what}")
+
+
+def _weight(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's first floating-point parameter or buffer: its dtype and device. ``x`` where there is none."""
+    return next((value for value in chain(model.parameters(), model.buffers()) if value.is_floating_point()), x)
+
+
+def _check_output(model: nn.Module, sample: Tensor, y: Tensor) -> Tensor:
     try:
-        with torch.no_grad():
-            logits = model(sample)
-    except RuntimeError as error:
-        raise ValueError(f"x: the model does not take samples of shape {tuple(sample.shape[1:])}: {error}") from error
+        logits = model(sample.clone())  # a copy: the first layer may work in place
+    except Exception as error:
+        raise ValueError(
+            f"x: the model does not take samples of shape {tuple(sample.shape[1:])}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(sample) or logits.shape[1] < 2:
         what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"model: its output for x {tuple(sample.shape)} is {what}; it must be (B, classes) with classes >= 2"
         )
+    if logits.dtype != sample.dtype:
+        raise ValueError(f"model: its output for x of {sample.dtype} is {logits.dtype}; it must keep the dtype")
     if y.numel() and (y.min() < 0 or y.max() >= logits.shape[1]):
         raise ValueError(
             f"y: holds labels from {int(y.min())} to {int(y.max())}; the model has {logits.shape[1]} classes, so "
             f"0 to {logits.shape[1] - 1} are accepted"
+        )
+    return logits
+
+
+def _check_independent(model: nn.Module, sample: Tensor, logits: Tensor) -> None:
+    """Refuses a model whose logits of a sample change from call to call, or with the samples beside it."""
+    if not len(sample):
+        return
+    other = torch.linspace(-1, 2, sample.numel(), dtype=sample.dtype, device=sample.device).view_as(sample)
+    other = other * (1 + sample.abs().max())
+    for beside, rows in (("", [sample]), ("a sample beside it", [sample, other]), ("one before it", [other, sample])):
+        again = model(torch.cat(rows))
+        if again.shape != (len(rows), logits.shape[1]):
+            raise ValueError(f"model: its output for {len(rows)} samples is {tuple(again.shape)}, not (B, classes)")
+        gap = (again[-1 if rows[0] is other else 0] - logits[0]).abs().max()
+        if gap > _allowed(logits):
+            why = f"with {beside}, so that it has no certificate of its own" if beside else "when asked again"
+            raise ValueError(
+                f"model: its logits for one sample differ by {gap:.3g} {why}; forward must be a function of each "
+                "sample alone, without random numbers, state, or sums over the batch"
+            )
+
+
+def _allowed(logits: Tensor) -> Tensor:
+    """By how much other roundings may change logits. NaN and infinity are left to the statuses: no gap exceeds NaN."""
+    info = torch.finfo(logits.dtype)
+    return info.eps**0.5 * logits.abs().max() + info.tiny**0.5
+
+
+def check_faithful(model: nn.Module, network: Network, x: Tensor, y: Tensor) -> None:
+    """Refuses a model that computes something else than the graph its bounds are made from.
+
+    Raises:
+        ValueError: on the first samples the margins over a box of radius 0 are not those of the model's own logits:
+            forward hooks that change values, for instance, are in no graph. Or there are no such margins.
+    """
+    if not len(x):
+        return
+    x, y = (pad(rows[: network.tile], network.tile) for rows in (x, y))
+    with torch.no_grad():
+        logits = model(x.clone())
+        try:
+            ours = network.margins(Box(x, x), y)
+        except RuntimeError as error:
+            raise ValueError(f"model: it runs, but bounds of its graph cannot be computed: {error}") from error
+    gap = (ours - (logits - logits.gather(1, y.unsqueeze(1)))).abs().max()
+    if gap > _allowed(logits):
+        hooked = [name or "the model" for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+        raise ValueError(
+            f"model: its logits differ by {gap:.3g} from those of its own graph, which the bounds are made from"
+            + (f"; forward hooks are not in the graph, remove those of {', '.join(hooked)}" if hooked else "")
         )

@@ -1,21 +1,33 @@
 """The certified radius of every sample: the root of its certified margin (Def. 3.1, Eq. 7, Theorem A.1)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm.auto import tqdm
 
-from acertlab.interval import Frozen, freeze
-from acertlab.margin import check_bound, check_samples, clean_margin, full_precision, margin_at, pad
+from acertlab.interval import freeze
+from acertlab.margin import (
+    BOUNDS,
+    Network,
+    Sound,
+    check_bound,
+    check_dense,
+    check_samples,
+    clean_margin,
+    full_precision,
+    margin_at,
+    pad,
+    prepare_checked,
+)
 from acertlab.rootfind import RootResult, RootStatus, bisect, brentq, chandrupatla
 from acertlab.rules import Domain
 
 SOLVERS: dict[str, Callable[..., RootResult]] = {"brentq": brentq, "bisect": bisect, "chandrupatla": chandrupatla}
-MEMORY = 2**29  # bytes of activations that a chunk may take
 
 
 class RadiusStatus(IntEnum):
@@ -48,6 +60,8 @@ class RadiusResult:
         upper: smallest eps seen NOT certified; inf where certified at eps_max.
         status: int8, a `RadiusStatus` each.
         evaluations: int64, how often the margin of the sample was evaluated, the clean pass included.
+        monotone: whether the bound is known to grow with eps. If not (the CROWN family), the radius is certified like
+            any other, but ``upper`` is *an* eps that is not certified, next to the radius; smaller ones may exist.
     """
 
     radius: Tensor
@@ -55,6 +69,7 @@ class RadiusResult:
     upper: Tensor
     status: Tensor
     evaluations: Tensor
+    monotone: bool = True
 
     def raise_if_failed(self) -> "RadiusResult":
         """Raises RuntimeError, with counts, where a status is MAXITER or NONFINITE; else returns the result."""
@@ -80,7 +95,9 @@ def certified_radius(
     maxiter: int = 100,
     warm_start: Tensor | None = None,
     differentiable: bool = False,
+    sound: Sound = False,
     batch_size: int | None = None,
+    memory: int = 2**29,
     progress: bool = False,
 ) -> RadiusResult:
     """Def. 3.1: the largest l_inf radius, up to eps_max, at which each sample is certified.
@@ -96,15 +113,21 @@ def certified_radius(
         x: (B, ...) inputs in pixel units, inside ``domain``; any B, worked through in chunks.
         y: (B,) integer labels.
         eps_max: the perceptual limit in pixel units, > 0.
-        bound, merged, domain: as in `acertlab.certified_margin`.
+        bound, merged, domain: as in `acertlab.certified_margin`. A bound of the CROWN family starts from the radii that
+            the cheaper bounds certify.
         solver: "brentq", "bisect" or "chandrupatla".
         xtol, rtol: absolute (pixel units) and relative tolerance of the bracket.
         maxiter: iterations of the solver at most, >= 1.
         warm_start: (B,) earlier radii to start from; a bad guess costs two evaluations, never the guarantee.
         differentiable: attach d radius / d x and d radius / d parameters (Theorem 3.4), zero where the radius is 0 or
-            eps_max.
-        batch_size: samples a chunk; None: as many as fit into half a gigabyte of activations.
-        progress: show a progress bar over the chunks.
+            eps_max. With bound="ibp" only.
+        sound: as in `acertlab.certified_margin`: radii that hold in exact arithmetic (True), or for the float32
+            evaluation ("float32"), rounding errors included; in float64. Whether a sample is classified correctly is
+            then decided by a proof as well.
+        batch_size: samples a chunk at most; None: as many as fit into ``memory``.
+        memory: bytes of activations that a chunk may take, roughly. Where memory runs out all the same, the chunk is
+            halved and the search goes on.
+        progress: show a progress bar over the samples.
 
     Returns:
         A `RadiusResult`; numerical events are in its ``status``.
@@ -112,34 +135,70 @@ def certified_radius(
     Raises:
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
     """
-    check_bound(bound)
-    _check_search(eps_max, solver, xtol, rtol, maxiter, batch_size)
+    check_bound(bound, sound)
+    _check_search(eps_max, solver, xtol, rtol, maxiter, batch_size, memory)
+    if differentiable and (bound != "ibp" or sound):
+        raise ValueError("differentiable: the gradient is that of bound='ibp' with sound=False; choose these")
+    if differentiable and torch.is_inference_mode_enabled():
+        raise ValueError("differentiable: torch.inference_mode() admits no gradient; leave it, or use torch.no_grad()")
     check_samples(model, x, y, domain)
-    if warm_start is not None and (not isinstance(warm_start, Tensor) or warm_start.shape != y.shape):
-        raise ValueError(f"warm_start: must be a tensor of shape {tuple(y.shape)}, one earlier radius a sample")
+    if warm_start is not None:
+        _check_warm_start(warm_start, y)
+    eps_max = float(eps_max)
     settings = {"merged": merged, "domain": domain, "solver": solver, "xtol": xtol, "rtol": rtol, "maxiter": maxiter}
-    parts = []
-    with torch.no_grad(), full_precision(x.device):
-        frozen = freeze(model)
-        size = batch_size or _chunk_size(frozen, x, y, domain)
-        for start in tqdm(range(0, max(1, len(x)), size), desc="certified radii", disable=not progress):
-            part = slice(start, start + size)
-            xs, ys = x[part], y[part].long()
-            guess = None if warm_start is None else warm_start[part]
-            clean = clean_margin(model(pad(xs))[: len(xs)], ys)
-            parts.append(search_radius(frozen, xs, ys, clean, eps_max, warm_start=guess, **settings))
-    names = [field.name for field in fields(RadiusResult)]
-    result = RadiusResult(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
-    if not differentiable:
+
+    def search(part: slice) -> RadiusResult:
+        xs, ys = x[part].double() if sound else x[part], y[part].long()
+        if sound:
+            clean = margin_at(networks[0], xs, ys, 0.0, merged=merged, domain=domain)
+        else:
+            clean = clean_margin(model(pad(xs.clone(), networks[0].tile))[: len(xs)], ys)  # in place, perhaps
+        result = None
+        for network in networks:
+            guess = warm_start[part] if warm_start is not None and network is networks[-1] else None
+            result = search_radius(network, xs, ys, clean, eps_max, warm_start=guess, start=result, **settings)
         return result
-    return RadiusResult(
-        **{name: getattr(result, name) for name in names[1:]},
-        radius=_attach_gradient(model, x, y.long(), result, merged, domain),
+
+    with torch.no_grad(), full_precision(x.device):
+        few, labels = x[:32].double() if sound else x[:32], y[:32].long()
+        networks = prepare_checked(model, BOUNDS[: BOUNDS.index(bound) + 1], sound, few, labels)
+        size = batch_size or _chunk_size(networks[-1], few[:1], labels[:1], eps_max, domain, memory)
+        parts = _in_chunks(search, len(x), size, progress)
+    result = RadiusResult(*(torch.cat(column) for column in zip(*parts, strict=True)), networks[-1].monotone)
+    if differentiable:
+        return replace(result, radius=_attach_gradient(model, x, y.long(), result, merged, domain))
+    return result
+
+
+def _in_chunks(search: Callable[[slice], RadiusResult], n: int, size: int, progress: bool) -> list[tuple[Tensor, ...]]:
+    """The columns of ``search`` for every chunk of ``size`` of n samples; a chunk that does not fit is halved."""
+    parts, start = [], 0
+    with tqdm(total=n, desc="certified radii", unit="sample", disable=not progress) as bar:
+        while start < n or not parts:
+            try:
+                found = search(slice(start, start + size))
+            except (MemoryError, RuntimeError) as error:
+                if size == 1 or not _out_of_memory(error):
+                    raise
+                found = None  # go on outside, where the failed search's tensors are free again
+            if found is None:
+                size = (min(size, n) + 1) // 2
+                continue
+            parts.append((found.radius, found.margin, found.upper, found.status, found.evaluations))
+            bar.update(len(found.radius))
+            start += size
+    return parts
+
+
+def _out_of_memory(error: Exception) -> bool:
+    told = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        "allocate memory" in told or "not enough memory" in told or "out of memory" in told
     )
 
 
 def search_radius(
-    frozen: Frozen,
+    network: Network,
     x: Tensor,
     y: Tensor,
     clean: Tensor,
@@ -152,20 +211,24 @@ def search_radius(
     rtol: float = 1e-5,
     maxiter: int = 100,
     warm_start: Tensor | None = None,
+    start: RadiusResult | None = None,
 ) -> RadiusResult:
-    """`certified_radius` of one batch on a frozen network, without checks; ``clean`` (B,) is its clean margin."""
+    """`certified_radius` of one batch on a prepared network, without checks.
+
+    ``clean`` (B,) is its clean margin; ``start`` the result of a cheaper bound of the same samples, to begin from.
+    """
     with torch.no_grad():
         clean = clean.detach()
         finite = clean.isfinite()
-        result = RadiusResult(
+        result = start or RadiusResult(
             radius=torch.zeros_like(clean),
             margin=clean.clone(),
             upper=torch.zeros_like(clean),
             status=torch.where(finite, int(RadiusStatus.MISCLASSIFIED), int(RadiusStatus.NONFINITE)).to(torch.int8),
             evaluations=torch.ones_like(y),
         )
-        margin = _margin_function(frozen, merged, domain)
-        correct = ((clean < 0) & finite).nonzero().squeeze(1)
+        margin = _margin_function(network, merged, domain)
+        correct = ((clean < 0) & finite & (result.status != RadiusStatus.AT_EPS_MAX)).nonzero().squeeze(1)
         if not len(correct):
             return result
         inside, bracket = _initial_bracket(margin, x, y, clean, eps_max, correct, warm_start, result)
@@ -176,6 +239,9 @@ def search_radius(
         # an eighth of the tolerance for the solver, hardly dearer at its speed; the rest is for `_settle`
         found = SOLVERS[solver](margin, a, b, args=args, fa=fa, fb=fb, xtol=xtol / 8, rtol=rtol / 8, maxiter=maxiter)
         radius, at_radius, upper, extra = _settle(margin, args, found, xtol, rtol)
+        earlier = result.radius[inside], result.margin[inside]  # the guard must not take what a cheaper bound gave
+        at_radius = torch.where(radius < earlier[0], earlier[1], at_radius)
+        radius = torch.maximum(radius, earlier[0])
         converged = found.status == RootStatus.CONVERGED
         result.radius[inside], result.margin[inside], result.upper[inside] = radius, at_radius, upper
         result.status[inside] = torch.where(converged, int(RadiusStatus.CONVERGED), int(RadiusStatus.MAXITER)).to(
@@ -186,7 +252,7 @@ def search_radius(
 
 
 def approximate_radius(
-    frozen: Frozen,
+    network: Network,
     x: Tensor,
     y: Tensor,
     clean: Tensor,
@@ -203,7 +269,7 @@ def approximate_radius(
     """The radii that training uses (Eq. 9): the solver's last iterate, which need NOT be certified.
 
     Args:
-        frozen, x, y, clean, eps_max, merged, domain, solver: as in `search_radius`.
+        network, x, y, clean, eps_max, merged, domain, solver: as in `search_radius`.
         xtol, rtol: the paper's tolerances.
         maxiter: iterations of the solver; 0: eps_max for every correctly classified sample (ACERT-fast).
         compact: drop samples that are done; False: full batches, a fixed number of passes, and no host-device
@@ -218,7 +284,7 @@ def approximate_radius(
         radius = torch.where(clean < 0, cap, 0.0)
         if maxiter == 0:
             return radius
-        margin = _margin_function(frozen, merged, domain)
+        margin = _margin_function(network, merged, domain)
         tolerances = {"xtol": xtol, "rtol": rtol, "maxiter": maxiter}
         if not compact:
             at_cap = margin(cap, x, y)
@@ -236,7 +302,7 @@ def approximate_radius(
         return radius
 
 
-def _margin_function(frozen: Frozen, merged: bool, domain: Domain) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _margin_function(network: Network, merged: bool, domain: Domain) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """R_cert as the solvers see it: finite, and strictly positive wherever not certified.
 
     Theorem A.1 asks for the leftmost root. A solver stops at any exact zero, also inside a plateau of zeros, so a zero
@@ -245,7 +311,7 @@ def _margin_function(frozen: Frozen, merged: bool, domain: Domain) -> Callable[[
 
     def margin(eps: Tensor, x: Tensor, y: Tensor) -> Tensor:
         info = torch.finfo(x.dtype)
-        value = margin_at(frozen, x, y, eps, merged=merged, domain=domain)
+        value = margin_at(network, x, y, eps, merged=merged, domain=domain)
         value = torch.nan_to_num(value, nan=info.max / 4, posinf=info.max / 4, neginf=info.min / 4)
         return torch.where(value == 0, info.tiny, value)
 
@@ -263,7 +329,7 @@ def _initial_bracket(
     result: RadiusResult,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Brackets of the samples whose root lies inside; those certified at eps_max are entered into ``result``."""
-    a, fa = torch.zeros_like(clean), clean.clone()
+    a, fa = result.radius.clone(), result.margin.clone()
     b, fb = torch.full_like(clean, eps_max), torch.full_like(clean, -torch.inf)  # -inf: not evaluated yet
     if warm_start is not None:
         guess = torch.nan_to_num(warm_start.to(a), nan=0.0).clamp(0.0, eps_max)
@@ -332,37 +398,65 @@ def _attach_gradient(
         return result.radius.index_put((inside,), eps.detach() + step)
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Notes the size in bytes of the largest tensor made inside."""
+class _TensorSizes(TorchDispatchMode):
+    """Notes the size in bytes of every tensor that an operation inside returns."""
 
-    bytes = 1
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor):
-            self.bytes = max(self.bytes, out.numel() * out.element_size())
+        self.sizes += [out.numel() * out.element_size()] if isinstance(out, Tensor) else []
         return out
 
 
-def _chunk_size(frozen: Frozen, x: Tensor, y: Tensor, domain: Domain) -> int:
-    """How many samples keep the activations of a bound pass, about eight tensors of the largest size, in `MEMORY`."""
+def _chunk_size(network: Network, x: Tensor, y: Tensor, eps_max: float, domain: Domain, memory: int) -> int:
+    """How many samples keep the activations of a bound pass, about eight tensors of the largest size, in ``memory``."""
     if not len(x):
         return 1
-    with _LargestTensor() as one:
-        margin_at(frozen, x[:1], y[:1].long(), 0.0, domain=domain)
-    with _LargestTensor() as two:
-        margin_at(frozen, x[:2], y[:2].long(), 0.0, domain=domain)
-    return max(1, MEMORY // (8 * max(1, two.bytes - one.bytes)))
+    passes = []
+    for rows in (network.tile, 2 * network.tile):  # two batches tell what grows with the batch from the weights
+        first = torch.zeros(rows, dtype=torch.long, device=x.device)
+        with _TensorSizes() as seen:
+            margin_at(network, x[first], y[first], eps_max, domain=domain)
+        passes.append(seen.sizes)
+    growth = max((two - one for one, two in zip(*passes, strict=False)), default=0) // network.tile  # bytes a sample
+    return max(1, memory // (8 * max(growth, 1)))
 
 
-def _check_search(eps_max: float, solver: str, xtol: float, rtol: float, maxiter: int, batch_size: int | None) -> None:
-    if isinstance(eps_max, bool) or not isinstance(eps_max, (int, float)) or not 0 < eps_max < float("inf"):
-        raise ValueError(f"eps_max: {eps_max!r} is not a finite number > 0 (pixel units, such as 0.4 or 8 / 255)")
-    if solver not in SOLVERS:
+def _check_search(
+    eps_max: float, solver: str, xtol: float, rtol: float, maxiter: int, batch_size: int | None, memory: int
+) -> None:
+    held = torch.finfo(torch.float32)
+    if not _is_a(Real, eps_max) or not held.smallest_normal <= eps_max <= held.max:
+        raise ValueError(
+            f"eps_max: {eps_max!r} is not a finite number > 0 that float32 holds (pixel units, such as 0.4 or 8 / 255)"
+        )
+    if solver not in tuple(SOLVERS):
         raise ValueError(f"solver: {solver!r} is unknown; choose from {', '.join(map(repr, SOLVERS))}")
     for name, value in (("xtol", xtol), ("rtol", rtol)):
-        if not 0 <= value < 1 or (name == "xtol" and value == 0):
+        if not _is_a(Real, value) or not 0 <= value < 1 or (name == "xtol" and value == 0):
             raise ValueError(f"{name}: {value!r} is not a tolerance; 0 {'<' if name == 'xtol' else '<='} {name} < 1")
-    for name, value in (("maxiter", maxiter), ("batch_size", 1 if batch_size is None else batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    whole = {"maxiter": maxiter, "batch_size": 1 if batch_size is None else batch_size, "memory": memory}
+    for name, value in whole.items():
+        if not _is_a(Integral, value) or value < 1:
             raise ValueError(f"{name}: {value!r} is not a whole number >= 1")
+
+
+def _is_a(kind: type, value: object) -> bool:
+    """Whether it is a number of this kind, of Python's or numpy's; truth values are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _check_warm_start(warm_start: Tensor, y: Tensor) -> None:
+    check_dense("warm_start", warm_start)
+    if not isinstance(warm_start, Tensor) or warm_start.is_complex() or warm_start.shape != y.shape:
+        given = (
+            f"{warm_start.dtype} {tuple(warm_start.shape)}"
+            if isinstance(warm_start, Tensor)
+            else type(warm_start).__name__
+        )
+        raise ValueError(
+            f"warm_start: must be a real tensor of shape {tuple(y.shape)}, one earlier radius a sample, not {given}"
+        )
