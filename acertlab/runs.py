@@ -107,7 +107,7 @@ def load_run(path: str | Path) -> Run:
     absent = [name for name in RADII_COLUMNS if name not in radii]
     if absent:
         raise ValueError(f"{path / 'radii.parquet'} lacks the columns {', '.join(absent)}")
-    return Run(path, _read_json(path / "config.json"), _read_parquet(path / "history.parquet"), radii,
+    return Run(path, read_json(path / "config.json"), _read_parquet(path / "history.parquet"), radii,
                _read_result(path / "result.json"))  # fmt: skip
 
 
@@ -184,7 +184,8 @@ def _run_folders(root: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The table of names and values in a JSON file; ValueError, naming the file, if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -195,7 +196,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_result(path: Path) -> dict[str, Any]:
-    result = _read_json(path)
+    result = read_json(path)
     missing = [key for key in RESULT_KEYS if key not in result]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
@@ -217,7 +218,8 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 @contextmanager
-def _written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path) -> Iterator[Path]:
+    """A name in the same folder to write to; on leaving it is renamed to ``path``, or removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # same folder, hence same file system
     try:
@@ -239,7 +241,7 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
         TypeError: A value has no plain form; nothing is written.
     """
     text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
-    with _written_aside(Path(path)) as aside:
+    with written_aside(Path(path)) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
@@ -261,7 +263,7 @@ def _plain(value: Any) -> Any:
 
 def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
     """Writes a table as parquet, atomically."""
-    with _written_aside(Path(path)) as aside:
+    with written_aside(Path(path)) as aside:
         table.to_parquet(aside, index=False)
 
 
@@ -269,7 +271,7 @@ def write_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor]) -> N
     """Writes a network's tensors as safetensors, atomically; on whatever device they are, they are read on the CPU."""
     # copies: safetensors refuses tensors that share memory
     content = save({name: t.detach().to("cpu", copy=True).contiguous() for name, t in state_dict.items()})
-    with _written_aside(Path(path)) as aside:
+    with written_aside(Path(path)) as aside:
         aside.write_bytes(content)
 
 
