@@ -18,17 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
 
-from acertlab.rules import (
-    FUNCTIONS,
-    METHODS,
-    RELU_FUNCTIONS,
-    RELU_METHODS,
-    Affine,
-    Box,
-    batch_norm_scale,
-    has_rule,
-    rule,
-)
+from acertlab.box import Box
+from acertlab.rules import FUNCTIONS, METHODS, RELU_FUNCTIONS, RELU_METHODS, Affine, batch_norm_scale, has_rule, rule
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from acertlab.box import Box, Domain, ball, check_eps, check_input
 from acertlab.interval import freeze
-from acertlab.rules import Box, Domain, ball, check_eps, check_input
+from acertlab.lirpa import Bounded
+from acertlab.sound import prepare_sound
 
 BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown")  # from the cheapest to the tightest
 Sound = bool | Literal["float32"]
@@ -30,11 +32,7 @@ class Network(Protocol):
 def prepare(model: nn.Module, bound: str = "ibp", sound: Sound = False) -> Network:
     """The network under a named bound, ready for `margin_at`; without checks."""
     if sound:
-        from acertlab.sound import prepare_sound
-
         return prepare_sound(model, sound)
-    if bound != "ibp":
-        from acertlab.lirpa import Bounded
     return freeze(model) if bound == "ibp" else Bounded(model, bound)
 
 

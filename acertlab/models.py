@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from acertlab.box import Box
 from acertlab.interval import trace
-from acertlab.rules import Box, Scale, rule
+from acertlab.rules import Scale, rule
 
 
 class Normalize(nn.Module):

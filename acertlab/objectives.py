@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acertlab.box import Box, ball
 from acertlab.interval import Frozen
 from acertlab.margin import clean_margin
 from acertlab.radius import approximate_radius
-from acertlab.rules import Box, ball
 
 if TYPE_CHECKING:
     from acertlab.presets import TrainConfig

@@ -7,9 +7,9 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from tqdm.auto import tqdm
 
+from acertlab.box import Domain
+from acertlab.chunks import in_chunks, largest_growth
 from acertlab.interval import freeze
 from acertlab.margin import (
     BOUNDS,
@@ -25,7 +25,6 @@ from acertlab.margin import (
     prepare_checked,
 )
 from acertlab.rootfind import RootResult, RootStatus, bisect, brentq, chandrupatla
-from acertlab.rules import Domain
 
 SOLVERS: dict[str, Callable[..., RootResult]] = {"brentq": brentq, "bisect": bisect, "chandrupatla": chandrupatla}
 
@@ -163,38 +162,12 @@ def certified_radius(
         few, labels = x[:32].double() if sound else x[:32], y[:32].long()
         networks = prepare_checked(model, BOUNDS[: BOUNDS.index(bound) + 1], sound, few, labels)
         size = batch_size or _chunk_size(networks[-1], few[:1], labels[:1], eps_max, domain, memory)
-        parts = _in_chunks(search, len(x), size, progress)
-    result = RadiusResult(*(torch.cat(column) for column in zip(*parts, strict=True)), networks[-1].monotone)
+        parts = in_chunks(search, len(x), size, desc="certified radii", progress=progress)
+    columns = ("radius", "margin", "upper", "status", "evaluations")
+    result = RadiusResult(*(torch.cat([getattr(p, name) for p in parts]) for name in columns), networks[-1].monotone)
     if differentiable:
         return replace(result, radius=_attach_gradient(model, x, y.long(), result, merged, domain))
     return result
-
-
-def _in_chunks(search: Callable[[slice], RadiusResult], n: int, size: int, progress: bool) -> list[tuple[Tensor, ...]]:
-    """The columns of ``search`` for every chunk of ``size`` of n samples; a chunk that does not fit is halved."""
-    parts, start = [], 0
-    with tqdm(total=n, desc="certified radii", unit="sample", disable=not progress) as bar:
-        while start < n or not parts:
-            try:
-                found = search(slice(start, start + size))
-            except (MemoryError, RuntimeError) as error:
-                if size == 1 or not _out_of_memory(error):
-                    raise
-                found = None  # go on outside, where the failed search's tensors are free again
-            if found is None:
-                size = (min(size, n) + 1) // 2
-                continue
-            parts.append((found.radius, found.margin, found.upper, found.status, found.evaluations))
-            bar.update(len(found.radius))
-            start += size
-    return parts
-
-
-def _out_of_memory(error: Exception) -> bool:
-    told = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        "allocate memory" in told or "not enough memory" in told or "out of memory" in told
-    )
 
 
 def search_radius(
@@ -398,41 +371,20 @@ def _attach_gradient(
         return result.radius.index_put((inside,), eps.detach() + step)
 
 
-class _TensorSizes(TorchDispatchMode):
-    """Notes the size in bytes of every tensor that an operation inside returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.sizes += [out.numel() * out.element_size()] if isinstance(out, Tensor) else []
-        return out
-
-
 def _chunk_size(network: Network, x: Tensor, y: Tensor, eps_max: float, domain: Domain, memory: int) -> int:
     """How many samples keep the activations of a bound pass, about eight tensors of the largest size, in ``memory``."""
-    if not len(x):
-        return 1
-    passes = []
-    for rows in (network.tile, 2 * network.tile):  # two batches tell what grows with the batch from the weights
+
+    def bound(rows: int) -> None:
         first = torch.zeros(rows, dtype=torch.long, device=x.device)
-        with _TensorSizes() as seen:
-            margin_at(network, x[first], y[first], eps_max, domain=domain)
-        passes.append(seen.sizes)
-    growth = max((two - one for one, two in zip(*passes, strict=False)), default=0) // network.tile  # bytes a sample
-    return max(1, memory // (8 * max(growth, 1)))
+        margin_at(network, x[first], y[first], eps_max, domain=domain)
+
+    return max(1, memory // (8 * max(1, largest_growth(bound, network.tile)))) if len(x) else 1
 
 
 def _check_search(
     eps_max: float, solver: str, xtol: float, rtol: float, maxiter: int, batch_size: int | None, memory: int
 ) -> None:
-    held = torch.finfo(torch.float32)
-    if not _is_a(Real, eps_max) or not held.smallest_normal <= eps_max <= held.max:
-        raise ValueError(
-            f"eps_max: {eps_max!r} is not a finite number > 0 that float32 holds (pixel units, such as 0.4 or 8 / 255)"
-        )
+    check_eps_max(eps_max)
     if solver not in tuple(SOLVERS):
         raise ValueError(f"solver: {solver!r} is unknown; choose from {', '.join(map(repr, SOLVERS))}")
     for name, value in (("xtol", xtol), ("rtol", rtol)):
@@ -442,6 +394,15 @@ def _check_search(
     for name, value in whole.items():
         if not _is_a(Integral, value) or value < 1:
             raise ValueError(f"{name}: {value!r} is not a whole number >= 1")
+
+
+def check_eps_max(eps_max: float) -> None:
+    """Refuses what cannot be the end of a search."""
+    held = torch.finfo(torch.float32)
+    if not _is_a(Real, eps_max) or not held.smallest_normal <= eps_max <= held.max:
+        raise ValueError(
+            f"eps_max: {eps_max!r} is not a finite number > 0 that float32 holds (pixel units, such as 0.4 or 8 / 255)"
+        )
 
 
 def _is_a(kind: type, value: object) -> bool:

@@ -25,12 +25,12 @@ from plotly.subplots import make_subplots
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from acertlab.box import Domain
 from acertlab.data import to_float
 from acertlab.margin import full_precision
 from acertlab.metrics import summarise
 from acertlab.plots import certified_accuracy_curves, image_grid, radius_histogram
-from acertlab.radius import RadiusStatus, certified_radius
-from acertlab.rules import Domain
+from acertlab.radius import RadiusStatus, certified_radius, check_eps_max
 from acertlab.runs import RADII_COLUMNS, read_json, write_json, write_parquet, written_aside
 
 Batch = tuple[Tensor, Tensor]
@@ -176,7 +176,7 @@ def certify(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
-    grid = _check_request(eps_max, eps_grid, worst)
+    grid, eps_max = _check_request(eps_max, eps_grid, worst), float(eps_max)
     search = {"merged": merged, "domain": domain, "sound": sound, "solver": solver, "xtol": xtol, "rtol": rtol}
     search |= {"maxiter": maxiter, "bound": bound}
     asked = {"eps_max": eps_max, **search, "model": _fingerprint(model), "version": version("acertlab")}
@@ -201,8 +201,7 @@ def certify(
 
 
 def _check_request(eps_max: float, eps_grid: Sequence[float] | None, worst: int) -> list[float]:
-    if isinstance(eps_max, bool) or not isinstance(eps_max, (int, float)) or not 0 < eps_max < float("inf"):
-        raise ValueError(f"eps_max: must be a finite number > 0 (pixel units), not {eps_max!r}")
+    check_eps_max(eps_max)
     if isinstance(worst, bool) or not isinstance(worst, int) or worst < 0:
         raise ValueError(f"worst: must be a whole number >= 0, not {worst!r}")
     grid = [float(eps) for eps in (np.linspace(0, eps_max, 11) if eps_grid is None else eps_grid)]

@@ -38,8 +38,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
+from acertlab.box import Box
 from acertlab.models import Normalize
-from acertlab.rules import BATCH_STATISTICS, FUNCTIONS, METHODS, Affine, Box, has_rule, rule
+from acertlab.rules import BATCH_STATISTICS, FUNCTIONS, METHODS, Affine, has_rule, rule
 
 SPARE = 18  # roundings beyond those of the sum itself, see above
 COLUMNS = 2**17  # numbers in the table that a convolution is unrolled into: as many as stay in the cache

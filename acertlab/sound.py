@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from acertlab.box import Box
 from acertlab.interval import Frozen, Traced, _difference_radius, fold, trace
 from acertlab.rounding import (
     ROUNDINGS,
@@ -35,7 +36,7 @@ from acertlab.rounding import (
     sound_rule,
     sound_tables,
 )
-from acertlab.rules import FUNCTIONS, METHODS, Box
+from acertlab.rules import FUNCTIONS, METHODS
 
 
 class SoundNetwork(Frozen):

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from acertlab import metrics, plots
-from acertlab.interval import Box, propagate
+from acertlab.box import Box
+from acertlab.interval import propagate
 from acertlab.margin import certified_margin
 from acertlab.radius import certified_radius
 from acertlab.runs import load_radii, load_runs, rescore

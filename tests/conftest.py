@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acertlab import data, metrics
+from acertlab.box import ball
 from acertlab.interval import clean_pass, freeze
 from acertlab.models import ibp_init_, small_cnn
-from acertlab.rules import ball
 from acertlab.runs import write_json, write_parquet
 
 torch.set_num_threads(1)  # two-thread torch slows down many-fold where another process runs

@@ -7,9 +7,10 @@ import torchvision
 from test_interval import Function
 from torch import Tensor, nn
 
+from acertlab.box import Box
 from acertlab.interval import propagate
 from acertlab.radius import RadiusStatus, certified_radius
-from acertlab.rules import Box, has_rule, rule
+from acertlab.rules import has_rule, rule
 
 
 def samples(box: Box, n: int = 60) -> list[Tensor]:

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations, prune
 
-from acertlab.attack import attacked_radius, pgd, radius_bracket
+from acertlab.attack import attacked_radius, pgd
+from acertlab.box import Box
+from acertlab.bracket import radius_bracket
 from acertlab.interval import propagate
 from acertlab.margin import certified_margin
 from acertlab.radius import RadiusResult, RadiusStatus, certified_radius
 from acertlab.report import certify
 from acertlab.rootfind import bisect, brentq, chandrupatla
-from acertlab.rules import Box
 
 INF, NAN, HUGE = float("inf"), float("nan"), 10**400
 WRONG, INSIDE, CAPPED, LATE, NONFINITE = RadiusStatus
@@ -623,7 +624,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "attacked_radius eps_max": (lambda: attacked_radius(NET, X, Y, INF), ValueError, "eps_max: inf is not a finite"),
     "radius_bracket bound": (lambda: radius_bracket(NET, X, Y, 0.1, bound="x"), ValueError, "bound: 'x' is unknown"),
     "certify eps_max": (lambda: certify(NET, (X, Y), 0, progress=False), ValueError,
-                        "eps_max: must be a finite number"),
+                        "eps_max: .* is not a finite number"),
     "certify nothing": (lambda: certify(NET, [], 0.1, progress=False), ValueError, "loader: gave no samples"),
     "certify x": (lambda: certify(NET, X, 0.1, progress=False), TypeError, "loader: must .* not Tensor"),
     "certify triples": (lambda: certify(NET, [(X, Y, Y)], 0.1, progress=False), TypeError, "loader: its item 0 is"),

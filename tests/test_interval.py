@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
+from acertlab.box import Box, ball
 from acertlab.interval import _difference_radius, clean_pass, freeze, propagate
 from acertlab.models import MODELS, Normalize, cnn7, mlp, residual_cnn, small_cnn
-from acertlab.rules import Box, ball, rule
+from acertlab.rules import rule
 
 
 class Function(nn.Module):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from acertlab.box import Box, ball
 from acertlab.interval import freeze
 from acertlab.models import MODELS, Normalize, cnn7, ibp_init_, residual_cnn, small_cnn
-from acertlab.rules import Box, ball
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from acertlab.box import Box
 from acertlab.interval import clean_pass, freeze, trace
 from acertlab.objectives import (
     ACERT,
@@ -27,7 +28,6 @@ from acertlab.objectives import (
     tightness,
 )
 from acertlab.presets import TrainConfig
-from acertlab.rules import Box
 
 STD = 0.5
 

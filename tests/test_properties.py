@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
 
+from acertlab.box import Box, ball
 from acertlab.interval import freeze, propagate
 from acertlab.margin import certified_margin
 from acertlab.models import residual_cnn
 from acertlab.radius import SOLVERS, RadiusStatus, certified_radius
-from acertlab.rules import Box, ball
 
 CLASSES, SHAPE = 4, (1, 5, 5)
 few = settings(max_examples=30, deadline=None)

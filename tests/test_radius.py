@@ -13,11 +13,11 @@ from conftest import Trained
 from hypothesis import given, settings
 from torch import nn
 
+from acertlab.box import Box
 from acertlab.interval import Frozen, freeze
 from acertlab.margin import certified_margin, clean_margin, margin_at
 from acertlab.models import mlp, residual_cnn
 from acertlab.radius import SOLVERS, RadiusStatus, approximate_radius, certified_radius
-from acertlab.rules import Box
 
 XTOL, RTOL = 1e-8, 1e-5
 

@@ -16,10 +16,11 @@ from conftest import Trained
 from hypothesis import given, settings
 from torch import Tensor, nn
 
+from acertlab.box import Box, ball
 from acertlab.interval import freeze
 from acertlab.margin import certified_margin, margin_at
 from acertlab.models import MODELS, Normalize, ResidualBlock
-from acertlab.rules import Box, ball, rule
+from acertlab.rules import rule
 from acertlab.sound import prepare_sound, rounding_example, sound_rule
 
 fractions = np.vectorize(Fraction, otypes=[object])
