@@ -87,7 +87,7 @@ class Bounded:
         """
         with torch.no_grad(), _default_dtype(box.lower.dtype):
             if not len(y):
-                return torch.zeros_like(self.model(box.lower))
+                return self.model(box.lower.new_zeros(1, *box.lower.shape[1:]))[:0]
             few = self.bound in ("crown", "alpha-crown") and y.device.type == "cpu"
             parts = zip(*(t.detach().split(FEW if few else len(y)) for t in (box.lower, box.upper, y)), strict=True)
             return torch.cat([self._margins(Box(low, high), labels, merged) for low, high, labels in parts])
