@@ -1,12 +1,11 @@
 """Networks from ONNX files, such as VNN-COMP's, as modules that every bound of this package takes.
 
-The only file that imports onnx and onnx2torch (an extra: ``pip install "acertlab[onnx]"``).
+The only file that imports onnx, onnx2torch and onnxruntime (an extra: ``pip install "acertlab[onnx]"``).
 """
 
 import importlib
 import warnings
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def load_onnx(path: str | Path, *, input_shape: Sequence[int] | None = None) -> 
         A module (B, ...) -> (B, classes), float32.
 
     Raises:
-        ImportError: onnx2torch is not installed; the message says how to install it.
+        ImportError: one of these packages is not installed; the message says how to install it.
         FileNotFoundError: there is no such file.
         ValueError: not an ONNX network with one input and one output, an operator that cannot be converted, or a
             network whose batch cannot be lifted or whose converted form computes something else.
@@ -44,7 +43,7 @@ def load_onnx(path: str | Path, *, input_shape: Sequence[int] | None = None) -> 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: there is no file {path}")
-    onnx, converter = _import("onnx"), _import("onnx2torch")
+    onnx, converter, runtime = (_import(name) for name in ("onnx", "onnx2torch", "onnxruntime"))
     proto = _read(onnx, path)
     shape = _sample_shape(proto, path, input_shape)
     x = torch.rand(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))
@@ -59,7 +58,7 @@ def load_onnx(path: str | Path, *, input_shape: Sequence[int] | None = None) -> 
             model = _flatten(converted, x[:1])
     except Exception as error:  # operators run any code
         raise ValueError(f"path: the network of {path} cannot be traced: {error}") from error
-    _check_same(model, proto, x, path)
+    _check_same(model, _reference(runtime, proto, path), x, path)
     return _drop_softmax(model)
 
 
@@ -195,10 +194,9 @@ def _drop_softmax(model: fx.GraphModule) -> fx.GraphModule:
     return model
 
 
-def _check_same(model: nn.Module, proto: Any, x: Tensor, path: Path) -> None:
+def _check_same(model: nn.Module, reference: Callable[[np.ndarray], np.ndarray], x: Tensor, path: Path) -> None:
     """Refuses a model that differs from the file on single samples, or on a batch of them."""
-    run = _reference(proto)
-    theirs = torch.cat([torch.as_tensor(np.asarray(run(sample.numpy()))) for sample in x.split(1)])
+    theirs = torch.cat([torch.as_tensor(np.asarray(reference(sample.numpy()))) for sample in x.split(1)])
     if theirs.dim() != 2 or len(theirs) != len(x) or theirs.shape[1] < 2:
         shape = (len(theirs) // len(x), *theirs.shape[1:])
         raise ValueError(f"path: the output of {path} for one sample has shape {shape}; it must be (1, classes)")
@@ -213,16 +211,12 @@ def _check_same(model: nn.Module, proto: Any, x: Tensor, path: Path) -> None:
         raise ValueError(f"path: converted to PyTorch, the network of {path} computes something else: outputs {off}")
 
 
-def _reference(proto: Any) -> Any:
-    """The file's own outputs for an array: by onnxruntime where it is installed, else by onnx's evaluator."""
+def _reference(runtime: Any, proto: Any, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """The file's own outputs, by onnxruntime; onnx's evaluator mixes batch statistics into BatchNorm of opset 9."""
     weights = {tensor.name for tensor in proto.graph.initializer}
     name = next(value.name for value in proto.graph.input if value.name not in weights)
     try:
-        session = importlib.import_module("onnxruntime").InferenceSession(proto.SerializeToString())
-    except Exception:  # not installed, or too new or too old for this file
-        session = importlib.import_module("onnx.reference").ReferenceEvaluator(proto)
-    return partial(_first_output, session, name)
-
-
-def _first_output(session: Any, name: str, x: np.ndarray) -> np.ndarray:
-    return session.run(None, {name: x})[0]
+        session = runtime.InferenceSession(proto.SerializeToString())
+    except Exception as error:  # onnxruntime has many kinds of its own
+        raise ValueError(f"path: onnxruntime cannot run the network of {path}: {error}") from error
+    return lambda x: session.run(None, {name: x})[0]
