@@ -2,9 +2,13 @@
 
 import copy
 import logging
+import os
 import sys
+import time
 import warnings
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -16,9 +20,9 @@ from test_interval import Function, warm_up
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from acertlab import lirpa
+from acertlab import certified_radius, data, lirpa
 from acertlab.box import Box, ball
-from acertlab.interval import freeze
+from acertlab.interval import clean_pass, freeze
 from acertlab.lirpa import METHODS, Bounded
 from acertlab.margin import worst_margin
 from acertlab.models import MODELS, Normalize, ibp_init_, mlp, small_cnn
@@ -310,6 +314,67 @@ def test_nan_in_a_tighter_bound_leaves_the_cheaper_one(monkeypatch: pytest.Monke
     with torch.no_grad():
         model[1].weight[0, 0] = torch.nan
     assert not (worst_margin(Bounded(model, "crown").margins(box, y), y) < 0).any()
+
+
+# ---- radii --------------------------------------------------------------------------------------------------------
+
+
+def train_against_attacks(x: Tensor, y: Tensor, eps: float, steps: int) -> nn.Module:
+    """Signed-gradient adversarial training with a little of the IBP loss: where CROWN certifies what IBP does not."""
+    torch.manual_seed(0)
+    model = small_cnn(x.shape[1:], 10, width=4, linear=32).train()
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for step in range(steps):
+        pick = torch.randint(len(x), (128,))
+        adversarial = x[pick].clone().requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(model(adversarial), y[pick]), adversarial)
+        logits, statistics = clean_pass(model, (x[pick] + eps * step / steps * g.sign()).clamp(0, 1))
+        margins = freeze(model, statistics).margins(ball(x[pick], 0.2 * eps * step / steps), y[pick])
+        loss = F.cross_entropy(logits, y[pick]) + 0.02 * F.cross_entropy(margins, y[pick])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def radii_by_bound(trained: Trained, n: int) -> dict[str, Tensor]:
+    """The radii under every bound, with a table of them printed (pytest -s)."""
+    radii = {}
+    print(f"\n{trained.name}: {n} test images, eps_max {trained.eps_max}")
+    for bound in METHODS:
+        start = time.perf_counter()
+        result = certified_radius(trained.model, trained.x[:n], trained.y[:n], trained.eps_max, bound=bound)
+        seconds, radius = time.perf_counter() - start, result.radius
+        share = (radius >= trained.eps_max / 2).float().mean()
+        print(f"{bound:>11}  mean radius {radius.mean():.4f}  certified at eps_max / 2 {share:.3f}  {seconds:.1f} s")
+        assert (result.margin[radius > 0] < 0).all() and result.monotone == (bound == "ibp")
+        radii[bound] = radius
+    return radii
+
+
+def assert_ordered(radii: dict[str, Tensor]) -> None:
+    for looser, tighter in pairwise(METHODS):
+        assert (radii[tighter] >= radii[looser] * (1 - 1e-4) - 1e-7).all(), f"{tighter} lost a radius of {looser}"
+
+
+def test_a_tighter_bound_never_loses_a_radius(digits_net: Trained) -> None:
+    """Training against IBP makes IBP nearly as good as any; a network trained otherwise needs CROWN."""
+    certified = radii_by_bound(digits_net, 30)
+    images = data.load_dataset("digits")
+    model = train_against_attacks(data.to_float(images.train_x), images.train_y, 0.15, 200)
+    robust = radii_by_bound(replace(digits_net, name="digits against attacks", model=model), 30)
+    assert_ordered(certified)
+    assert_ordered(robust)
+    assert certified["alpha-crown"].mean() < 1.3 * certified["ibp"].mean()
+    assert robust["alpha-crown"].mean() > 2 * robust["ibp"].mean() > 0
+
+
+def test_a_tighter_bound_never_loses_a_radius_on_mnist(mnist_net: Trained) -> None:
+    images = data.load_dataset("mnist", root=Path(os.environ.get("ACERTLAB_DATA", "data/datasets")))
+    model = train_against_attacks(data.to_float(images.train_x), images.train_y, 0.15, 150)
+    radii = radii_by_bound(replace(mnist_net, name="mnist against attacks", model=model, eps_max=0.1), 25)
+    assert_ordered(radii)
+    assert radii["crown"].mean() > 1.2 * radii["ibp"].mean() > 0
 
 
 # ---- errors -------------------------------------------------------------------------------------------------------
