@@ -420,6 +420,7 @@ def import_auto_lirpa() -> Any:
         arraysetops.isin = np.isin
         np.lib.arraysetops = sys.modules["numpy.lib.arraysetops"] = arraysetops
     handlers, disabled = logging.root.handlers[:], logging.root.manager.disable
+    recursion = sys.getrecursionlimit()
     with warnings.catch_warnings(record=True):  # recorded: it sets filters of its own
         warnings.simplefilter("ignore")
         symbolic_helper = importlib.import_module("torch.onnx.symbolic_helper")  # torch.onnx has another by that name
@@ -438,7 +439,8 @@ def import_auto_lirpa() -> Any:
             ) from error
         finally:
             logging.disable(disabled)
-            logging.root.handlers[:] = handlers  # it configures the root logger
+            logging.root.handlers[:] = handlers  # it configures the root logger,
+            sys.setrecursionlimit(recursion)  # and raises this to a million
     logging.getLogger("auto_LiRPA").propagate = False
     named = auto_LiRPA.BoundedModule._named_members
     if "remove_duplicate" not in inspect.signature(named).parameters:

@@ -209,7 +209,8 @@ def test_no_point_of_the_box_exceeds_a_bound(name: str, seed: int, eps: float, d
     x, y = torch.rand(4, *shape, dtype=dtype), torch.randint(4, (4,))
     box = ball(x, eps)
     reached, margins = attacked(model, box, y), ladder(model, box, y, merged)
-    slack = (1e-6 if double else 1e-4) * (1 + reached.abs().max())  # sin has tables of float32
+    roundings = 2e-5 if name == "sin" else 1e-9 if double else 1e-4  # 0.3 misses the sine by up to 6e-6
+    slack = roundings * (1 + reached.abs().max())
     for bound in METHODS:
         assert margins[bound].dtype == dtype
         assert (margins[bound] >= reached - slack).all(), bound
