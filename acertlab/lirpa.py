@@ -31,10 +31,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from acertlab.box import Box
+from acertlab.chunks import out_of_memory
 from acertlab.interval import Frozen, freeze
 from acertlab.models import Normalize
 
-METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")  # from the cheapest to the tightest
+BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown")  # from the cheapest to the tightest
 FEW = 4  # samples at once under CROWN, on a CPU: it bounds what is unstable in any of them, so more are slower
 
 
@@ -59,8 +60,8 @@ class Bounded:
     tile = 1  # no padding: a pass costs what its samples cost
 
     def __init__(self, model: nn.Module, bound: str = "crown", *, iterations: int = 10) -> None:
-        if bound not in METHODS:
-            raise ValueError(f"bound: {bound!r} is unknown; choose from {', '.join(map(repr, METHODS))}")
+        if bound not in BOUNDS:
+            raise ValueError(f"bound: {bound!r} is unknown; choose from {', '.join(map(repr, BOUNDS))}")
         if any(module.training for module in model.modules()):
             raise ValueError("model: is in training mode, where a sample has no bound of its own; call model.eval()")
         import_auto_lirpa()
@@ -101,7 +102,7 @@ class Bounded:
             problem = _Problem(self.converted, box, y, merged)
             margins = problem.ibp() if ours is None else ours
             ladder = (problem.crown_ibp, problem.crown, functools.partial(problem.alpha_crown, self.iterations))
-            for bound in ladder[: METHODS.index(self.bound)]:
+            for bound in ladder[: BOUNDS.index(self.bound)]:
                 tighter = bound()
                 margins = torch.where(tighter < margins, tighter, margins)  # where that is NaN, the cheaper one stands
             problem.check(margins)
@@ -395,7 +396,7 @@ def _explained(model: nn.Module) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocat" in str(error):
+        if out_of_memory(error):
             raise
         operations = sorted(set(re.findall(r"(?:onnx|aten|prim)::\w+", said.getvalue() + str(error))))
         what = f"the operation {', '.join(operations)} is unsupported" if operations else _last_line(error)

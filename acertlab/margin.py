@@ -11,10 +11,9 @@ from torch.nn.parameter import is_lazy
 
 from acertlab.box import Box, Domain, ball, check_eps, check_input
 from acertlab.interval import freeze
-from acertlab.lirpa import Bounded
+from acertlab.lirpa import BOUNDS, Bounded
 from acertlab.sound import prepare_sound
 
-BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown")  # from the cheapest to the tightest
 Sound = bool | Literal["float32"]
 LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

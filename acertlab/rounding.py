@@ -356,10 +356,6 @@ def _linear(rounding: Rounding, f: Callable, box: Box, weight: Tensor, bias: Any
     return _affine(RoundedAffine.of(weight, bias, lambda x, w, b: f(x, w, b, *args, **kw), rounding), box, rounding)
 
 
-def _pool(rounding: Rounding, kind: type[nn.Module], box: Box, *args: Any, **kwargs: Any) -> Box:
-    return sound_rule(kind(*args, **kwargs), box, rounding)
-
-
 def _called_pool(kind: type[nn.Module], rounding: Rounding, f: Callable, box: Box, *args: Any, **kwargs: Any) -> Box:
     return sound_rule(kind(*args, **kwargs), box, rounding)
 

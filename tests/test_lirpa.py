@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from acertlab import certified_radius, data, lirpa
 from acertlab.box import Box, ball
 from acertlab.interval import clean_pass, freeze
-from acertlab.lirpa import METHODS, Bounded
+from acertlab.lirpa import BOUNDS, Bounded
 from acertlab.margin import worst_margin
 from acertlab.models import MODELS, Normalize, ibp_init_, mlp, small_cnn
 
@@ -87,7 +87,7 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple
 
 
 def ladder(model: nn.Module, box: Box, y: Tensor, merged: bool = True) -> dict[str, Tensor]:
-    return {bound: Bounded(model, bound).margins(box, y, merged=merged) for bound in METHODS}
+    return {bound: Bounded(model, bound).margins(box, y, merged=merged) for bound in BOUNDS}
 
 
 @pytest.mark.parametrize("merged", [True, False])
@@ -175,7 +175,7 @@ def test_the_bounds_are_ordered_and_each_helps_somewhere(digits_net: Trained, me
     box = ball(x, torch.linspace(0.0, 0.2, 40))
     margins = ladder(model, box, y, merged)
     assert (margins["ibp"] - freeze(model).margins(box, y, merged=merged)).abs().max() < 1e-4
-    for looser, tighter in pairwise(METHODS):
+    for looser, tighter in pairwise(BOUNDS):
         assert (margins[tighter] <= margins[looser] + 1e-5).all()
         assert (worst_margin(margins[looser], y) - worst_margin(margins[tighter], y)).max() > 0.005
     assert all(margin.gather(1, y.unsqueeze(1)).eq(0).all() for margin in margins.values())
@@ -211,14 +211,14 @@ def test_no_point_of_the_box_exceeds_a_bound(name: str, seed: int, eps: float, d
     reached, margins = attacked(model, box, y), ladder(model, box, y, merged)
     roundings = 2e-5 if name == "sin" else 1e-9 if double else 1e-4  # 0.3 misses the sine by up to 6e-6
     slack = roundings * (1 + reached.abs().max())
-    for bound in METHODS:
+    for bound in BOUNDS:
         assert margins[bound].dtype == dtype
         assert (margins[bound] >= reached - slack).all(), bound
-    for looser, tighter in pairwise(METHODS):
+    for looser, tighter in pairwise(BOUNDS):
         assert (margins[tighter] <= margins[looser] + slack).all()
 
 
-@pytest.mark.parametrize("bound", METHODS)
+@pytest.mark.parametrize("bound", BOUNDS)
 @pytest.mark.parametrize("name", ["small_cnn", "residual", "tanh", "view of its shape", "sin"])
 def test_a_sample_does_not_depend_on_its_batch(name: str, bound: str) -> None:
     """Also not on the size of the batch that the network was converted with."""
@@ -246,7 +246,7 @@ def test_own_normalization_is_bounded_like_ours() -> None:
     model, shape = build("own normalization")
     same = nn.Sequential(Normalize((0.3,), (0.2,)), *model[1:]).eval()
     x, y = torch.rand(6, *shape), torch.arange(6) % 4
-    for bound in METHODS:
+    for bound in BOUNDS:
         a, b = (Bounded(m, bound).margins(ball(x, 0.05), y) for m in (model, same))
         assert (a - b).abs().max() <= 1e-3 * b.abs().max()
 
@@ -268,7 +268,7 @@ def test_the_model_and_all_global_state_stay_as_they_were(capfd: pytest.CaptureF
     grads = [p.grad.clone() for p in model.parameters()]
     box, y = ball(torch.rand(9, *shape).requires_grad_(), 0.1), torch.arange(9) % 4
     random, handlers, filters = torch.get_rng_state(), logging.root.handlers[:], warnings.filters[:]
-    for bound in METHODS:
+    for bound in BOUNDS:
         assert not Bounded(model, bound).margins(box, y).requires_grad
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert all(torch.equal(p.grad, g) and p.requires_grad for p, g in zip(model.parameters(), grads, strict=True))
@@ -342,7 +342,7 @@ def radii_by_bound(trained: Trained, n: int) -> dict[str, Tensor]:
     """The radii under every bound, with a table of them printed (pytest -s)."""
     radii = {}
     print(f"\n{trained.name}: {n} test images, eps_max {trained.eps_max}")
-    for bound in METHODS:
+    for bound in BOUNDS:
         start = time.perf_counter()
         result = certified_radius(trained.model, trained.x[:n], trained.y[:n], trained.eps_max, bound=bound)
         seconds, radius = time.perf_counter() - start, result.radius
@@ -354,7 +354,7 @@ def radii_by_bound(trained: Trained, n: int) -> dict[str, Tensor]:
 
 
 def assert_ordered(radii: dict[str, Tensor]) -> None:
-    for looser, tighter in pairwise(METHODS):
+    for looser, tighter in pairwise(BOUNDS):
         assert (radii[tighter] >= radii[looser] * (1 - 1e-4) - 1e-7).all(), f"{tighter} lost a radius of {looser}"
 
 
