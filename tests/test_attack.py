@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Trained
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from torch import Tensor, nn
 
 from acertlab import data
@@ -51,6 +51,7 @@ def assert_every_promise(model: nn.Module, x: Tensor, y: Tensor, eps_max: float,
 
 
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 12))
+@example(314, 4, 8)  # a later class hardly closer than an earlier one, whose witness was moved outwards: 1.18e-3
 @settings(max_examples=25, deadline=None)
 def test_linear_models_have_a_radius_in_closed_form(seed: int, classes: int, n: int) -> None:
     model = linear(n, classes, seed)
