@@ -165,7 +165,7 @@ def certified_radius(
     with torch.no_grad(), full_precision(x.device):
         few, labels = x[:32].double() if sound else x[:32], y[:32].long()
         networks = prepare_checked(model, BOUNDS[: BOUNDS.index(bound) + 1], sound, few, labels)
-        size = batch_size or _chunk_size(networks[-1], few[:1], labels[:1], eps_max, domain, memory)
+        size = batch_size or _chunk_size(model, networks[-1], x[:1], labels[:1], eps_max, domain, sound, memory)
         parts = in_chunks(search, len(x), size, desc="certified radii", progress=progress)
     columns = ("radius", "margin", "upper", "status", "evaluations")
     result = RadiusResult(*(torch.cat([getattr(p, name) for p in parts]) for name in columns), networks[-1].monotone)
@@ -357,14 +357,20 @@ def _attach_gradient(
         return result.radius.index_put((inside,), eps.detach() + step)
 
 
-def _chunk_size(network: Network, x: Tensor, y: Tensor, eps_max: float, domain: Domain, memory: int) -> int:
-    """How many samples keep the activations of a bound pass, about eight tensors of the largest size, in ``memory``."""
+def _chunk_size(
+    model: nn.Module, network: Network, x: Tensor, y: Tensor, eps_max: float, domain: Domain, sound: Sound, memory: int
+) -> int:
+    """How many samples keep activations, about eight tensors of the largest size, in ``memory``.
 
-    def bound(rows: int) -> None:
+    Those of the clean pass count as well: `acertlab.interval.Frozen` may take a batch in parts.
+    """
+
+    def passes(rows: int) -> None:
         first = torch.zeros(rows, dtype=torch.long, device=x.device)
-        margin_at(network, x[first], y[first], eps_max, domain=domain)
+        model(x[first])
+        margin_at(network, x[first].double() if sound else x[first], y[first], eps_max, domain=domain)
 
-    return max(1, memory // (8 * max(1, largest_growth(bound, network.tile)))) if len(x) else 1
+    return max(1, memory // (8 * max(1, largest_growth(passes, network.tile)))) if len(x) else 1
 
 
 def _check_search(
