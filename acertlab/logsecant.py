@@ -43,7 +43,7 @@ class Trail(NamedTuple):
         f_lower: Tensor,
         guess: Tensor | None = None,
         slope: Tensor | float = 1 / EXPONENT,
-        doubt: float = math.inf,
+        doubt: Tensor | float = math.inf,
     ) -> "Trail":
         """Before any evaluation above ``lower``; the first is at ``guess``, or, where that is none, at the cap."""
         zero, inf = torch.zeros_like(lower), torch.full_like(lower, math.inf)
