@@ -299,9 +299,11 @@ CHILD = textwrap.dedent("""
 """)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(digits, tmp_path):
+@pytest.mark.parametrize("history", [False, True])
+def test_a_killed_run_goes_on_bit_for_bit(history, digits, tmp_path):
     """SIGKILL at a random moment after the first epoch; the same command again; compared with a run left in peace."""
-    config = replace(preset("digits", "acert", budget="fast"), width=2, batch_size=128, epochs=10, ramp_epochs=5)
+    config = replace(preset("digits", "acert", budget="fast"), width=2, batch_size=128, epochs=10, ramp_epochs=5,
+                     radius_history=history)  # fmt: skip
     killed = tmp_path / "killed"
     command = [sys.executable, "-c", CHILD, str(killed), repr(asdict(replace(config, device="cpu")))]
     with subprocess.Popen(command) as process:
