@@ -27,11 +27,12 @@ from tqdm.auto import tqdm
 
 from acertlab.box import Domain
 from acertlab.data import to_float
+from acertlab.files import read_json, write_json, write_parquet, written_aside
 from acertlab.margin import full_precision
 from acertlab.metrics import summarise
 from acertlab.plots import certified_accuracy_curves, image_grid, radius_histogram
 from acertlab.radius import RadiusStatus, certified_radius, check_eps_max
-from acertlab.runs import RADII_COLUMNS, read_json, write_json, write_parquet, written_aside
+from acertlab.runs import RADII_COLUMNS
 
 Batch = tuple[Tensor, Tensor]
 ELSEWHERE = "choose another run_dir, or resume=False to start anew there"

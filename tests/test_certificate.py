@@ -17,10 +17,10 @@ from conftest import Trained
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-import acertlab.report
+import acertlab.certificate
 from acertlab import metrics
+from acertlab.certificate import PAIR_BATCH, Report, certify
 from acertlab.radius import RadiusStatus, certified_radius
-from acertlab.report import PAIR_BATCH, Report, certify
 from acertlab.runs import RADII_COLUMNS
 
 EPS_MAX = 0.2
@@ -165,7 +165,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(len(x))
         return certified_radius(model, x, *args, **kwargs)
 
-    monkeypatch.setattr(acertlab.report, "certified_radius", search)
+    monkeypatch.setattr(acertlab.certificate, "certified_radius", search)
     return sizes
 
 
@@ -196,7 +196,7 @@ def test_finished_batches_are_not_computed_again(
 
 SCRIPT = """
 import sys, time, torch
-from acertlab.report import certify
+from acertlab.certificate import certify
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(6, 20), torch.nn.ReLU(), torch.nn.Linear(20, 3)).eval()
@@ -220,7 +220,7 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
 
     killed = subprocess.Popen([sys.executable, script, folder, "0.5"])
     deadline = time.monotonic() + 120
-    while len(list(folder.glob("batch-*.parquet"))) < 2 and time.monotonic() < deadline:
+    while len(list(folder.glob("batch-*.parquet"))) < 2 and time.monotonic() < deadline and killed.poll() is None:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
