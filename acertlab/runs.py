@@ -167,17 +167,26 @@ def load_samples(runs: pd.DataFrame, columns: Sequence[str] = RADII_COLUMNS) -> 
     Raises:
         ValueError: A table cannot be read, or lacks a column or a run; the message names the file.
     """
-    tables, columns = {}, list(columns)
+    return _load_tables(runs, "radii.parquet", list(columns))
+
+
+def load_histories(runs: pd.DataFrame, columns: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Columns of every run's `history.parquet`, a row an epoch, by the run's path; as `load_samples`."""
+    return _load_tables(runs, "history.parquet", list(columns))
+
+
+def _load_tables(runs: pd.DataFrame, file: str, columns: list[str]) -> dict[str, pd.DataFrame]:
+    tables = {}
     for packed in dict.fromkeys(map(_packed, map(Path, runs.path))):
         if packed is not None:
-            file = packed / "radii.parquet"
-            for name, table in read_parquet(file, ["run", *columns]).groupby("run", sort=False, observed=True):
+            everything = read_parquet(packed / file, ["run", *columns])
+            for name, table in everything.groupby("run", sort=False, observed=True):
                 tables[str(packed / name)] = table[columns].reset_index(drop=True)
     for path in runs.path:
         if path not in tables:
             if packed := _packed(Path(path)):
-                raise ValueError(f"{packed / 'radii.parquet'} holds no radii of the run {path}")
-            tables[path] = read_parquet(Path(path) / "radii.parquet", columns)
+                raise ValueError(f"{packed / file} has no rows of the run {path}")
+            tables[path] = read_parquet(Path(path) / file, columns)
     return {path: tables[path] for path in runs.path}
 
 

@@ -108,7 +108,7 @@ class TestFaults:
             runs.load_samples(table, ["attacked"])
         samples = pd.read_parquet(out / "radii.parquet")
         runs.write_parquet(out / "radii.parquet", samples[samples.run != "a"])
-        with pytest.raises(ValueError, match=r"radii.parquet holds no radii of the run .*out.a"):
+        with pytest.raises(ValueError, match=r"radii.parquet has no rows of the run .*out.a"):
             runs.load_radii(table)
         runs.write_json(out / runs.PACKED, {"runs": {"a": {"result": {}, "config": CONFIG}}})
         with pytest.raises(ValueError, match=r"packed.json: a lacks dataset, method"):
