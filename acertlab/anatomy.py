@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 
 from acertlab import metrics
 from acertlab.bootstrap import Interval, Resamples, Samples, cell_scores, interval, run_means
-from acertlab.fronts import name_of
+from acertlab.fronts import eps_text, name_of
 
 CAPS = 60  # values of eps_max at which ART is given
 CAP_DRAWS = 200  # resamples at each: each costs a pass over all radii
@@ -164,7 +164,7 @@ class Portrait:
     def sentence(self) -> str:
         """Easy samples, classes and fixed eps in one sentence."""
         worst, best = min(self.per_class, key=self.per_class.get), max(self.per_class, key=self.per_class.get)
-        at = ", ".join(f"{share.percent()} % at {eps:.4g}" for eps, share in self.certified.items())
+        at = ", ".join(f"{share.percent()} % at {eps_text(eps)}" for eps, share in self.certified.items())
         return (
             f"{self.name}: ACR {100 * self.acr:.1f} %, of which the easiest {100 * EASIEST:.0f} % of images make "
             f"{100 * self.easy:.0f} %; {100 * self.zero:.1f} % of images have radius 0, {100 * self.full:.1f} % reach "
@@ -223,7 +223,7 @@ def order_sentence(portraits: Sequence[Portrait]) -> str:
     for eps in ranked[0].certified:
         for upper, lower in pairwise(ranked):
             if lower.certified[eps].low > upper.certified[eps].high:
-                turned.append(f"at eps = {eps:.4g} {lower.name} is certified more often than {upper.name}")
+                turned.append(f"at eps = {eps_text(eps)} {lower.name} is certified more often than {upper.name}")
     order = " > ".join(p.name for p in ranked)
     if not turned:
         return f"The order by ACR ({order}) is nowhere reversed at the fixed eps shown."

@@ -27,6 +27,13 @@ def name_of(method: str) -> str:
     return metrics.METHODS.get(method, method)
 
 
+def eps_text(eps: float) -> str:
+    """An eps in pixel units, as a fraction of 255 too where it is one."""
+    levels = 255 * eps
+    whole = abs(levels - round(levels)) < 1e-6 and 0 < levels < 32
+    return f"{eps:.4g} ({round(levels)}/255)" if whole else f"{eps:.4g}"
+
+
 # ---- one method
 
 

@@ -17,6 +17,7 @@ from acertlab.fronts import Analysis, Comparison, Curve, name_of
 from acertlab.plots import EPS_AXIS, GREY, method_style
 
 DASHES = ("solid", "dash", "dot", "dashdot")
+LINE = {"line": {"color": GREY, "dash": "dash", "width": 1.5}, "opacity": 1.0}  # the template's lines have no width
 
 
 def _panel(title: str, x: str, y: str, height: int = 400) -> go.Figure:
@@ -104,7 +105,7 @@ def difference(comparison: Comparison) -> go.Figure:
                        mode="lines" if len(x) > 1 else "markers", line={"color": colour, "width": 2},
                        marker={"symbol": symbol, "size": 11}, showlegend=False,
                        hovertemplate="accuracy %{x:.1f} %: %{y:.2f} points<extra></extra>")  # fmt: skip
-    figure.add_hline(y=0, line={"color": GREY, "dash": "dash"})
+    figure.add_hline(y=0, **LINE)
     figure.update_yaxes(rangemode="tozero")
     if len(x) == 1:
         figure.add_scatter(x=[x[0]] * 2, y=100 * band.loc[0, ["low", "high"]].to_numpy(float), mode="lines",
@@ -122,10 +123,9 @@ def art_over_caps(sensitivity: CapSensitivity, eps_max: float) -> go.Figure:
         figure.add_scatter(x=x, y=100 * rows.art, name=label, legendgroup=label, mode="lines+markers",
                            line={"color": colour, "width": 2}, marker={"symbol": symbol, "size": 8, "maxdisplayed": 8},
                            customdata=rows.kappa, hovertemplate="%{y:.2f} % (kappa %{customdata:g})")  # fmt: skip
-    figure.add_vline(x=eps_max, line={"color": GREY, "dash": "dash"}, annotation_text="trained for",
-                     annotation_position="top left", annotation_font_color="#555")  # fmt: skip
+    figure.add_vline(x=eps_max, **LINE, annotation_text="trained for", annotation_position="top left")
     for crossing in sensitivity.crossings:
-        figure.add_vline(x=crossing.eps_max, line={"color": "black", "dash": "dot", "width": 1})
+        figure.add_vline(x=crossing.eps_max, **LINE | {"line": {"color": "black", "dash": "dot", "width": 1.5}})
     figure.update_layout(hovermode="x unified")
     return figure
 
@@ -214,7 +214,7 @@ PANELS = (certified_areas, radius_shares, concentration, class_radii, fixed_eps)
 def acr_picture(portraits: Sequence[Portrait], sensitivity: CapSensitivity) -> go.Figure:
     """What is said against the ACR, answered in one picture: its area, its samples, its classes, its eps, its cap."""
     parts = [*(panel(portraits) for panel in PANELS), art_over_caps(sensitivity, portraits[0].eps_max)]
-    figure = make_subplots(3, 2, subplot_titles=[part.layout.title.text for part in parts], vertical_spacing=0.11)
+    figure = make_subplots(3, 2, subplot_titles=[part.layout.title.text for part in parts], vertical_spacing=0.13)
     for i, part in enumerate(parts):
         row, col = i // 2 + 1, i % 2 + 1
         for trace in part.data:  # one legend entry a network, for all panels

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from acertlab import plots_analysis
 from acertlab.anatomy import CapSensitivity, Portrait, cap_sensitivity, order_sentence, portrait
 from acertlab.files import written_aside
-from acertlab.fronts import Analysis, analyse
+from acertlab.fronts import Analysis, analyse, eps_text, name_of
 from acertlab.runs import load_runs
 
 STYLE = """
@@ -67,8 +67,8 @@ def write_report(root: str | Path, output: str | Path, resamples: int = 1000, pr
     if runs.empty:
         more = f" ({len(unfinished)} unfinished)" if unfinished else ""
         raise FileNotFoundError(
-            f"RUNS: there is no finished run below {root}{more}; train with notebooks/02_training.ipynb or `make demo`, "
-            "or give a folder of packed runs"
+            f"RUNS: there is no finished run below {root}{more}; train with notebooks/02_training.ipynb or `make demo`,"
+            " or give a folder of packed runs"
         )
     groups, parts, failed = list(runs.groupby(["dataset", "eps_max"])), [], []
     for (dataset, eps_max), group in tqdm(groups, "report", unit="sweep", disable=not progress):
@@ -101,13 +101,6 @@ def _page(root: str, summary: str, parts: Sequence[str]) -> str:
 """
 
 
-def eps_text(eps: float) -> str:
-    """An eps in pixel units, as a fraction of 255 too where it is one."""
-    levels = 255 * eps
-    whole = abs(levels - round(levels)) < 1e-6 and 0 < levels < 32
-    return f"{eps:.4g} ({round(levels)}/255)" if whole else f"{eps:.4g}"
-
-
 def _section(analysis: Analysis) -> str:
     sensitivity = cap_sensitivity(analysis.samples, analysis.resamples)
     grid = sorted({eps for run in analysis.samples.runs.cert_acc for eps in run if eps <= analysis.samples.cap})
@@ -127,7 +120,8 @@ def _fronts(analysis: Analysis) -> Iterator[str]:
     for pair in analysis.comparisons:
         if pair.compared:
             figure = plots_analysis.difference(pair)
-            yield _figure(figure.layout.title.text, figure, f"Away from 0, the front differs. {pair.sentence}")
+            see = f"Above 0 {name_of(pair.method)}'s front has the higher ACR, below 0 {name_of(pair.other)}'s; "
+            yield _figure(figure.layout.title.text, figure, f"{see}where the band holds 0, the data do not decide.")
     yield "<h3>The best kappa of each method</h3>" + _table(analysis.table())
     yield (
         '<p class="see">Acc, ACR and ART of the network with the highest ART; the hypervolume is the area below the '
@@ -180,11 +174,16 @@ def _figure(heading: str, figure: go.Figure, see: str, level: str = "h3") -> str
     drawn = figure.to_html(full_html=False, include_plotlyjs=False, include_mathjax=False,
                            config={"responsive": True, "displaylogo": False})  # fmt: skip
     heading = html.escape(heading)
-    return f'<div class="figure"><{level}>{heading}</{level}>{drawn}<p class="see">{html.escape(see)}</p></div>'
+    return f'<div class="figure"><{level}>{heading}</{level}>{drawn}<p class="see">{_text(see)}</p></div>'
+
+
+def _text(sentence: str) -> str:
+    """Escaped, and no line ends before a % or a ±."""
+    return html.escape(sentence).replace(" %", "&nbsp;%").replace(" ±", "&nbsp;±")
 
 
 def _list(sentences: Sequence[str] | Iterator[str]) -> str:
-    return f"<ul>{''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)}</ul>"
+    return f"<ul>{''.join(f'<li>{_text(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
 def _table(table: pd.DataFrame) -> str:
