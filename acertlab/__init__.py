@@ -11,6 +11,7 @@ from acertlab.box import Box
 from acertlab.bracket import RadiusBracket, radius_bracket
 from acertlab.certificate import Report, certify
 from acertlab.data import ImageData, augment, load_dataset, to_float
+from acertlab.fronts import Analysis, analyse
 from acertlab.interval import clean_pass, freeze, propagate
 from acertlab.margin import certified_margin, clean_margin
 from acertlab.metrics import accuracy, acr, art, certified_accuracy, hypervolume, pareto_front
@@ -26,6 +27,7 @@ from acertlab.train import train
 __version__ = version("acertlab")
 
 __all__ = [
+    "Analysis",
     "AttackResult",
     "Box",
     "ImageData",
@@ -41,6 +43,7 @@ __all__ = [
     "accuracy",
     "acr",
     "adversarial_accuracy",
+    "analyse",
     "art",
     "attacked_radius",
     "augment",

@@ -3,7 +3,8 @@
 Images are drawn jointly for all runs, since all networks were tested on the same ones: differences between methods
 are paired. Seeds are drawn independently in every cell (method, kappa), one fewer than there are, so that the variance
 over seeds comes out unbiased (Rao and Wu 1988). Drawing both levels at once is Owen's pigeonhole bootstrap (2007).
-With the usual three seeds an interval over seeds alone is too short: see the coverage in tests/test_bootstrap.py.
+How often a 95 % interval holds the truth (tests/test_bootstrap.py, 500 trials): of three seeds 92 % where a mean varies
+no more with the seeds than with the images, 81 % where seeds decide all of it; of eight seeds 94 % and 91 %.
 """
 
 from __future__ import annotations
