@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sweeps import CAP, EPS_MAX, in_memory, tradeoff
+from made_up import CAP, EPS_MAX, in_memory, tradeoff
 
 from acertlab import metrics
 from acertlab.anatomy import EASIEST, cap_sensitivity, order_sentence, portrait

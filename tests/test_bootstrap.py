@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
-from sweeps import CAP, EPS_MAX, in_memory, tradeoff, write_sweep
+from made_up import CAP, EPS_MAX, in_memory, tradeoff, write_sweep
 
 from acertlab import metrics
 from acertlab.bootstrap import cell_means, cell_scores, draw, interval, joint_samples, run_means

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sweeps import EPS_MAX, in_memory, tradeoff, write_sweep
+from made_up import EPS_MAX, in_memory, tradeoff, write_sweep
 
 from acertlab import metrics
 from acertlab.bootstrap import Interval, cell_scores, draw

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sweeps import EPS_MAX, tradeoff, write_sweep
+from made_up import EPS_MAX, tradeoff, write_sweep
 
 from acertlab import plots_analysis
 from acertlab.anatomy import CapSensitivity, Portrait, cap_sensitivity, portrait

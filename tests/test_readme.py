@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import acertlab as al
-from acertlab.runs import SHIPPED
+from acertlab.runs import PACKED, SHIPPED
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -27,7 +27,7 @@ def test_the_examples_run_and_certify(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "al.train(" in training
 
 
-@pytest.mark.skipif(not (SHIPPED / "mnist").is_dir(), reason=f"there are no packed runs in {SHIPPED / 'mnist'} yet")
+@pytest.mark.skipif(not any(SHIPPED.glob(f"**/{PACKED}")), reason=f"there are no packed runs in {SHIPPED} yet")
 def test_the_analysis_of_the_shipped_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     (analysis,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "al.analyse" in block)
     monkeypatch.chdir(Path(__file__).parent.parent)

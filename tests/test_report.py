@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sweeps import tradeoff, write_sweep
+from made_up import tradeoff, write_sweep
 
 from acertlab import report
 from acertlab.fronts import analyse
