@@ -296,7 +296,9 @@ def simultaneous_half_width(values: np.ndarray) -> np.ndarray:
     deviation = values[1:] - values[0]
     spread = np.sqrt(np.nanmean(deviation**2, 0))
     standard = np.divide(np.abs(deviation), spread, out=np.zeros_like(deviation), where=spread > 0)
-    return np.quantile(np.nanmax(standard, 1), LEVEL) * spread
+    reached = np.isfinite(deviation)  # a draw's front may end before the last accuracies, or all of them
+    largest = np.where(reached, standard, 0.0).max(1)[reached.any(1)]
+    return np.quantile(largest, LEVEL) * spread
 
 
 def _wholly_better(one: Curve, other: Curve) -> float:

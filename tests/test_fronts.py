@@ -78,6 +78,9 @@ def test_a_simultaneous_band_holds_whole_curves() -> None:
     values = np.vstack([np.zeros(30), np.cumsum(rng.normal(size=(2000, 30)), 1)])  # random walks
     half = simultaneous_half_width(values)
     assert (np.abs(values[1:]) <= half).all(1).mean() == pytest.approx(0.95, abs=0.002)
+    values[1:100] = np.nan  # draws that reach no accuracy say nothing
+    values[100:200, 20:] = np.nan
+    np.testing.assert_allclose(simultaneous_half_width(values), half, rtol=0.1)
     assert simultaneous_half_width(np.empty((5, 0))).shape == (0,)
 
 
