@@ -9,7 +9,9 @@ from acertlab import interval, models, plots, rules, sound, widgets
 from acertlab.attack import AttackResult, adversarial_accuracy, attacked_radius, pgd
 from acertlab.box import Box
 from acertlab.bracket import RadiusBracket, radius_bracket
+from acertlab.certificate import Report, certify
 from acertlab.data import ImageData, augment, load_dataset, to_float
+from acertlab.fronts import Analysis, analyse
 from acertlab.interval import clean_pass, freeze, propagate
 from acertlab.margin import certified_margin, clean_margin
 from acertlab.metrics import accuracy, acr, art, certified_accuracy, hypervolume, pareto_front
@@ -17,7 +19,6 @@ from acertlab.models import Normalize, ibp_init_
 from acertlab.onnx import load_onnx
 from acertlab.presets import TrainConfig, preset
 from acertlab.radius import RadiusResult, RadiusStatus, certified_radius
-from acertlab.report import Report, certify
 from acertlab.rootfind import RootResult, RootStatus, bisect, brentq, chandrupatla
 from acertlab.rules import rule
 from acertlab.runs import Run, load_run, load_runs
@@ -26,6 +27,7 @@ from acertlab.train import train
 __version__ = version("acertlab")
 
 __all__ = [
+    "Analysis",
     "AttackResult",
     "Box",
     "ImageData",
@@ -41,6 +43,7 @@ __all__ = [
     "accuracy",
     "acr",
     "adversarial_accuracy",
+    "analyse",
     "art",
     "attacked_radius",
     "augment",

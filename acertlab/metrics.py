@@ -119,12 +119,16 @@ def summarise(table: pd.DataFrame, eps_max: float, eps_grid: Sequence[float], ra
     if beyond:
         raise ValueError(f"radii were searched up to radius_cap = {radius_cap}: nothing is known at eps {beyond}")
     robustness = acr(table["radius"], eps_max)
-    failed = table["status"].isin([RadiusStatus.MISCLASSIFIED, RadiusStatus.NONFINITE])  # argmax finds a NaN, too
-    correct = (table["label"] == table["predicted"]) & ~failed
     shares = certified_accuracy(table["radius"], eps_grid) if len(eps_grid) else ()
-    acc = float(correct.mean())
+    acc = float(correct(table).mean())
     cert_acc = {float(eps): float(share) for eps, share in zip(eps_grid, shares, strict=True)}
     return {"acc": acc, "acr": robustness, "art": art(acc, robustness), "cert_acc": cert_acc}
+
+
+def correct(table: pd.DataFrame) -> pd.Series:
+    """Which samples of a run's radii.parquet are classified correctly: (N,) bool; a tie and a NaN are mistakes."""
+    failed = table["status"].isin([RadiusStatus.MISCLASSIFIED, RadiusStatus.NONFINITE])  # argmax finds a NaN, too
+    return (table["label"] == table["predicted"]) & ~failed
 
 
 def pareto_front(df: pd.DataFrame, maximize: Sequence[str] = ("acc", "acr")) -> pd.DataFrame:
@@ -138,11 +142,15 @@ def pareto_front(df: pd.DataFrame, maximize: Sequence[str] = ("acc", "acr")) -> 
         Those rows with their index, sorted by the first column. Rows with a NaN in either column are never on the
         front; of rows equal in both columns the first is kept.
     """
-    first, second = _two_columns(df, maximize)
+    return df.iloc[front_places(*_two_columns(df, maximize))]
+
+
+def front_places(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Where the points of `pareto_front` are in two arrays (N,): (F,) places, `first` rising and `second` falling."""
     order = np.lexsort((-second, -first))  # best first, and equal ones in their order
     order = order[~(np.isnan(first) | np.isnan(second))[order]]
     best_before = np.maximum.accumulate(np.concatenate(([-np.inf], second[order])))[:-1]
-    return df.iloc[order[second[order] > best_before][::-1]]
+    return order[second[order] > best_before][::-1]
 
 
 def hypervolume(
@@ -151,13 +159,17 @@ def hypervolume(
     """Area that the rows dominate above `reference`; rows with a NaN, or below it, add nothing."""
     if len(reference) != 2 or not np.all(np.isfinite(reference)):
         raise ValueError(f"reference must be two finite numbers, got {reference!r}")
-    front = pareto_front(df, maximize)[list(maximize)].to_numpy(dtype=np.float64)
-    first, second = np.maximum(front, reference).T
+    return dominated_area(*_two_columns(df, maximize), reference)
+
+
+def dominated_area(first: np.ndarray, second: np.ndarray, reference: tuple[float, float] = (0.0, 0.0)) -> float:
+    """`hypervolume` of points given as two arrays (N,)."""
+    places = front_places(first, second)
+    first, second = np.maximum(first[places], reference[0]), np.maximum(second[places], reference[1])
     widths = np.diff(first, prepend=reference[0])  # first rises along the front, second falls
     return float(np.sum(widths * (second - reference[1])))
 
 
-@torch.no_grad()
 def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a (dataset, eps_max, method, kappa): mean and standard deviation of acc, acr and art over the seeds.
 
@@ -223,6 +235,7 @@ def _table_row(row: pd.Series, mark: str) -> dict:
     }
 
 
+@torch.no_grad()
 def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     if model.training:
         raise ValueError("model is in training mode; call model.eval() first")

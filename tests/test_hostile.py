@@ -21,10 +21,10 @@ from torch.nn.utils import parametrizations, prune
 from acertlab.attack import attacked_radius, pgd
 from acertlab.box import Box
 from acertlab.bracket import radius_bracket
+from acertlab.certificate import certify
 from acertlab.interval import propagate
 from acertlab.margin import certified_margin
 from acertlab.radius import RadiusResult, RadiusStatus, certified_radius
-from acertlab.report import certify
 from acertlab.rootfind import bisect, brentq, chandrupatla
 
 INF, NAN, HUGE = float("inf"), float("nan"), 10**400

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+import acertlab as al
+from acertlab.runs import PACKED, SHIPPED
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def test_the_examples_run_and_certify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    certify, report, doubt, training = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    certify, report, doubt, training, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(certify, names)
@@ -22,6 +25,14 @@ def test_the_examples_run_and_certify(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (bracket.attacked >= bracket.certified).all()
     assert names["x"].grad[(radius > 0) & (radius < 0.1)].any()
     assert "al.train(" in training
+
+
+@pytest.mark.skipif(not any(SHIPPED.glob(f"**/{PACKED}")), reason=f"there are no packed runs in {SHIPPED} yet")
+def test_the_analysis_of_the_shipped_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    (analysis,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "al.analyse" in block)
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    exec(analysis, {"al": al})
+    assert "%" in capsys.readouterr().out
 
 
 def test_both_commands_and_every_module_are_named() -> None:
