@@ -54,12 +54,12 @@ class Row:
     def peek(self) -> None:
         """Reads how far the training is from its folder; leaves everything as it is where nothing is there yet."""
         try:
-            history = parquet.read_table(self.cell.folder / "history.parquet", columns=["epoch", "seconds", "val_art"])
-            config = json.loads((self.cell.folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, pyarrow.ArrowException):
+            self.epochs = int(json.loads((self.cell.folder / "config.json").read_text(encoding="utf-8"))["epochs"])
+            history = parquet.read_table(self.cell.folder / "history.parquet", columns=["seconds", "val_art"])
+        except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
             return
         seconds, art = history["seconds"].to_pylist(), history["val_art"].to_pylist()
-        self.epoch, self.epochs, self.art = len(seconds), int(config.get("epochs", 0)), art[-1] if art else None
+        self.epoch, self.art = len(seconds), art[-1] if art else None
         self.epoch_seconds = sum(seconds) / max(1, len(seconds))
 
     def progress(self) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import papermill
-from distributed import get_worker
+from distributed import Worker, get_worker
 from distributed.core import Status
 from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
@@ -58,6 +58,11 @@ class Cell:
         """
         unfinished = any((self.folder / name).exists() for name in (RUNNING, FAILED))
         return (self.folder / "result.json").is_file() and not unfinished
+
+
+def dask_setup(worker: Worker) -> None:
+    """Run by this machine's workers as they start: Ctrl-C on a terminal reaches them, too, but is the sweep's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ RETRIES = 2  # of a cell whose kernel died
 LOST_AFTER = 20.0  # seconds without the scheduler
 STOPPING = 10.0  # seconds that kernels are given to end once the sweep was interrupted
 SCORES = ("acc", "acr", "art")
+SHOWN = {"acc": "Acc", "acr": "ACR", "art": "ART"}
 CONFIG = {
     "distributed.scheduler.allowed-failures": RETRIES,  # of the workers a cell runs on
     "distributed.scheduler.worker-saturation": 1.0,  # cells wait at the scheduler, not behind a long one
@@ -129,8 +130,8 @@ def local_cluster(workers: int, gpus: Sequence[str] = ()) -> LocalCluster:
         workers: how many.
         gpus: what CUDA_VISIBLE_DEVICES is for the first worker, the second, ...; more workers begin anew.
     """
-    options = {"threads_per_worker": 1, "processes": True, "host": "127.0.0.1", "dashboard_address": None,
-               "memory_limit": None, "silence_logs": logging.CRITICAL}  # fmt: skip
+    options = {"threads_per_worker": 1, "processes": True, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0",
+               "memory_limit": None, "preload": ["acertlab.cell"], "silence_logs": logging.CRITICAL}  # fmt: skip
     if not gpus:
         return LocalCluster(n_workers=workers, **options)
     cluster = _LocalCluster(gpus, **options)
@@ -232,7 +233,7 @@ def _result(cell: Cell) -> dict[str, Any]:
 
 def _scores(cell: Cell) -> str:
     result = _result(cell)
-    return ", ".join(f"{name.upper()} {100 * result[name]:.2f}" for name in SCORES if name in result)
+    return ", ".join(f"{SHOWN[name]} {100 * result[name]:.2f}" for name in SCORES if name in result)
 
 
 def _table(board: Board) -> pd.DataFrame:
@@ -244,16 +245,17 @@ def _table(board: Board) -> pd.DataFrame:
             "state": row.state, "reason": row.note if row.state == "failed" else "", "seconds": row.seconds,
             "path": str(row.cell.folder)})  # fmt: skip
     names = [*board.sweep.varied, *SCORES, "state", "reason", "seconds", "path"]
-    return pd.DataFrame(rows).reindex(columns=names).dropna(axis="columns", how="all")
+    table = pd.DataFrame(rows).reindex(columns=names)
+    return table.drop(columns=[name for name in SCORES if table[name].isna().all()])
 
 
 def shown_table(table: pd.DataFrame) -> str:
     """The table of `run` for people: Acc, ACR and ART in per cent, without paths."""
     scores = {name: 100 * table[name].astype(float) for name in SCORES if name in table}
     shown = table.assign(**scores).drop(columns=["path", "seconds", "reason"], errors="ignore")
-    shown = shown.rename(columns={"acc": "Acc", "acr": "ACR", "art": "ART"})
+    shown = shown.rename(columns=SHOWN)
     shown = shown.drop(columns="state") if (table.state == "done").all() else shown
-    form = {name: "{:.2f}".format for name in ("Acc", "ACR", "ART")} | {"kappa": "{:g}".format}
+    form = {name: "{:.2f}".format for name in SHOWN.values()} | {"kappa": "{:g}".format}
     return shown.to_string(index=False, na_rep="-", formatters={k: f for k, f in form.items() if k in shown})
 
 

@@ -1,0 +1,216 @@
+"""Sweeps of real processes: what is killed at any moment goes on, to the same bits. The parts are in test_spec, test_board,
+test_locks and test_clusters."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from acertlab import sweep
+from acertlab.data import load_dataset
+from acertlab.presets import config_from_parameters
+from acertlab.spec import read_spec
+from acertlab.train import train
+
+ROOT = Path(__file__).parent.parent
+SEED = int(os.environ.get("ACERTLAB_KILL_SEED", "0")) or random.randrange(1, 10**6)  # of the moments at which things die
+WAIT = 180.0  # seconds: a busy machine is no failure
+
+# 02 without its pictures, whose libraries take longer than the training; every epoch is logged, and slow enough to be hit
+TRAINING = [
+    """dataset = "digits"
+method = "acert"
+kappa = 0.0
+seed = 0
+epochs = 0
+width = 0
+budget = "smoke"
+log = ""
+run_dir = "" """,
+    """import os, sys, time
+from pathlib import Path
+from acertlab.data import load_dataset
+from acertlab.presets import config_from_parameters
+from acertlab.train import train
+
+module = sys.modules["acertlab.train"]
+real = module._train_epoch
+
+
+def logged(state, config, data, x, y, epoch, bar):
+    row = real(state, config, data, x, y, epoch, bar)
+    time.sleep(0.3)
+    with open(log, "a") as file:
+        file.write(f"{Path(run_dir).name} {epoch} {os.getpid()}\\n")
+    return row
+
+
+module._train_epoch = logged
+config = config_from_parameters({name: globals()[name] for name in
+                                 ("dataset", "method", "kappa", "seed", "epochs", "width", "budget")})
+train(config, load_dataset(dataset), run_dir, progress=False)""",
+]
+
+
+def write_notebook(path: Path, cells: list[str]) -> Path:
+    made = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(cells)]
+    made[0].metadata["tags"] = ["parameters"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=kernel), path)
+    return path
+
+
+def wait_for(condition, what: str):
+    end = time.monotonic() + WAIT
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {WAIT:g} s: {what}")
+
+
+# ---- twelve cells, and everything dies
+
+
+class Killing:
+    """A sweep of twelve trainings whose processes can be counted and killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log, self.random = folder, folder / "epochs.log", random.Random(SEED)
+        self.log.touch()
+        (folder / "tmp").mkdir()
+        write_notebook(folder / "training.ipynb", TRAINING)
+        self.spec = folder / "twelve.yaml"
+        self.content = {
+            "notebook": "training.ipynb", "out": str(folder / "out"), "epochs": 4, "width": 2, "log": str(self.log),
+            "grid": {"method": ["acert", "fast-ibp"], "kappa": [0, 0.5, 0.9], "seed": [0, 1]},
+        }  # fmt: skip
+        self.spec.write_text(yaml.safe_dump(self.content))
+        self.environment = os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.started: list[subprocess.Popen] = []
+
+    def start(self, *command: str) -> subprocess.Popen:
+        with open(self.folder / f"said-{len(self.started)}.txt", "w") as said:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], env=self.environment, cwd=self.folder, stdout=said, stderr=said,
+                start_new_session=True,
+            )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def said(self, process: subprocess.Popen) -> str:
+        return (self.folder / f"said-{self.started.index(process)}.txt").read_text()
+
+    def trained(self) -> list[tuple[str, int, int]]:
+        lines = self.log.read_text().split("\n")[:-1]
+        return [(cell, int(epoch), int(pid)) for cell, epoch, pid in map(str.split, lines)]
+
+    def moment(self) -> None:
+        """Waits for two more epochs, and then for a moment."""
+        before = len(self.trained())
+        wait_for(lambda: len(self.trained()) >= before + 2, f"two more epochs (of {before})")
+        time.sleep(self.random.uniform(0, 2))
+
+    def kernels(self) -> list[psutil.Process]:
+        return self._alive("acertlab.kernel")
+
+    def workers(self) -> list[psutil.Process]:
+        """The parents of the kernels that run."""
+        return [process.parent() for process in self.kernels()]
+
+    def _alive(self, word: str) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                command = process.cmdline()
+                if word in command and any(str(self.folder) in part for part in command):
+                    found.append(process)
+            except psutil.Error:
+                pass
+        return found
+
+
+@pytest.fixture
+def killing(tmp_path: Path) -> Iterator[Killing]:
+    killing = Killing(tmp_path)
+    yield killing
+    for process in killing.started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def hashes(folder: Path) -> tuple[str, str]:
+    radii = pd.read_parquet(folder / "radii.parquet").to_csv(index=False)
+    weights = (folder / "model.safetensors").read_bytes()
+    return hashlib.sha256(weights).hexdigest(), hashlib.sha256(radii.encode()).hexdigest()
+
+
+def test_twelve_cells_survive_everything(killing: Killing, tmp_path_factory: pytest.TempPathFactory) -> None:
+    print(f"ACERTLAB_KILL_SEED={SEED}")
+    command = ("acertlab.sweep", str(killing.spec))
+
+    # on a cluster: a kernel dies, a worker dies, the scheduler dies
+    scheduler = killing.start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+                              "--scheduler-file", "scheduler.json")  # fmt: skip
+    address = json.loads(wait_for(lambda: (p := killing.folder / "scheduler.json").exists() and p.read_text(), "a scheduler"))["address"]
+    nannies = killing.start("distributed.cli.dask_worker", address, "--nworkers", "2", "--nthreads", "1", "--no-dashboard")
+    on_cluster = killing.start(*command, "--scheduler", address)
+    killing.moment()
+    killing.random.choice(wait_for(killing.kernels, "a kernel")).kill()
+    killing.moment()
+    killing.random.choice(wait_for(killing.workers, "a worker")).kill()
+    killing.moment()
+    assert on_cluster.poll() is None, killing.said(on_cluster)
+    scheduler.kill()
+    assert on_cluster.wait(WAIT) == 3 and "the scheduler is gone" in killing.said(on_cluster)
+    wait_for(lambda: not killing.kernels(), "the kernels end with the scheduler")
+    nannies.terminate()
+
+    # on this machine: the whole sweep dies; then it is stopped by Ctrl-C
+    dying = killing.start(*command, "--workers", "2")
+    killing.moment()
+    dying.kill()
+    stopped = killing.start(*command, "--workers", "2")  # at once: the old kernels may not have noticed
+    killing.moment()
+    os.killpg(stopped.pid, signal.SIGINT)  # as a terminal does
+    assert stopped.wait(WAIT) == 3 and "the same command goes on" in killing.said(stopped)
+    wait_for(lambda: not killing.kernels(), "the kernels end with the sweep")
+
+    # the same command again: all complete
+    table = sweep.run(killing.spec, workers=2, show=False)
+    assert (table.state == "done").all() and len(table) == 12
+    epochs = killing.trained()
+    assert sweep.run(killing.spec, workers=2, show=False).seconds.isna().all()  # nothing was executed
+    assert killing.trained() == epochs
+    assert_nothing_trained_twice(epochs)
+    images = load_dataset("digits")
+    for cell in read_spec(killing.spec).cells:  # the same bits as without all that
+        run = train(config_from_parameters(cell.parameters), images, tmp_path_factory.mktemp("alone") / "run", progress=False)
+        assert hashes(cell.folder) == hashes(run.path), cell.name
+
+
+def assert_nothing_trained_twice(epochs: list[tuple[str, int, int]]) -> None:
+    """One process at a time trained a cell, each going on where the one before had its last checkpoint."""
+    for name in {cell for cell, _, _ in epochs}:
+        mine = [(epoch, pid) for cell, epoch, pid in epochs if cell == name]
+        pids = [pid for _, pid in mine]
+        assert len(set(pids)) == sum(a != b for a, b in zip([0, *pids], pids, strict=False)), "two at a time"
+        counts = Counter(epoch for epoch, _ in mine)
+        assert set(counts) == {0, 1, 2, 3}
+        for (before, pid), (epoch, next_pid) in zip(mine, mine[1:], strict=False):
+            # an epoch is repeated only where its process died between its last step and its checkpoint
+            assert epoch == before + 1 or (epoch == before and pid != next_pid)
