@@ -26,8 +26,8 @@ from papermill.exceptions import PapermillExecutionError
 START_TIMEOUT = 600  # seconds for a kernel to come up: a busy machine, Python on a slow network disk
 DONE, RUNNING, FAILED = "notebook.ipynb", "notebook.running.ipynb", "notebook.failed.ipynb"
 
-logging.getLogger("papermill").setLevel(logging.ERROR)
-logging.getLogger("traitlets").setLevel(logging.ERROR)
+for name in ("papermill", "traitlets"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)  # what they report of a kernel's death, the outcome says
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Cell:
 
 
 def dask_setup(worker: Worker) -> None:
-    """Run by this machine's workers as they start: Ctrl-C on a terminal reaches them, too, but is the sweep's to answer."""
+    """Run by this machine's workers as they start: Ctrl-C reaches them, too, but is the sweep's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

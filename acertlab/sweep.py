@@ -3,9 +3,9 @@
     python -m acertlab.sweep SPEC.yaml               # one worker a core (a GPU, where there are some)
     python -m acertlab.sweep SPEC.yaml --scheduler tls://host:8786 --tls ca.pem cert.pem key.pem
 
-`acertlab.spec` says what a specification holds; from a notebook the same is `al.sweep.run({...})`. The same command again
-goes on: cells that are done are kept, the others resume from their checkpoints. On a cluster all machines must see the
-output folder under the same path; `acertlab.clusters` has examples for Slurm, SSH and Kubernetes.
+`acertlab.spec` says what a specification holds; from a notebook the same is `al.sweep.run({...})`. The same command
+again goes on: cells that are done are kept, the others resume from their checkpoints. On a cluster all machines must
+see the output folder under the same path; `acertlab.clusters` has examples for Slurm, SSH and Kubernetes.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def run(
     Args:
         spec: a YAML file, or its content; see `acertlab.spec`.
         out: the sweep's folder, instead of the specification's.
-        workers: how many cells run side by side on this machine; 0: one a GPU where cells may use them, else one a core.
+        workers: cells side by side on this machine; 0: one a GPU where they may use such, else one a core.
         scheduler: the address of a running scheduler, or a Dask cluster object; None: this machine.
         security: certificates, for a scheduler that is reached by tls://.
         show: a live table on a terminal or in a notebook, else lines.
@@ -81,7 +81,7 @@ def run(
     sweep = read_spec(spec, out=out)
     if scheduler is None:
         _check_this_machine(sweep)
-    with locked(sweep.out / ".sweep.lock", f"the sweep's folder {sweep.out}"):
+    with locked(sweep.out / ".sweep.lock", f"the sweep's folder {sweep.out}", wait=1.0):
         board = Board(sweep, show)
         for cell in sweep.cells:
             if cell.done:
@@ -272,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tls", nargs=3, metavar=("CA", "CERT", "KEY"), help="files, for a scheduler at tls://...")
     parser.add_argument("--dry-run", action="store_true", help="check the file and list the cells")
     args = parser.parse_args(arguments)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it reports of lost workers, the table shows
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Slurm sends it before the time is up
     try:
         if args.workers < 0:
