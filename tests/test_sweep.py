@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 import psutil
 import pytest
 import yaml
+from sweeps import ROOT, WAIT, wait_for, write_notebook
 
 from acertlab import sweep
 from acertlab.data import load_dataset
@@ -28,11 +28,9 @@ from acertlab.presets import TrainConfig
 from acertlab.spec import read_spec
 from acertlab.train import train
 
-ROOT = Path(__file__).parent.parent
 SEED = int(os.environ.get("ACERTLAB_KILL_SEED", "0")) or random.randrange(
     1, 10**6
 )  # of the moments at which things die
-WAIT = 180.0  # seconds: a busy machine is no failure
 
 # training as 02 does it, without the libraries that take longer to load than it takes; every epoch is logged, and slow
 # enough to be hit
@@ -66,23 +64,6 @@ module._train_epoch = logged
     := "config = TrainConfig(method=method, kappa=kappa, seed=seed, epochs=4, ramp_epochs=2, width=2, eps_max=0.2)",
     "train(config, pickle.loads(Path(images).read_bytes()), run_dir, progress=False)",
 ]
-
-
-def write_notebook(path: Path, cells: list[str]) -> Path:
-    made = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(cells)]
-    made[0].metadata["tags"] = ["parameters"]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=kernel), path)
-    return path
-
-
-def wait_for(condition, what: str):
-    end = time.monotonic() + WAIT
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not within {WAIT:g} s: {what}")
 
 
 # ---- twelve cells, and everything dies
