@@ -1,7 +1,7 @@
 """``make demo``: the whole story on the embedded digits, from training to the Pareto picture, in a few minutes.
 
-A small sweep (`acertlab.sweep`) of ``notebooks/02_training.ipynb``; then ``03_pareto.ipynb`` draws the picture. Finished
-cells are kept: the same command again goes on where it was.
+A small sweep (`acertlab.sweep`) of ``notebooks/02_training.ipynb``; then ``03_pareto.ipynb`` draws the picture. The
+same command again goes on where it was.
 """
 
 import os

@@ -34,9 +34,9 @@ def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path: Path, e
     path = tmp_path / "new" / ".lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(Held, match=rf"^my folder is in use by process {other.pid} on .+ since \d{{4}}-"):
-            with locked(path, "my folder"):
-                pass
+        said = rf"^my folder is in use by process {other.pid} on .+ since \d{{4}}-"
+        with pytest.raises(Held, match=said), locked(path, "my folder"):
+            pass
         other.kill()
     with locked(path, "my folder"):
         assert f'"pid": {os.getpid()}' in path.read_text()

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -186,6 +187,28 @@ def test_twelve_cells_survive_everything(killing: Killing, tmp_path_factory: pyt
         exec(CONFIG, names)
         run = train(names["config"], images, tmp_path_factory.mktemp("alone") / "run", progress=False)
         assert hashes(cell.folder) == hashes(run.path), cell.name
+
+
+SLEEPING = ['what = 0\nrun_dir = ""', "import time\nprint('up', file=open(run_dir + '/up', 'w'))\ntime.sleep(600)"]
+
+
+def test_ctrl_c_stops_the_kernels_and_keeps_everything(tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "sleeping.ipynb", SLEEPING)
+    spec = tmp_path / "two.yaml"
+    spec.write_text(yaml.safe_dump({"notebook": str(notebook), "out": "out", "grid": {"what": [0, 1]}}))
+    command = [sys.executable, "-m", "acertlab.sweep", str(spec), "--workers", "2"]
+    # a session of its own: Ctrl-C on a terminal reaches the whole group
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, start_new_session=True, **pipes) as process:
+        wait_for(lambda: len(list(tmp_path.glob("out/cells/*/up"))) == 2, "both cells run")
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert sum("acertlab.kernel" in child.cmdline() for child in below) == 2
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=WAIT)
+    assert process.returncode == 3 and said == "\nstopped; everything is kept, the same command goes on\n"
+    wait_for(lambda: not any(child.is_running() for child in below), "all processes end")
+    assert [cell.done for cell in read_spec(spec, out=tmp_path / "out").cells] == [False, False]
 
 
 def assert_nothing_trained_twice(epochs: list[tuple[str, int, int]]) -> None:
