@@ -3,78 +3,39 @@
 Source: Nurlanov, Schmidt, Bernard, "Adaptive Certified Training: Towards Better Accuracy-Robustness Tradeoffs".
 """
 
+import sys
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from acertlab import interval, models, plots, rules, sound, widgets
-from acertlab.attack import AttackResult, adversarial_accuracy, attacked_radius, pgd
-from acertlab.box import Box
-from acertlab.bracket import RadiusBracket, radius_bracket
-from acertlab.certificate import Report, certify
-from acertlab.data import ImageData, augment, load_dataset, to_float
-from acertlab.fronts import Analysis, analyse
-from acertlab.interval import clean_pass, freeze, propagate
-from acertlab.margin import certified_margin, clean_margin
-from acertlab.metrics import accuracy, acr, art, certified_accuracy, hypervolume, pareto_front
-from acertlab.models import Normalize, ibp_init_
-from acertlab.onnx import load_onnx
-from acertlab.presets import TrainConfig, preset
-from acertlab.radius import RadiusResult, RadiusStatus, certified_radius
-from acertlab.rootfind import RootResult, RootStatus, bisect, brentq, chandrupatla
-from acertlab.rules import rule
-from acertlab.runs import Run, load_run, load_runs
-from acertlab.train import train
+if TYPE_CHECKING:
+    from acertlab.public import *  # noqa: F403
 
 __version__ = version("acertlab")
 
-__all__ = [
-    "Analysis",
-    "AttackResult",
-    "Box",
-    "ImageData",
-    "Normalize",
-    "RadiusBracket",
-    "RadiusResult",
-    "RadiusStatus",
-    "Report",
-    "RootResult",
-    "RootStatus",
-    "Run",
-    "TrainConfig",
-    "accuracy",
-    "acr",
-    "adversarial_accuracy",
-    "analyse",
-    "art",
-    "attacked_radius",
-    "augment",
-    "bisect",
-    "brentq",
-    "certified_accuracy",
-    "certified_margin",
-    "certified_radius",
-    "certify",
-    "chandrupatla",
-    "clean_margin",
-    "clean_pass",
-    "freeze",
-    "hypervolume",
-    "ibp_init_",
-    "interval",
-    "load_dataset",
-    "load_onnx",
-    "load_run",
-    "load_runs",
-    "models",
-    "pareto_front",
-    "pgd",
-    "plots",
-    "preset",
-    "propagate",
-    "radius_bracket",
-    "rule",
-    "rules",
-    "sound",
-    "to_float",
-    "train",
-    "widgets",
-]
+
+def __getattr__(name: str) -> Any:
+    """The public names load torch and plotly, seconds and 0.5 GB that a sweep's workers do without: so, when asked."""
+    if name == "__all__" or not name.startswith("_"):
+        if find_spec(f"acertlab.{name}"):
+            import_module(f"acertlab.{name}")
+            return globals()[name]
+        public = import_module("acertlab.public")
+        if hasattr(public, name):
+            return getattr(public, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *import_module("acertlab.public").__all__]
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Python binds a submodule's name here once it is imported; `train` stays the function of that module."""
+        super().__setattr__(name, value.train if name == "train" and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from acertlab.approximate import Estimates
 from acertlab.data import ImageData, augment, to_float
 from acertlab.interval import Traced, clean_pass, freeze, trace
+from acertlab.locks import locked
 from acertlab.margin import full_precision
 from acertlab.metrics import summarise
 from acertlab.models import MODELS, ibp_init_
@@ -63,6 +64,7 @@ CERTIFIED_AT: dict[str, tuple[float, ...]] = {  # where certified accuracy is re
     "tinyimagenet": (1 / 255,),
 }
 CHECK_EVERY = 100  # steps between two looks at whether the loss is still finite: each waits for the device
+LOCK_WAIT = 10.0  # seconds for another process in the same folder to end: a kernel may live on for one after its parent
 KEEP_CHECKPOINTS = 2  # the last, and the one before in case the last is damaged
 
 log = logging.getLogger(__name__)
@@ -101,12 +103,18 @@ def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: boo
         ValueError: ``data`` is not what ``config`` asks for, the device is not there, or ``run_dir`` holds a run of
             another configuration (the message names what differs; nothing is overwritten).
         FileExistsError: ``resume`` is False and ``run_dir`` holds a run.
+        Held: another process trains in ``run_dir``.
         FloatingPointError: the loss is no longer finite; the message names epoch, step, learning rate and eps.
     """
     _check_data(config, data)
-    device, run_dir = config.torch_device(), Path(run_dir)
-    if finished := _open_folder(run_dir, _described(config, data), resume):
-        return finished
+    device, run_dir, described = config.torch_device(), Path(run_dir), _described(config, data)
+    if (run_dir / "result.json").is_file() and (finished := _open_folder(run_dir, described, resume)):
+        return finished  # needs no lock, which a read-only folder could not give
+    with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT):
+        return _open_folder(run_dir, described, resume) or _train(config, data, run_dir, device, progress)
+
+
+def _train(config: TrainConfig, data: ImageData, run_dir: Path, device: torch.device, progress: bool) -> Run:
     steps = math.ceil(len(data.train_x) / config.batch_size)
     train_x, train_y = data.train_x.to(device), data.train_y.to(device)
     label = f"{config.method} kappa={config.kappa:g}"

@@ -1,42 +1,46 @@
 """The demo's parts; the whole is `make demo`."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-import acertlab as al
-from acertlab import demo
+from acertlab import demo, sweep
+from acertlab.spec import read_spec
 
 
-def test_a_notebooks_own_error_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    run = demo.subprocess.run
-    monkeypatch.setattr(demo.subprocess, "run", lambda *a, **k: calls.append(a) or run(*a, **k))
-    log = tmp_path / "cell.log"
-    parameters = {"dataset": "digits", "methd": "acert", "run_dir": str(tmp_path / "run")}
-    assert not demo.execute(demo.ROOT / "notebooks/02_training.ipynb", tmp_path / "out.ipynb", parameters, log)
-    assert len(calls) == 1
-    assert "methd" in log.read_text() and "method" in log.read_text()
-    assert not (tmp_path / "run").exists()  # refused before anything is written
+def test_the_grid_is_accepted_and_reaches_from_unprotected_to_robust() -> None:
+    cells = read_spec(demo.SPEC).cells
+    assert len(cells) == 9
+    assert {(cell.parameters["method"], cell.parameters["kappa"]) for cell in cells} >= {
+        ("standard", 1.0),
+        ("acert", 0.0),
+    }
 
 
-def test_a_finished_cell_of_this_version_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "OUT", tmp_path)
-    executed = []
-    monkeypatch.setattr(demo, "execute", lambda *a: executed.append(a))
-    folder = demo.cell_folder("acert", 0.25)
-    folder.mkdir(parents=True)
-    for version, times in ((al.__version__, 0), ("0.0.0", 1)):
-        (folder / "result.json").write_text(json.dumps({"version": version, "acc": 0.5}))
-        assert demo.train_cell("acert", 0.25)["acc"] == 0.5
-        assert len(executed) == times
-    assert demo.train_cell("acert", 0.5) is None  # nothing was written
+def test_what_failed_is_named_and_03_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("ACERTLAB_RUNS", str(tmp_path))
+    monkeypatch.setattr(demo, "draw", lambda out: pytest.fail("03 was executed"))
+    row = {"method": "acert", "acc": 0.9, "acr": 0.5, "art": 0.7, "reason": "", "seconds": 1.0, "path": str(tmp_path)}
+    rows = [row | {"kappa": 0.0, "state": "done"}, row | {"kappa": 0.5, "state": "failed", "reason": "ValueError: no"}]
+    monkeypatch.setattr(sweep, "run", lambda spec, out: pd.DataFrame(rows) if out == tmp_path / "demo" else None)
+    assert demo.main() == 1
+    said = capsys.readouterr().err
+    assert "acert kappa=0.5 failed: ValueError: no" in said and "1 of 2 runs failed" in said
 
 
-def test_the_table_is_in_percent_and_in_order() -> None:
-    runs = pd.DataFrame({"method": ["b", "a"], "kappa": [0.5, 0.0], "acc": 0.5, "acr": [0.1, 0.2], "art": 0.3, "x": 1})
-    table = demo.result_table(runs)
-    assert list(table.columns) == ["method", "kappa", "Acc", "ACR", "ART"]
-    assert table.values.tolist() == [["a", 0.0, 50.0, 20.0, 30.0], ["b", 0.5, 50.0, 10.0, 30.0]]
+def test_done_means_table_notebook_and_html(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("ACERTLAB_RUNS", str(tmp_path))
+    (tmp_path / "demo").mkdir()
+    monkeypatch.setattr(demo, "draw", lambda out: out / "03_pareto.ipynb")
+    row = {"method": "acert", "kappa": 0.5, "acc": 0.9, "acr": 0.5, "art": 0.67, "state": "done", "reason": "",
+           "seconds": 1.0, "path": str(tmp_path)}  # fmt: skip
+    monkeypatch.setattr(sweep, "run", lambda spec, out: pd.DataFrame([row]))
+    assert demo.main() == 0
+    assert (tmp_path / "demo" / "results.csv").read_text() == "method,kappa,Acc,ACR,ART\nacert,0.50,90.00,50.00,67.00\n"
+    said = capsys.readouterr().out
+    assert "90.00 50.00 67.00" in said and "03_pareto.html" in said and "results.csv" in said
