@@ -1,20 +1,21 @@
-"""A run's folder: written atomically, read back as a table. And the parameters of a notebook, checked before it runs.
+"""Run folders and packed runs, read back as tables. And the parameters of a notebook, checked before it runs.
 
 A run's folder holds `config.json`, `history.parquet` (a row an epoch), `radii.parquet` (a row a test sample),
 `model.safetensors`, `checkpoint/` and, renamed into place last, `result.json`: a folder without it is unfinished.
 Nothing is ever pickled.
+
+Many runs without their weights go into one packed folder (`acertlab.pack` writes it): `packed.json` (each run's
+result and config), `radii.parquet` and `history.parquet` (as in a run's folder, with a column `run`). The path of a
+packed run is the packed folder and its name below it, as if it were a folder there; every function takes both kinds.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import json
 import math
 import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,22 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from acertlab import metrics
+from acertlab.files import read_json, read_parquet
+from acertlab.files import write_json as write_json  # what writes a run's folder is had from here, too
+from acertlab.files import write_parquet as write_parquet
+from acertlab.files import write_weights as write_weights
+from acertlab.files import written_aside as written_aside
 from acertlab.models import MODELS
 
 FILES = ("config.json", "history.parquet", "radii.parquet", "model.safetensors", "result.json")
 RADII_COLUMNS = ("index", "label", "predicted", "radius", "upper", "status")
 RESULT_KEYS = ("dataset", "method", "kappa", "eps_max", "seed", "acc", "acr", "art", "cert_acc", "verifier", "merged",
                "domain", "n", "split", "epochs", "seconds", "version", "radius_cap")  # fmt: skip
+PACKED = "packed.json"  # a folder with this file holds packed runs
+SHIPPED = Path(__file__).resolve().parent.parent / "data" / "results"  # the packed runs that come with a clone
 
 
 def runs_folder(given: str | Path = "") -> Path:
@@ -41,10 +49,10 @@ def runs_folder(given: str | Path = "") -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished training run, as its folder tells it.
+    """One finished training run, as its folder tells it, or the packed folder that holds it.
 
     Attributes:
-        path: The folder.
+        path: The folder; of a packed run, the packed folder and the run's name.
         config: What the run was asked to do, and what it takes to rebuild the network.
         history: A row an epoch.
         radii: A row a sample: index, label, predicted, radius, upper (pixel units), status; searched up to
@@ -62,7 +70,7 @@ class Run:
         """The trained network, in evaluation mode, rebuilt from `config.json` and `model.safetensors`.
 
         Raises:
-            FileNotFoundError: The weights are gone.
+            FileNotFoundError: The weights are gone, or were never there: runs are packed without them.
             ValueError: The configuration names an unknown network, or the weights do not fit it.
         """
         name, weights = self.config.get("model"), self.path / "model.safetensors"
@@ -72,7 +80,8 @@ class Run:
         if missing:
             raise ValueError(f"{self.path / 'config.json'} lacks {', '.join(missing)}: the network cannot be rebuilt")
         if not weights.is_file():
-            raise FileNotFoundError(f"{weights} does not exist: the network cannot be rebuilt")
+            why = "; packed runs come without weights: train it anew by its config" if _packed(self.path) else ""
+            raise FileNotFoundError(f"{weights} does not exist: the network cannot be rebuilt{why}")
         model = MODELS[name](tuple(self.config["in_shape"]), self.config["classes"], width=self.config["width"],
                              mean=self.config["mean"], std=self.config["std"])  # fmt: skip
         try:
@@ -86,7 +95,7 @@ def load_run(path: str | Path) -> Run:
     """Reads one finished run.
 
     Args:
-        path: The run's folder.
+        path: The run's folder, or a packed run's path as `load_runs` tells it.
 
     Returns:
         The run; the network itself is read by `.load_model()` only.
@@ -96,6 +105,8 @@ def load_run(path: str | Path) -> Run:
         ValueError: A file of it cannot be read; the message names the file.
     """
     path = Path(path)
+    if packed := _packed(path):
+        return _load_packed_run(packed, path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no run folder {path}")
     missing = [name for name in FILES if not (path / name).is_file()]
@@ -103,19 +114,16 @@ def load_run(path: str | Path) -> Run:
         state = "is unfinished (result.json is written last)" if missing == ["result.json"] else "is not complete"
         holds = f"it lacks {', '.join(missing)}. A run's folder holds {', '.join(FILES)}"
         raise FileNotFoundError(f"the run folder {path} {state}: {holds}")
-    radii = _read_parquet(path / "radii.parquet")
-    absent = [name for name in RADII_COLUMNS if name not in radii]
-    if absent:
-        raise ValueError(f"{path / 'radii.parquet'} lacks the columns {', '.join(absent)}")
-    return Run(path, read_json(path / "config.json"), _read_parquet(path / "history.parquet"), radii,
+    radii = _checked_radii(read_parquet(path / "radii.parquet"), path / "radii.parquet")
+    return Run(path, read_json(path / "config.json"), read_parquet(path / "history.parquet"), radii,
                _read_result(path / "result.json"))  # fmt: skip
 
 
 def load_runs(root: str | Path) -> pd.DataFrame:
-    """Every finished run below a folder, as a table; only the `result.json` files are read.
+    """Every finished run below a folder, as a table; only `result.json` and `packed.json` files are read.
 
     Args:
-        root: A folder that holds run folders, at any depth.
+        root: A folder that holds run folders or packed folders, at any depth, or is a packed folder itself.
 
     Returns:
         A row a run, in the order of the paths: `path` (str), everything in `result.json` (`cert_acc` as a dict
@@ -132,10 +140,11 @@ def load_runs(root: str | Path) -> pd.DataFrame:
     if (root / "config.json").is_file():
         raise ValueError(f"{root} is one run's folder: use load_run({str(root)!r}), or give the folder above it")
     rows, unfinished = [], []
-    for folder in _run_folders(root):
-        result = folder / "result.json"
-        if result.is_file():
-            rows.append({"path": str(folder), **_read_result(result)})
+    for folder, files in _run_folders(root):
+        if PACKED in files:
+            rows += [{"path": str(folder / name), **result} for name, (result, _) in _read_packed(folder).items()]
+        elif "result.json" in files:
+            rows.append({"path": str(folder), **_read_result(folder / "result.json")})
         else:
             unfinished.append(str(folder))
     table = pd.DataFrame(rows, columns=None if rows else ["path", *RESULT_KEYS])
@@ -145,7 +154,31 @@ def load_runs(root: str | Path) -> pd.DataFrame:
 
 def load_radii(runs: pd.DataFrame) -> dict[str, np.ndarray]:
     """The certified radii of every run of a table, (n,) float64 in pixel units, by the run's path."""
-    return {path: _read_parquet(Path(path) / "radii.parquet")["radius"].to_numpy(float) for path in runs.path}
+    return {path: table["radius"].to_numpy(float) for path, table in load_samples(runs, ["radius"]).items()}
+
+
+def load_samples(runs: pd.DataFrame, columns: Sequence[str] = RADII_COLUMNS) -> dict[str, pd.DataFrame]:
+    """Columns of every run's `radii.parquet`, a row a sample, by the run's path; a packed folder is read once.
+
+    Args:
+        runs: A table with the column `path`, as `load_runs` gives it.
+        columns: Which, of `RADII_COLUMNS` and whatever else is there.
+
+    Raises:
+        ValueError: A table cannot be read, or lacks a column or a run; the message names the file.
+    """
+    tables, columns = {}, list(columns)
+    for packed in dict.fromkeys(map(_packed, map(Path, runs.path))):
+        if packed is not None:
+            file = packed / "radii.parquet"
+            for name, table in read_parquet(file, ["run", *columns]).groupby("run", sort=False, observed=True):
+                tables[str(packed / name)] = table[columns].reset_index(drop=True)
+    for path in runs.path:
+        if path not in tables:
+            if packed := _packed(Path(path)):
+                raise ValueError(f"{packed / 'radii.parquet'} holds no radii of the run {path}")
+            tables[path] = read_parquet(Path(path) / "radii.parquet", columns)
+    return {path: tables[path] for path in runs.path}
 
 
 def rescore(runs: pd.DataFrame, radii: Mapping[str, np.ndarray], eps_max: float) -> pd.DataFrame:
@@ -176,103 +209,67 @@ def rescore(runs: pd.DataFrame, radii: Mapping[str, np.ndarray], eps_max: float)
     return runs.assign(eps_max=float(eps_max), acr=acr, art=np.sqrt(runs.acc * acr))
 
 
-def _run_folders(root: Path) -> Iterator[Path]:
+def _run_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The folders that hold a run or packed runs, each with the names of its files."""
     for folder, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
-        if "config.json" in files or "result.json" in files:
+        if not {"config.json", "result.json", PACKED}.isdisjoint(files):
             below.clear()  # a run holds no runs
-            yield Path(folder)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The table of names and values in a JSON file; ValueError, naming the file, if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a table of names and values")
-    return content
+            yield Path(folder), files
 
 
 def _read_result(path: Path) -> dict[str, Any]:
-    result = read_json(path)
+    return _checked_result(read_json(path), str(path))
+
+
+def _checked_result(result: dict[str, Any], where: str) -> dict[str, Any]:
     missing = [key for key in RESULT_KEYS if key not in result]
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
     try:
-        result["cert_acc"] = {float(eps): float(value) for eps, value in result["cert_acc"].items()}
+        cert_acc = {float(eps): float(value) for eps, value in result["cert_acc"].items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: cert_acc = {result['cert_acc']!r} is not a table from eps to a number") from error
-    return result
+        raise ValueError(f"{where}: cert_acc = {result['cert_acc']!r} is not a table from eps to a number") from error
+    return result | {"cert_acc": cert_acc}
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are both
-        raise ValueError(f"{path} cannot be read as a parquet table: {error}") from error
+def _checked_radii(radii: pd.DataFrame, where: Path) -> pd.DataFrame:
+    absent = [name for name in RADII_COLUMNS if name not in radii]
+    if absent:
+        raise ValueError(f"{where} lacks the columns {', '.join(absent)}")
+    return radii
 
 
-# ---- written aside, then renamed into place: a reader sees the old file or the new one, never half of one
+# ---- packed runs
 
 
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A name in the same folder to write to; on leaving it is renamed to ``path``, or removed after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # same folder, hence same file system
-    try:
-        yield aside
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())  # the content is on the disk before the name is
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+def _packed(path: Path) -> Path | None:
+    """The packed folder that a run's path goes through; None for a run's own folder."""
+    if (path / "result.json").is_file():
+        return None
+    return next((folder for folder in path.parents if (folder / PACKED).is_file()), None)
 
 
-def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Writes a table of names and values as JSON, atomically.
-
-    Tensors, numpy arrays and scalars become lists and numbers, paths strings; a number that JSON does not know
-    (NaN, infinite) becomes null.
-
-    Raises:
-        TypeError: A value has no plain form; nothing is written.
-    """
-    text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
-    with written_aside(Path(path)) as aside:
-        aside.write_text(text, encoding="utf-8")
+def _read_packed(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Each packed run's (result, config) by its name."""
+    file = folder / PACKED
+    held = read_json(file).get("runs")
+    if not isinstance(held, dict) or not all(isinstance(run, dict) and {"result", "config"} <= run.keys()
+                                             for run in held.values()):  # fmt: skip
+        raise ValueError(f"{file} holds no table `runs` from a name to a result and a config")
+    return {name: (_checked_result(run["result"], f"{file}: {name}"), run["config"]) for name, run in held.items()}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "tolist"):  # torch and numpy, arrays and scalars
-        return _plain(value.tolist())
-    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be written as JSON")
-
-
-def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
-    """Writes a table as parquet, atomically."""
-    with written_aside(Path(path)) as aside:
-        table.to_parquet(aside, index=False)
-
-
-def write_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Writes a network's tensors as safetensors, atomically; on whatever device they are, they are read on the CPU."""
-    # copies: safetensors refuses tensors that share memory
-    content = save({name: t.detach().to("cpu", copy=True).contiguous() for name, t in state_dict.items()})
-    with written_aside(Path(path)) as aside:
-        aside.write_bytes(content)
+def _load_packed_run(folder: Path, path: Path) -> Run:
+    held, name = _read_packed(folder), path.relative_to(folder).as_posix()
+    if name not in held:
+        raise FileNotFoundError(f"{folder / PACKED} holds no run {name!r}; it holds {', '.join(held)}")
+    result, config = held[name]
+    radii, history = (
+        read_parquet(folder / file, filters=[("run", "==", name)]).drop(columns="run")
+        for file in ("radii.parquet", "history.parquet")
+    )
+    return Run(path, config, history, _checked_radii(radii, folder / "radii.parquet"), result)
 
 
 # ---- the parameters of a notebook

@@ -163,54 +163,7 @@ class TestLoadRuns:
             (tmp_path / f"run{i}" / "result.json").write_text(text)
         start = time.perf_counter()
         assert len(runs.load_runs(tmp_path)) == 1000
-        assert time.perf_counter() - start < 2
-
-
-class TestAtomicWriting:
-    @pytest.mark.parametrize(
-        ("write", "old", "new"),
-        [
-            (runs.write_json, {"a": 1}, {"a": object()}),
-            (runs.write_parquet, pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [object()]})),
-            (runs.write_weights, {"a": torch.ones(2)}, {"a": "not a tensor"}),
-        ],
-    )
-    def test_a_failed_write_leaves_the_old_file_alone(self, tmp_path, write, old, new):
-        path = tmp_path / "file"
-        write(path, old)
-        before = path.read_bytes()
-        with pytest.raises(Exception):  # noqa: B017 - whatever the writer raises
-            write(path, new)
-        assert path.read_bytes() == before
-        assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-    def test_a_crash_before_the_renaming_leaves_no_file(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(runs.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
-            runs.write_json(tmp_path / "result.json", {"a": 1})
-        assert list(tmp_path.iterdir()) == []
-
-    def test_json_of_tensors_arrays_and_odd_numbers(self, tmp_path):
-        content = {"t": torch.tensor([1.0, float("nan")]), "n": np.float32(0.5), "i": np.int64(3), "inf": float("inf"),
-                   "path": tmp_path, 0.1: (True, None)}  # fmt: skip
-        runs.write_json(tmp_path / "a.json", content)
-        read = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
-        assert read == {"t": [1.0, None], "n": 0.5, "i": 3, "inf": None, "path": str(tmp_path), "0.1": [True, None]}
-
-    def test_weights_that_share_memory_or_are_views(self, tmp_path):
-        w = torch.arange(6.0).reshape(2, 3)
-        runs.write_weights(tmp_path / "w", {"a": w, "b": w, "t": w.T})
-        from safetensors.torch import load_file
-
-        read = load_file(tmp_path / "w")
-        assert torch.equal(read["a"], w)
-        assert torch.equal(read["b"], w)
-        assert torch.equal(read["t"], w.T)
-
-    @given(st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text()
-                           | st.floats(allow_nan=False, allow_infinity=False), st.lists)))  # fmt: skip
-    def test_plain_content_comes_back(self, content):
-        assert json.loads(json.dumps(runs._plain(content), allow_nan=False)) == content
+        assert time.perf_counter() - start < 2  # 0.07 s on one core
 
 
 SPEC = {
@@ -283,7 +236,7 @@ class TestParameters:
 def notebook(tmp_path_factory):
     """A notebook with one parameter, whose last cell is run twice over variables of its own."""
     check = (
-        "from acertlab.runs import check_parameters, Within\n"
+        "from acertlab.runs import Within, check_parameters, Within\n"
         "(kappa,) = check_parameters(globals(), {'kappa': Within(0, 1)}).values()"
     )
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}

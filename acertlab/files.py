@@ -1,0 +1,93 @@
+"""Files that are never half there: written aside, then renamed into place; and read with errors that name the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import save
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The table of names and values in a JSON file; ValueError, naming the file, if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a table of names and values")
+    return content
+
+
+def read_parquet(path: Path, columns: list[str] | None = None, filters: list[tuple] | None = None) -> pd.DataFrame:
+    """The table in a parquet file, or columns or rows of it; ValueError, naming the file, if it cannot be read."""
+    try:
+        return pd.read_parquet(path, columns=columns, filters=filters)
+    except (OSError, ValueError) as error:  # pyarrow's errors are both
+        raise ValueError(f"{path} cannot be read as a parquet table: {error}") from error
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A name in the same folder to write to; on leaving it is renamed to ``path``, or removed after an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # same folder, hence same file system
+    try:
+        yield aside
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())  # the content is on the disk before the name is
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Writes a table of names and values as JSON, atomically.
+
+    Tensors, numpy arrays and scalars become lists and numbers, paths strings; a number that JSON does not know
+    (NaN, infinite) becomes null.
+
+    Raises:
+        TypeError: A value has no plain form; nothing is written.
+    """
+    text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+    with written_aside(Path(path)) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # torch and numpy, arrays and scalars
+        return _plain(value.tolist())
+    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be written as JSON")
+
+
+def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
+    """Writes a table as parquet, atomically."""
+    with written_aside(Path(path)) as aside:
+        table.to_parquet(aside, index=False)
+
+
+def write_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Writes a network's tensors as safetensors, atomically; on whatever device they are, they are read on the CPU."""
+    # copies: safetensors refuses tensors that share memory
+    content = save({name: t.detach().to("cpu", copy=True).contiguous() for name, t in state_dict.items()})
+    with written_aside(Path(path)) as aside:
+        aside.write_bytes(content)
