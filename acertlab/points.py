@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
 from acertlab import metrics
+
+SAME = 1e-9  # two kappa, or two accuracies, that differ by less are one
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,17 +168,28 @@ def means(points: Points, eps_max: float) -> pd.DataFrame:
     Raises:
         ValueError: eps_max is not in (0, cap].
     """
+    scores = _scores(points, eps_max)
+    columns: dict[str, Any] = {"method": [p.method for p in points.points], "kappa": [p.kappa for p in points.points]}
+    for i, name in enumerate(("acc", "acr", "art")):
+        columns |= {name: scores[i], f"{name}_std": scores[3 + i]}
+    seeds = [len(p.seeds) for p in points.points]
+    return pd.DataFrame({"dataset": points.dataset, "eps_max": float(eps_max), **columns, "seeds": seeds})
+
+
+@lru_cache(maxsize=32)  # one movement asks several times
+def _scores(points: Points, eps_max: float) -> np.ndarray:
+    """(6, P) means of acc, acr and art over the seeds, then their standard deviations (0 for one seed)."""
     if not 0 < eps_max <= points.cap:
         raise ValueError(
             f"eps_max = {eps_max!r}: accepted is > 0 and <= {points.cap:g}, up to where these radii were searched"
         )
-    columns: dict[str, list] = {"method": [p.method for p in points.points], "kappa": [p.kappa for p in points.points]}
-    scores = [(p.acc, acr, metrics.art(p.acc, acr)) for p in points.points for acr in (p.acr(eps_max),)]
-    for i, name in enumerate(("acc", "acr", "art")):
-        columns[name] = [score[i].mean() for score in scores]
-        columns[f"{name}_std"] = [score[i].std(ddof=1) if len(score[i]) > 1 else 0.0 for score in scores]
-    columns["seeds"] = [len(p.seeds) for p in points.points]
-    return pd.DataFrame({"dataset": points.dataset, "eps_max": float(eps_max), **columns})
+    columns = []
+    for point in points.points:
+        acr = point.acr(eps_max)
+        scores = np.stack([point.acc, acr, metrics.art(point.acc, acr)])  # (3, S)
+        spread = scores.std(axis=1, ddof=1) if len(acr) > 1 else np.zeros(3)
+        columns.append(np.concatenate([scores.mean(axis=1), spread]))
+    return np.stack(columns, axis=1)
 
 
 def at_kappa(points: Points, method: str, kappa: float) -> Mix:
@@ -182,9 +197,8 @@ def at_kappa(points: Points, method: str, kappa: float) -> Mix:
     of = points.of(method)
     trained = np.array([point.kappa for point in of])
     k = int(np.searchsorted(trained, kappa))
-    exact = next((point for point in of if np.isclose(point.kappa, kappa, atol=1e-9)), None)
-    if exact is not None:
-        return Mix(exact, exact, 0.0, "trained")
+    if (exact := np.flatnonzero(np.abs(trained - kappa) < SAME)).size:
+        return Mix(of[exact[0]], of[exact[0]], 0.0, "trained")
     if k in (0, len(of)):
         end = of[min(k, len(of) - 1)]
         return Mix(end, end, 0.0, f"trained no further: kappa = {end.kappa:g} is the nearest")
@@ -192,11 +206,15 @@ def at_kappa(points: Points, method: str, kappa: float) -> Mix:
     return Mix(low, high, float((kappa - low.kappa) / (high.kappa - low.kappa)), _between(low, high))
 
 
-def front(points: Points, method: str, eps_max: float) -> list[Point]:
+@lru_cache(maxsize=32)
+def front(points: Points, method: str, eps_max: float) -> tuple[Point, ...]:
     """The points of one method that no other of its points dominates in (acc, acr), by rising accuracy."""
-    of = points.of(method)
-    table = pd.DataFrame({"acc": [p.acc.mean() for p in of], "acr": [p.acr(eps_max).mean() for p in of]})
-    return [of[i] for i in metrics.pareto_front(table).index]
+    places = [i for i, point in enumerate(points.points) if point.method == method]
+    if not places:
+        points.of(method)  # says what there is
+    acc, acr = _scores(points, eps_max)[:2, places]
+    table = metrics.pareto_front(pd.DataFrame({"acc": acc, "acr": acr}))
+    return tuple(points.points[places[i]] for i in table.index)
 
 
 def at_accuracy(points: Points, method: str, accuracy: float, eps_max: float) -> Mix | None:
@@ -204,9 +222,8 @@ def at_accuracy(points: Points, method: str, accuracy: float, eps_max: float) ->
     of = front(points, method, eps_max)
     acc = np.array([point.acc.mean() for point in of])
     k = int(np.searchsorted(acc, accuracy))
-    exact = next((point for point, a in zip(of, acc, strict=True) if np.isclose(a, accuracy, rtol=0, atol=1e-9)), None)
-    if exact is not None:
-        return Mix(exact, exact, 0.0, "trained")
+    if (exact := np.flatnonzero(np.abs(acc - accuracy) < SAME)).size:
+        return Mix(of[exact[0]], of[exact[0]], 0.0, "trained")
     if k in (0, len(of)):
         return None
     low, high = of[k - 1], of[k]

@@ -51,7 +51,9 @@ class TestTradeoff:
             "level": 0.88,
             "crossed": [(0.88, 0.62), (0.88, 0.5)],
         }
-        figure = plots.tradeoff_of_means(means, kappa=0.125, crossed=[(0.88, 0.62), (0.88, 0.5)], **places, span=((0.5, 1), (0.2, 0.8)))
+        figure = plots.tradeoff_of_means(
+            means, kappa=0.125, **places, crossed=[(0.88, 0.62), (0.88, 0.5)], span=((0.5, 1), (0.2, 0.8))
+        )
         ring, frame, line = figure.data[-3:]
         assert (list(ring.x), list(ring.y), ring.name) == ([85], [65], "kappa = 0.125")
         assert (list(frame.x), list(frame.y)) == ([90], [60])

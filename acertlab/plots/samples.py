@@ -54,7 +54,7 @@ def margin_curve(
                        fill="tozeroy", fillcolor="rgba(0, 158, 115, 0.22)", hoverinfo="skip")  # fmt: skip
     figure.add_scatter(x=eps[[0, -1]], y=[0, 0], mode="lines", line={"color": GREY, "width": 1}, hoverinfo="skip",
                        showlegend=False)  # fmt: skip
-    _vertical(figure, radius, low - pad, high + pad, "certified radius", GREEN)
+    figure.add_trace(_vertical(radius, low - pad, high + pad, "certified radius", GREEN))
     visited = np.asarray(iterates, dtype=float).reshape(-1, 2)
     figure.add_scatter(x=visited[:, 0], y=visited[:, 1], mode="markers+text", name="Brent's iterates, in order",
                        text=[str(i + 1) for i in range(len(visited))], textfont={"color": VERMILLION, "size": 13},

@@ -50,22 +50,24 @@ def method_style(method: str) -> tuple[str, str, str]:
 
 def figure(title: str, x: str = "", y: str = "", height: int = 440) -> go.Figure:
     """An empty figure with the titles of its axes."""
-    return go.Figure(layout=layout(title, height) | {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}})
+    return go.Figure(layout=layout(title, x, y, height))
 
 
-def layout(title: str, height: int) -> dict:
-    """Title at the top left, the legend in a row below it."""
+def layout(title: str, x: str = "", y: str = "", height: int = 440) -> dict:
+    """Title at the top left, the legend in a row below it, titles of the axes."""
     return {
         "template": TEMPLATE,
         "title": {"text": title, "x": 0.01, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 16}},
         "height": height,
         "margin": {"l": 65, "r": 25, "t": 85, "b": 60},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.01, "yanchor": "bottom"},
+        "xaxis": {"title": {"text": x}},
+        "yaxis": {"title": {"text": y}},
     }
 
 
-def vertical(to: go.Figure, x: float | None, low: float, high: float, name: str, colour: str) -> None:
+def vertical(x: float | None, low: float, high: float, name: str, colour: str) -> dict:
     """A dashed line at x; without an x, an empty trace in its place, so that a widget's traces stay the same."""
-    ends = ([], []) if x is None else ([x, x], [low, high])
-    to.add_scatter(x=ends[0], y=ends[1], mode="lines", line={"color": colour, "dash": "dash"}, hoverinfo="skip",
-                   name=name if x is None else f"{name} = {x:.4g}", showlegend=x is not None)  # fmt: skip
+    return {"type": "scatter", "x": [] if x is None else [x, x], "y": [] if x is None else [low, high],
+            "mode": "lines", "line": {"color": colour, "dash": "dash"}, "hoverinfo": "skip",
+            "name": name if x is None else f"{name} = {x:.4g}", "showlegend": x is not None}  # fmt: skip

@@ -4,7 +4,9 @@ The widgets keep no state of their own; what they show at any position of the co
 `pareto_texts` and `radius_figures` return for it, and those draw the static pictures, too.
 """
 
-from acertlab.widgets.pareto import View, first_view, pareto_explorer, pareto_figures, pareto_texts, scores_at
+from acertlab.widgets.explorer import pareto_explorer
+from acertlab.widgets.gallery import gallery_figure, gallery_of, gallery_text
+from acertlab.widgets.pareto import View, first_view, pair_scores, pareto_figures, pareto_texts, scores_at
 from acertlab.widgets.radius import (
     Certificate,
     certificate_at,
@@ -18,7 +20,11 @@ __all__ = [
     "View",
     "certificate_at",
     "first_view",
+    "gallery_figure",
+    "gallery_of",
+    "gallery_text",
     "margins_over",
+    "pair_scores",
     "pareto_explorer",
     "pareto_figures",
     "pareto_texts",

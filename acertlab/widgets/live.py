@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 WIDE = {"layout": ipw.Layout(width="620px", max_width="98%"), "style": {"description_width": "250px"}}
+
+
+Content = dict | go.Figure | str  # a figure, by its traces ("data") and "layout", or HTML
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,16 @@ class Part:
         reads: The controls that it depends on: a movement of another one leaves it as it is.
     """
 
-    draw: Callable[..., go.Figure | str]
+    draw: Callable[..., Content]
     reads: tuple[str, ...]
+
+
+class Explorer(ipw.VBox):
+    """A box of controls and of what follows them, each by its name in `controls` and `parts`."""
+
+    def __init__(self, controls: dict[str, ipw.Widget], parts: dict[str, ipw.Widget], rows: Sequence[ipw.Widget]):
+        super().__init__(list(rows))
+        self.controls, self.parts = controls, parts
 
 
 def follow(controls: Mapping[str, ipw.Widget], parts: Mapping[str, Part]) -> dict[str, ipw.Widget]:
@@ -37,42 +48,56 @@ def follow(controls: Mapping[str, ipw.Widget], parts: Mapping[str, Part]) -> dic
         By the parts' names, a FigureWidget for a figure and an HTML for a text.
     """
 
-    def drawn(part: Part) -> go.Figure | str:
-        return part.draw(**{name: controls[name].value for name in part.reads})
+    def drawn(name: str) -> Content:
+        return parts[name].draw(**{control: controls[control].value for control in parts[name].reads})
 
-    shown = {name: _widget(drawn(part)) for name, part in parts.items()}
+    contents = {name: drawn(name) for name in parts}
+    shown = {name: ipw.HTML(content) if isinstance(content, str) else go.FigureWidget(content)
+             for name, content in contents.items()}  # fmt: skip
     for control_name, control in controls.items():
         followers = [name for name, part in parts.items() if control_name in part.reads]
 
         def redraw(_change: dict, followers: Sequence[str] = followers) -> None:
             for name in followers:
-                show(shown[name], drawn(parts[name]))
+                before, contents[name] = contents[name], drawn(name)
+                show(shown[name], before, contents[name])
 
         control.observe(redraw, names="value")
     return shown
 
 
-def _widget(content: go.Figure | str) -> ipw.Widget:
-    return ipw.HTML(content) if isinstance(content, str) else go.FigureWidget(content)
-
-
-def show(widget: ipw.Widget, content: go.Figure | str) -> None:
-    """What differs of a figure's traces and layout, or the whole text, into the widget that shows it."""
-    if isinstance(content, str):
-        widget.value = content
+def show(widget: ipw.Widget, before: Content, after: Content) -> None:
+    """Changes what a widget shows where a figure or text differs from the one that it showed before."""
+    if isinstance(after, str):
+        widget.value = after
         return
-    with widget.batch_update():
-        for old, new in zip((*widget.data, widget.layout), (*content.data, content.layout), strict=True):
-            before, after = old.to_plotly_json(), new.to_plotly_json()
-            for name in after.keys() - {"template"}:
-                if not _equal(before.get(name), after[name]):
-                    old[name] = after[name]
+    before, after = _plain(before), _plain(after)
+    with widget.batch_update():  # one message for all of it
+        for trace, old, new in zip(widget.data, before["data"], after["data"], strict=True):
+            for path, value in _differences(old, new):
+                trace[path] = value
+        for path, value in _differences(before["layout"], after["layout"]):
+            widget.layout[path] = value
 
 
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal(a[name], b[name]) for name in a)
-    return np.array_equal(a, b)
+def _plain(content: dict | go.Figure) -> dict:
+    if isinstance(content, dict):
+        return content
+    return {"data": [t.to_plotly_json() for t in content.data], "layout": content.layout.to_plotly_json()}
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The places, such as "xaxis.range", where a second table differs from a first, with its values (None: nothing)."""
+    for name in dict.fromkeys((*new, *old)):
+        a, b, place = old.get(name), new.get(name), f"{path}{name}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from _differences(a, b, f"{place}.")
+        elif a is not b and not np.array_equal(a, b, equal_nan=_floats(a) and _floats(b)):
+            yield place, b
+
+
+def _floats(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 def slider(description: str, value: float, low: float, high: float, readout: str = ".4f") -> ipw.FloatSlider:
