@@ -45,15 +45,8 @@ class TestTradeoff:
 
     def test_places_of_the_explorer(self):
         means = metrics.mean_over_seeds(RUNS)
-        places = {
-            "circled": [(0.85, 0.65)],
-            "picked": (0.9, 0.6),
-            "level": 0.88,
-            "crossed": [(0.88, 0.62), (0.88, 0.5)],
-        }
-        figure = plots.tradeoff_of_means(
-            means, kappa=0.125, **places, crossed=[(0.88, 0.62), (0.88, 0.5)], span=((0.5, 1), (0.2, 0.8))
-        )
+        places = dict(circled=[(0.85, 0.65)], picked=(0.9, 0.6), level=0.88, crossed=[(0.88, 0.62), (0.88, 0.5)])
+        figure = plots.tradeoff_of_means(means, kappa=0.125, **places, span=((0.5, 1), (0.2, 0.8)))
         ring, frame, line = figure.data[-3:]
         assert (list(ring.x), list(ring.y), ring.name) == ([85], [65], "kappa = 0.125")
         assert (list(frame.x), list(frame.y)) == ([90], [60])

@@ -20,6 +20,7 @@ from acertlab.plots.style import (
     PURPLE,
     SKY,
     VERMILLION,
+    faded,
     method_style,
 )
 from acertlab.plots.style import layout as _layout
@@ -211,7 +212,8 @@ def shares_spec(
             "type": "scatter", "x": grid, "y": 100 * np.asarray(share), "name": name, "mode": "lines+markers",
             "line": {"color": colour, "width": 2, "dash": dashes[turn % len(dashes)]},
             "marker": {"symbol": symbol, "size": 9, "maxdisplayed": 8}, "cliponaxis": False,
-            "fill": "tozeroy" if fill else "none", "hovertemplate": "%{y:.1f} %", "showlegend": True,
+            "fill": "tozeroy" if fill else "none", "fillcolor": faded(colour, 0.2), "showlegend": True,
+            "hovertemplate": "%{y:.1f} %",
         })  # fmt: skip
     return {"data": [*data, _vertical(eps, 0, 100, "eps", GREY)], "layout": layout}
 

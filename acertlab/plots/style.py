@@ -48,6 +48,11 @@ def method_style(method: str) -> tuple[str, str, str]:
     return metrics.METHODS.get(method, method), *METHODS.get(method, (GREY, "circle-open"))
 
 
+def faded(colour: str, opacity: float) -> str:
+    """A colour such as "#0072B2", with an opacity."""
+    return f"rgba({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))}, {opacity:g})"
+
+
 def figure(title: str, x: str = "", y: str = "", height: int = 440) -> go.Figure:
     """An empty figure with the titles of its axes."""
     return go.Figure(layout=layout(title, x, y, height))

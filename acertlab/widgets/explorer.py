@@ -61,7 +61,8 @@ def pareto_explorer(
         _heading("One network: click on its point, or choose it here"), controls["picked"], parts["picked_text"],
         side_by_side(parts["picked_curve"], parts["picked_radii"]), images, parts["command"],
         _heading("Two methods at equal accuracy, each along its own front"),
-        ipw.VBox([controls[name] for name in ("first", "second", "accuracy")]), parts["pair_text"], parts["pair"],
+        ipw.VBox([controls[name] for name in ("first", "second", "accuracy")]), parts["pair_text"],
+        side_by_side(parts["pair"]),
     ])  # fmt: skip
 
 
@@ -105,6 +106,7 @@ def _images(points: Points, picked: ipw.Dropdown, data_root: str | None) -> tupl
                               layout=ipw.Layout(width="420px"))  # fmt: skip
     figures = [gallery_figure(Gallery(0, None, (), np.empty(0), None, 0.0, ""))]
     live, text, box = go.FigureWidget(figures[0]), ipw.HTML(), ipw.VBox([button])
+    fitted = side_by_side(live)
 
     def redraw(_change: dict) -> None:
         children = (button,)
@@ -113,7 +115,7 @@ def _images(points: Points, picked: ipw.Dropdown, data_root: str | None) -> tupl
             text.value = html.escape(gallery_text(gallery))
             figures.append(gallery_figure(gallery))
             show(live, figures.pop(0), figures[0])
-            children += (text,) if gallery.images is None else (live, text)
+            children += (text,) if gallery.images is None else (fitted, text)
         if box.children != children:
             box.children = children
 

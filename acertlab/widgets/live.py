@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import anywidget
 import ipywidgets as ipw
 import numpy as np
 import plotly.graph_objects as go
+import traitlets
 
 WIDE = {"layout": ipw.Layout(width="620px", max_width="98%"), "style": {"description_width": "250px"}}
 
@@ -27,6 +30,26 @@ class Part:
 
     draw: Callable[..., Content]
     reads: tuple[str, ...]
+
+
+class Fit(anywidget.AnyWidget):
+    """Nothing to see: it tells how wide the room is in which it stands, in pixels.
+
+    A FigureWidget is drawn before it is in the page, 700 pixels wide, and does not look at its room by itself.
+    """
+
+    width = traitlets.Int(0).tag(sync=True)
+    _esm = """
+    export default { render({ model, el }) {
+        const room = new ResizeObserver(() => {
+            if (el.clientWidth === 0 || el.clientWidth === model.get('width')) return;
+            model.set('width', el.clientWidth);
+            model.save_changes();
+        });
+        room.observe(el);
+        return () => room.disconnect();
+    } };
+    """
 
 
 class Explorer(ipw.VBox):
@@ -106,8 +129,17 @@ def slider(description: str, value: float, low: float, high: float, readout: str
                            readout_format=readout, continuous_update=False, **WIDE)  # fmt: skip
 
 
-def side_by_side(*widgets: ipw.Widget, least: int = 440) -> ipw.Box:
-    """In a row where there is room, else below each other; each gets an equal share of the width."""
-    flex = {"flex": f"1 1 {least}px", "min_width": f"{min(least, 300)}px", "overflow": "hidden"}
-    columns = [ipw.Box([widget], layout=ipw.Layout(display="block", **flex)) for widget in widgets]
+def side_by_side(*figures: go.FigureWidget, least: int = 400) -> ipw.Box:
+    """In a row where there is room, else below each other; each as wide as its share of the room, once it is known."""
+    columns = []
+    for figure in figures:
+        figure.layout.width = 868 // len(figures)  # JupyterLab's room in a window of 1300 pixels
+        fit = Fit(layout=ipw.Layout(width="100%", height="0px", margin="0px"))
+        fit.observe(partial(_widen, figure), names="width")
+        flex = {"flex": f"1 1 {least}px", "min_width": "300px", "overflow": "hidden"}
+        columns.append(ipw.Box([figure, fit], layout=ipw.Layout(display="block", **flex)))
     return ipw.Box(columns, layout=ipw.Layout(display="flex", flex_flow="row wrap", width="100%"))
+
+
+def _widen(figure: go.FigureWidget, change: dict) -> None:
+    figure.layout.width = max(change["new"], 300)

@@ -118,8 +118,17 @@ def _tradeoff(points: Points, view: View) -> dict:
     x = max(table.acc.min() - 0.03, 0.0), min(table.acc.max() + 0.03, 1.0)
     # in whole tens, so that the axis stays where it is for small movements of eps_max
     y = max(np.floor(10 * table.acr.min() - 0.2) / 10, 0.0), min(np.ceil(10 * table.acr.max() + 0.2) / 10, 1.0)
-    return plots.tradeoff_spec(table, kappa=view.kappa, circled=circled, picked=picked, level=view.accuracy,
-                               crossed=crossed, span=(x, y), height=480)  # fmt: skip
+    spec = plots.tradeoff_spec(table, kappa=view.kappa, circled=circled, picked=picked, level=view.accuracy,
+                               crossed=crossed, span=(x, y), height=490)  # fmt: skip
+    spec["data"][0]["showscale"] = False  # the map's lines have labels
+    return _narrow(spec, legend_rows=3)
+
+
+def _narrow(spec: dict, legend_rows: int) -> dict:
+    """Room for a legend that stands in so many rows where two figures share the width."""
+    spec["layout"]["margin"]["t"] = 55 + 19 * legend_rows
+    spec["layout"]["legend"]["font"] = {"size": 11}
+    return spec
 
 
 def _place(mix: Mix, view: View) -> tuple[float, float]:
@@ -131,19 +140,21 @@ def _curves(points: Points, view: View) -> dict:
     mixes, grid = mixes_at(points, view), np.linspace(0.0, view.eps_max, CURVE_POINTS)
     shares = {name: mix.certified(grid) for name, mix in mixes.items()}
     methods = {name: mix.method for name, mix in mixes.items()}
-    return plots.shares_spec(grid, shares, methods=methods, eps=view.at, height=480)
+    spec = plots.shares_spec(grid, shares, methods=methods, eps=view.at, height=490)
+    return _narrow(spec, legend_rows=3)
 
 
 def _picked_curve(points: Points, view: View) -> dict:
     point, grid = points.points[view.picked], np.linspace(0.0, view.eps_max, CURVE_POINTS)
     methods, title = {point.label: point.method}, "Certified accuracy: the area is the ACR"
     shares = {point.label: point.certified(grid)}
-    return plots.shares_spec(grid, shares, methods=methods, eps=view.at, title=title, fill=True, height=400)
+    spec = plots.shares_spec(grid, shares, methods=methods, eps=view.at, title=title, fill=True, height=430)
+    return _narrow(spec, legend_rows=4)
 
 
 def _picked_radii(points: Points, view: View) -> dict:
     radii = np.concatenate(points.points[view.picked].radii)
-    return plots.histogram_spec(radii, view.eps_max, eps=view.at, height=400)
+    return _narrow(plots.histogram_spec(radii, view.eps_max, eps=view.at, height=430), legend_rows=4)
 
 
 def _pair_curves(points: Points, view: View) -> dict:
@@ -252,15 +263,19 @@ def pareto_texts(points: Points, view: View) -> dict[str, str]:
 
 
 def _html(table: pd.DataFrame) -> str:
-    """Numbers to the right, words to the left; `DataFrame.to_html` takes longer than all the arithmetic."""
-    numbers = [kind.kind == "f" for kind in table.dtypes]
-    style = [f" style='text-align: {'right' if number else 'left'}'" for number in numbers]
-    head = "".join(f"<th{how}>{html.escape(str(name))}</th>" for name, how in zip(table, style, strict=True))
-    rows = []
-    for row in table.itertuples(index=False):
-        texts = [
-            f"{value:.4g}" if number else html.escape(str(value)) for value, number in zip(row, numbers, strict=True)
-        ]
-        rows.append("".join(f"<td{how}>{text}</td>" for text, how in zip(texts, style, strict=True)))
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f"<table class='dataframe'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    """Percentages with two digits, numbers to the right; `DataFrame.to_html` takes longer than all the arithmetic."""
+    styles = [
+        f" style='padding: 1px 10px; text-align: {'right' if kind.kind == 'f' else 'left'}'" for kind in table.dtypes
+    ]
+    rows = [[_cell(name, value) for name, value in row.items()] for row in table.to_dict("records")]
+    head, *body = (
+        "<tr>" + "".join(f"<{tag}{style}>{text}</{tag}>" for text, style in zip(row, styles, strict=True)) + "</tr>"
+        for tag, row in (("th", list(table)), *(("td", row) for row in rows))
+    )
+    return f"<table class='dataframe'><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _cell(name: str, value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if name == "kappa" else f"{value:.2f}"
+    return html.escape(str(value))

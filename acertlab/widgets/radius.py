@@ -190,7 +190,7 @@ def radius_explorer(
     })  # fmt: skip
     buttons = _buttons(controls, found.radius.tolist(), found.upper.tolist())
     rows = [controls["image"], controls["eps"], ipw.HBox(buttons)]
-    return Explorer(controls, parts, [ipw.VBox(rows), parts["verdict"], parts["box"],
+    return Explorer(controls, parts, [ipw.VBox(rows), parts["verdict"], side_by_side(parts["box"]),
                                       side_by_side(parts["logits"], parts["margin"])])  # fmt: skip
 
 
