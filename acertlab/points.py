@@ -134,6 +134,35 @@ class Mix:
         return {"acc": float(acc.mean()), "acr": float(acr.mean()), "art": float(art.mean()), "certified": certified}
 
 
+def choose(runs: pd.DataFrame, dataset: str = "", trained_eps_max: float = 0.0) -> pd.DataFrame:
+    """The runs of one dataset that were trained for one eps_max.
+
+    Args:
+        runs: A row a run.
+        dataset: Whose; "": of which there are most, the first by name among several.
+        trained_eps_max: For which, pixel units; 0: there is only one.
+
+    Raises:
+        ValueError: There are none, or several eps_max; the message says what there is.
+    """
+    there = runs.dataset.value_counts().sort_index()
+    dataset = dataset or str(there.idxmax() if len(there) else "")
+    chosen = runs[runs.dataset == dataset]
+    found = ", ".join(f"{eps:.6g}" for eps in sorted(chosen.eps_max.unique()))
+    if trained_eps_max:
+        chosen = chosen[np.isclose(chosen.eps_max, trained_eps_max)]
+    if chosen.empty:
+        wanted = f" trained for eps_max = {trained_eps_max:g}; there is {found}" if found else ""
+        raise ValueError(
+            f"no finished run of {dataset or 'any dataset'}{wanted}. Datasets: {', '.join(there.index) or 'none'}"
+        )
+    if chosen.eps_max.nunique() > 1:
+        raise ValueError(
+            f"the runs of {dataset} were trained for several eps_max: set trained_eps_max to one of {found}"
+        )
+    return chosen
+
+
 def pool(runs: pd.DataFrame, radii: Mapping[str, np.ndarray]) -> Points:
     """The points of a table of runs: seeds pooled, radii sorted and summed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -18,10 +19,11 @@ from acertlab.data import ImageData, to_float
 from acertlab.interval import propagate
 from acertlab.margin import certified_margin
 from acertlab.presets import preset
-from acertlab.radius import certified_radius
+from acertlab.radius import RadiusStatus, certified_radius
 from acertlab.widgets.live import WIDE, Explorer, Part, follow, side_by_side, slider
 
 GRID = 81  # eps of the margin's curve
+NARROW = {"height": 430, "margin_t": 135, "legend_font_size": 11}  # room for the legend where two share the width
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,14 @@ def _box(x: Tensor, eps: float) -> go.Figure:
 
 def _logits(certificate: Certificate, y: int, classes: Sequence[str] | None) -> go.Figure:
     lower, upper = (bound[0].cpu() for bound in (certificate.logits.lower, certificate.logits.upper))
-    return plots.logit_intervals(lower, upper, y, classes)
+    figure = plots.logit_intervals(lower, upper, y, classes)
+    title = f"Intervals of the logits: Eq. (3) gives {certificate.margin_eq3:.3g}"
+    return figure.update_layout(title_text=title, **NARROW)
 
 
 def _margin(grid: np.ndarray, margins: np.ndarray, radius: float, eps: float, certificate: Certificate) -> go.Figure:
     figure = plots.margin_curve(grid, margins, radius=radius, current=(eps, certificate.margin))
-    return figure.update_layout(height=420)
+    return figure.update_layout(title_text="The certified margin", **NARROW)
 
 
 # ---- live
@@ -158,10 +162,12 @@ def radius_explorer(
     if eps_max is None:
         raise ValueError("eps_max: is needed where data are tensors; in pixel units, such as 8 / 255")
     found = certified_radius(model, x, y, eps_max)
+    start = int((found.status == RadiusStatus.CONVERGED).int().argmax())  # the first radius inside, if there is one
     controls = {
-        "image": ipw.IntSlider(description="image", value=0, min=0, max=len(x) - 1, continuous_update=False, **WIDE),
-        "eps": slider("radius of the box, eps", float(found.radius[0]), 0.0, eps_max),
-    }
+        "image": ipw.IntSlider(description="image", value=start, min=0, max=len(x) - 1, continuous_update=False,
+                               **WIDE),
+        "eps": slider("radius of the box, eps", float(found.radius[start]), 0.0, eps_max),
+    }  # fmt: skip
     grid = np.linspace(0.0, eps_max, GRID)
 
     # what one movement needs several times, or the next one again
@@ -175,7 +181,10 @@ def radius_explorer(
 
     def verdict(image: int, eps: float) -> str:
         name = y[image].item() if classes is None else classes[y[image]]
-        what = f"image {image}, a {name}: certified radius {found.radius[image]:.4g}"
+        status = RadiusStatus(int(found.status[image]))
+        what = (
+            f"image {image}, a {html.escape(str(name))}: certified radius {found.radius[image]:.4g}. {status.sentence}"
+        )
         return f"<b>At eps = {eps:.4g}: {certificate(image, eps).sentence}</b><br>{what}"
 
     def margin(image: int, eps: float) -> go.Figure:
