@@ -199,8 +199,7 @@ def means(points: Points, eps_max: float) -> pd.DataFrame:
     """
     scores = _scores(points, eps_max)
     columns: dict[str, Any] = {"method": [p.method for p in points.points], "kappa": [p.kappa for p in points.points]}
-    for i, name in enumerate(("acc", "acr", "art")):
-        columns |= {name: scores[i], f"{name}_std": scores[3 + i]}
+    columns |= dict(zip(("acc", "acr", "art", "acc_std", "acr_std", "art_std"), scores, strict=True))
     seeds = [len(p.seeds) for p in points.points]
     return pd.DataFrame({"dataset": points.dataset, "eps_max": float(eps_max), **columns, "seeds": seeds})
 

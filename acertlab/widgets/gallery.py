@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -56,14 +57,16 @@ def gallery_of(paths: Sequence[str], data_root: str | None = None) -> Gallery:
         paths: Of runs that differ in their seed alone.
         data_root: As in `load_dataset`; nothing is downloaded.
     """
-    runs = [load_run(path) for path in paths]
-    run = next((run for run in runs if (run.path / "model.safetensors").is_file()), runs[0])
-    return _gallery(str(run.path), data_root)
+    path = next((path for path in paths if Path(path, "model.safetensors").is_file()), paths[0])
+    return _gallery(str(path), data_root)
 
 
 @lru_cache(maxsize=256)
 def _gallery(path: str, data_root: str | None) -> Gallery:
-    run = load_run(path)
+    try:
+        run = load_run(path)
+    except (FileNotFoundError, ValueError) as error:
+        return Gallery(0, None, (), np.empty(0), None, 0.0, f"No images are shown: {error}")
     cap = float(run.result["radius_cap"])
     ordered = run.radii[run.radii.radius > 0].sort_values("radius", kind="stable")
     best, worst = ordered[::-1][:EACH], ordered[: max(min(EACH, len(ordered) - EACH), 0)]
@@ -114,7 +117,7 @@ def gallery_text(gallery: Gallery) -> str:
     """What the ranges mean; or what is missing, and the radii."""
     if gallery.images is None:
         listed = "; ".join(f"{name}: {ends}" for name, ends in zip(gallery.titles, gallery.ranges, strict=True))
-        return f"{gallery.note}. By class and number: {listed}"
+        return gallery.note + (f". By class and number: {listed}" if listed else "")
     if gallery.attacked is None:
         return gallery.note
     unbroken = (
