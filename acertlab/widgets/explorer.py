@@ -77,7 +77,7 @@ def _controls(points: Points, start: View) -> dict[str, ipw.Widget]:
     return {
         "kappa": ipw.SelectionSlider(description="share of the clean loss, kappa", options=labels, value=nearest,
                                      continuous_update=False, **WIDE),
-        "eps_max": slider("largest radius that counts, eps_max", start.eps_max, points.cap / 100, points.cap),
+        "eps_max": slider("largest radius that counts, eps_max", start.eps_max, points.cap / 200, points.cap),
         "eps": slider("certified at radius eps", start.eps, 0.0, points.cap),
         "picked": ipw.Dropdown(description="network", options=networks, value=start.picked, **WIDE),
         "first": ipw.Dropdown(description="first method", options=methods, value=start.first, **WIDE),

@@ -124,8 +124,12 @@ def _floats(value: Any) -> bool:
 
 
 def slider(description: str, value: float, low: float, high: float, readout: str = ".4f") -> ipw.FloatSlider:
-    """A slider of 200 steps that reports where it was let go."""
-    return ipw.FloatSlider(description=description, value=value, min=low, max=high, step=(high - low) / 200,
+    """A slider of 200 steps, or a few less, that reports where it was let go.
+
+    From 0 or from one step on, so that its places are round parts of `high`; the start may lie between two.
+    """
+    step = (high if low <= high / 200 else high - low) / 200
+    return ipw.FloatSlider(description=description, value=value, min=low, max=high, step=step,
                            readout_format=readout, continuous_update=False, **WIDE)  # fmt: skip
 
 
