@@ -72,7 +72,6 @@ def lab(folder: Path, synthetic_runs: Path) -> Iterator[str]:
         "--IdentityProvider.token=",
         f"--notebook-dir={folder}",
     ]
-    options += [f"--notebook-dir={folder}"]
     environment = os.environ | {"ACERTLAB_RUNS": str(synthetic_runs), "OMP_NUM_THREADS": "1"}
     environment |= {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
     with (folder / "lab.log").open("w") as log:

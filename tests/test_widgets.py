@@ -206,12 +206,10 @@ class TestGallery:
         assert shown.attacked is None and shown.images is not None
         assert "No attacks" in widgets.gallery_text(shown)
         (packed / "model.safetensors").unlink()
-        gallery._gallery.cache_clear()
         shown = widgets.gallery_of([str(packed)])
         assert "it lacks model.safetensors" in widgets.gallery_text(shown)
         (packed / "model.safetensors").write_bytes(b"")
         write_json(packed / "result.json", load_run(real_run).result | {"dataset": f"folder:{tmp_path}/none"})
-        gallery._gallery.cache_clear()
         shown = widgets.gallery_of([str(packed)])
         assert shown.images is None
         assert "No images are shown" in widgets.gallery_text(shown)

@@ -51,14 +51,17 @@ class Gallery:
 
 
 def gallery_of(paths: Sequence[str], data_root: str | None = None) -> Gallery:
-    """The gallery of the first of some runs whose weights are there, or else of the first one; kept once it was made.
+    """The gallery of the first of some runs whose weights are there, or else of the first one; kept once it is whole.
 
     Args:
         paths: Of runs that differ in their seed alone.
         data_root: As in `load_dataset`; nothing is downloaded.
     """
     path = next((path for path in paths if Path(path, "model.safetensors").is_file()), paths[0])
-    return _gallery(str(path), data_root)
+    gallery = _gallery(str(path), data_root)
+    if gallery.note:
+        _gallery.cache_clear()  # what is missing may be there the next time
+    return gallery
 
 
 @lru_cache(maxsize=256)
@@ -74,6 +77,8 @@ def _gallery(path: str, data_root: str | None) -> Gallery:
     index, label = torch.as_tensor(index.astype(np.int64)), torch.as_tensor(label.astype(np.int64))
     images, attacked, note, names = None, None, "", label.tolist()
     try:
+        if not len(index):
+            raise ValueError("none has a certified radius above 0")
         data = _dataset(str(run.result["dataset"]), data_root)
         if (index >= len(data.test_y)).any():
             raise ValueError("the dataset that is here has fewer test images than the run was measured on")
