@@ -74,6 +74,7 @@ def _controls(points: Points, start: View) -> dict[str, ipw.Widget]:
     methods = [(plots.method_style(method)[0], method) for method in points.methods]
     networks = [(point.label, i) for i, point in enumerate(points.points)]
     acc = [point.acc.mean() for point in points.points]
+    ends = max(np.floor(100 * min(acc) - 1) / 100, 0.0), min(np.ceil(100 * max(acc) + 1) / 100, 1.0)  # whole percents
     return {
         "kappa": ipw.SelectionSlider(description="share of the clean loss, kappa", options=labels, value=nearest,
                                      continuous_update=False, **WIDE),
@@ -82,7 +83,7 @@ def _controls(points: Points, start: View) -> dict[str, ipw.Widget]:
         "picked": ipw.Dropdown(description="network", options=networks, value=start.picked, **WIDE),
         "first": ipw.Dropdown(description="first method", options=methods, value=start.first, **WIDE),
         "second": ipw.Dropdown(description="second method", options=methods, value=start.second, **WIDE),
-        "accuracy": slider("at the standard accuracy", start.accuracy, min(acc), max(acc), ".2%"),
+        "accuracy": slider("at the standard accuracy", start.accuracy, *ends, ".2%"),
     }  # fmt: skip
 
 
