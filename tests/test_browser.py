@@ -1,33 +1,68 @@
-"""The Pareto explorer in a real JupyterLab, in a real browser: a key moves a slider, the numbers follow."""
+"""Notebooks 01 and 03 in a real JupyterLab, in a real browser: keys move every control, the figures and numbers follow.
 
-import math
+What the page shows is read from the figures themselves (plotly's `gd.data`), and compared with what the package
+computes for the same position. Screenshots go into the folder that ACERTLAB_ARTEFACTS names, or a temporary one.
+"""
+
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import nbformat
+import numpy as np
+import plotly.graph_objects as go
 import pytest
+import torch
 
-from acertlab import widgets
-from acertlab.runs import load_radii, load_runs
+import acertlab as al
+from acertlab import points, widgets
+from acertlab.runs import load_radii, load_run, load_runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "03_pareto.ipynb"
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH: apt-get install chromium")
 
+WAIT = 400  # seconds that anything may take on a busy machine
+SETTINGS = {  # of JupyterLab: no question at the start, and cells are in the page whether or not they are in view
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+# anywidget gives each widget two seconds to load, which a machine that runs other tests beside may not have
+PATIENCE = "AbortSignal.timeout = (given => ms => given.call(AbortSignal, Math.max(ms, 300_000)))(AbortSignal.timeout)"
 
-@pytest.fixture
-def lab(tmp_path: Path, synthetic_runs: Path) -> Iterator[str]:
-    """The address of a JupyterLab that serves a copy of the notebook, with synthetic runs to show."""
-    shutil.copy(NOTEBOOK, tmp_path)
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copies of both notebooks; 01 trains as briefly as it may, into a folder that the test can read."""
+    folder = tmp_path_factory.mktemp("lab")
+    for name, changed in (("01_certified_radius", {"epochs": 3, "run_dir": str(folder / "run")}), ("03_pareto", {})):
+        notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+        parameters = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        for key, value in changed.items():
+            parameters.source, times = re.subn(rf"(?m)^{key} = \S+", f"{key} = {value!r}", parameters.source)
+            assert times == 1
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    for name, content in SETTINGS.items():
+        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(folder: Path, synthetic_runs: Path) -> Iterator[str]:
+    """The address of a JupyterLab that serves the copies, with synthetic runs to show."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,95 +71,258 @@ def lab(tmp_path: Path, synthetic_runs: Path) -> Iterator[str]:
         "--allow-root",
         f"--port={port}",
         "--IdentityProvider.token=",
-        f"--notebook-dir={tmp_path}",
+        f"--notebook-dir={folder}",
     ]
-    environment = os.environ | {"ACERTLAB_RUNS": str(synthetic_runs), "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}
-    with (tmp_path / "lab.log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=log, stderr=log
-        )
+    environment = os.environ | {"ACERTLAB_RUNS": str(synthetic_runs), "OMP_NUM_THREADS": "1"}
+    environment |= {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
+    with (folder / "lab.log").open("w") as log:
+        command = [sys.executable, "-m", "jupyterlab", *options]
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait_for(address, server, tmp_path / "lab.log")
-        yield f"{address}/lab/tree/{NOTEBOOK.name}"
+        until(lambda: server.poll() is not None or answers(f"{address}/api"), "JupyterLab's answer")
+        assert server.poll() is None, f"JupyterLab did not start: {(folder / 'lab.log').read_text()[-2000:]}"
+        yield address
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(30)
 
 
-def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and server.poll() is None:
+def answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def until(true: Callable[[], Any], what: str, pause: Callable[[], None] = lambda: time.sleep(0.2)) -> None:
+    deadline = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < deadline, f"waited {WAIT} s for {what}"
+        pause()
+
+
+@dataclass
+class Shown:
+    """A page with a notebook whose cells have all been run, and the cell that holds an explorer."""
+
+    page: Any
+    cell: Any
+    errors: list[str]
+
+    def figures(self) -> list[dict]:
+        """Title and traces of every figure of the cell, in the order of the page."""
+        return self.cell.evaluate(FIGURES)
+
+    def press(self, target: Any, key: str, times: int = 1) -> None:
+        target.focus()
+        for _ in range(times):
+            self.page.keyboard.press(key)
+
+    def values(self) -> list[float]:
+        """Where the sliders stand."""
+        return self.cell.evaluate(SLIDERS)
+
+    def wait_for(self, wanted: Callable[[], dict[str, go.Figure]]) -> None:
+        """Until the cell's figures hold what the package computes for where the controls stand."""
+        differs = ["nothing yet"]
+
+        def agree() -> bool:
+            figures = wanted().values()
+            differs[:] = differences(self.figures(), list(figures))
+            return not differs
+
         try:
-            urllib.request.urlopen(f"{address}/api", timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"JupyterLab did not start: {log.read_text()[-2000:]}")
+            until(agree, "figures", lambda: self.page.wait_for_timeout(200))
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {differs}") from None
+
+    def picture(self, name: str) -> None:
+        place = os.environ.get("ACERTLAB_ARTEFACTS")
+        path = Path(place or self.folder) / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.cell.locator(".jp-OutputArea").first.screenshot(path=path)
+
+    folder: Path = Path()
 
 
-def shown_numbers(text: str) -> list[float]:
-    return [float(number) for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])", text)]
+EMPTY_SCRIPT = {"content-type": "text/javascript", "access-control-allow-origin": "*"}
+# Arrays come to plotly as typed arrays; a NaN has no JSON
+FIGURES = """cell => [...cell.querySelectorAll('.js-plotly-plot')].filter(gd => gd.data).map(gd => ({
+    title: gd.layout.title.text, traces: gd.data.map(trace => Object.fromEntries(['name', 'x', 'y'].map(
+        key => [key, typeof trace[key] === 'object' ? [...trace[key]].map(v => Number.isNaN(v) ? null : v) : trace[key]]
+    )))}))"""
+SLIDERS = """cell => [...cell.querySelectorAll('.noUi-target')].map(slider => Number(slider.noUiSlider.get(true)))"""
+FAILED = """() => [...document.querySelectorAll('[data-mime-type="application/vnd.jupyter.error"]')]
+    .map(error => error.innerText)"""
+FINISHED = f"""() => {{
+    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.innerText);
+    return ({FAILED})().length > 0 || (prompts.length > 5 && prompts.every(text => /\\[\\d+\\]:/.test(text)));
+}}"""
+PIXEL = """(gd, [trace, point]) => {
+    const { xaxis, yaxis } = gd._fullLayout, box = gd.getBoundingClientRect();
+    return [box.left + xaxis._offset + xaxis.d2p(gd.data[trace].x[point]),
+            box.top + yaxis._offset + yaxis.d2p(gd.data[trace].y[point])];
+}"""
 
 
-def test_a_key_moves_eps_max_and_the_table_follows(lab: str, synthetic_runs: Path) -> None:
-    runs = load_runs(synthetic_runs)
-    radii = load_radii(runs)
+def differences(shown: list[dict], wanted: list[go.Figure]) -> list[str]:
+    """In what figures in the page differ from those of the package."""
+    if len(shown) != len(wanted):
+        return [f"{len(shown)} figures instead of {len(wanted)}"]
+    found = []
+    for figure, plain in zip(shown, wanted, strict=True):
+        if (figure["title"] or "") != (plain.layout.title.text or ""):
+            found.append(f"{figure['title']!r} instead of {plain.layout.title.text!r}")
+        if len(figure["traces"]) != len(plain.data):
+            found.append(f"{figure['title']}: {len(figure['traces'])} traces")
+            continue
+        for trace, other in zip(figure["traces"], plain.data, strict=True):
+            found += [
+                f"{figure['title']}, {other.name}: {axis}" for axis in "xy" if not alike(trace[axis], other[axis])
+            ]
+            found += [] if trace["name"] == other.name else [f"{trace['name']} instead of {other.name}"]
+    return found
+
+
+def alike(shown: Any, wanted: Any) -> bool:
+    if wanted is None or shown is None:
+        return (shown is None or len(shown) == 0) and (wanted is None or len(wanted) == 0)
+    if len(shown) != len(wanted):
+        return False
+    if any(isinstance(value, str) for value in wanted):
+        return list(shown) == list(wanted)
+    numbers = np.array([np.nan if value is None else value for value in shown], dtype=float)
+    return np.allclose(numbers, np.asarray(wanted, dtype=float), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as p:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = p.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        failures: list[str] = []
-        page.on("pageerror", lambda error: failures.append(str(error)))
-        page.goto(lab)
-        page.wait_for_selector(".jp-Notebook", timeout=90_000)
-        page.wait_for_function("() => document.body.innerText.includes('| Idle')", timeout=90_000)  # the kernel is up
-        page.wait_for_timeout(3000)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser: Any, lab: str, folder: Path) -> Iterator[Callable[[str, str], Shown]]:
+    """Opens a notebook, runs all its cells and finds the one with the given source; afterwards there are no errors."""
+    errors: list[str] = []
+    page = browser.new_page(viewport={"width": 1300, "height": 1500})
+    page.set_default_timeout(1000 * WAIT)
+    page.add_init_script(PATIENCE)
+    # plotly's figures name its script on a CDN, for readers outside of JupyterLab; here nothing is needed from there
+    page.route(lambda url: not url.startswith(lab), lambda route: route.fulfill(body="", headers=EMPTY_SCRIPT))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda m: errors.append(f"{m.text} {m.location}") if m.type == "error" else None)
+
+    def open_(notebook: str, source: str) -> Shown:
+        page.goto(f"{lab}/lab/tree/{notebook}")
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        page.wait_for_function("() => document.body.innerText.includes('| Idle')")  # the kernel is up
         page.get_by_text("Run", exact=True).first.click()
         page.get_by_text("Run All Cells", exact=True).click()
-        _scroll_to_sliders(page)
-        before = page.evaluate(SHOWN)
-        page.locator(".noUi-handle").first.focus()
-        for _ in range(5):
-            page.keyboard.press("ArrowLeft")
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and set(before) & set(page.evaluate(SHOWN)):
-            page.wait_for_timeout(500)
-        page.wait_for_timeout(1000)  # the last key's answer
-        readout, table, title = page.evaluate(SHOWN)
-        browser.close()
-    eps_max = float(readout)
-    assert eps_max < 0.2
-    assert f"eps_max = {eps_max:.4g}" in title  # the figure follows too
-    wanted = widgets.scores_at(runs, radii, 0.0, eps_max, 0.1)
-    for row in wanted.itertuples(index=False):
-        (line,) = (line for line in table.splitlines() if line.startswith(row.method))
-        for value in (row.Acc, row.ACR, row.ART):
-            assert any(math.isclose(value, number, rel_tol=1e-3, abs_tol=1e-3) for number in shown_numbers(line))
-    assert not failures
+        page.wait_for_function(FINISHED)
+        assert page.evaluate(FAILED) == []
+        cell = page.locator(".jp-CodeCell", has_text=source)
+        cell.locator(".noUi-handle").first.wait_for(state="attached")
+        cell.scroll_into_view_if_needed()
+        return Shown(page, cell, errors, folder)
+
+    yield open_
+    page.close()
+    assert errors == []
 
 
-SCROLL = """() => {
-    const cells = [...document.querySelectorAll('.jp-Cell')];
-    const cell = cells.find(cell => cell.innerText.includes('widgets.pareto_explorer(')) ?? cells.at(-1);
-    cell?.scrollIntoView();
-}"""
+def test_the_pareto_explorer(opened: Callable[[str, str], Shown], synthetic_runs: Path) -> None:
+    runs = load_runs(synthetic_runs)
+    networks = points.pool(runs, load_radii(runs))
+    start = widgets.first_view(networks)
+    lab = opened("03_pareto.ipynb", "widgets.pareto_explorer(")
+    handles, lists = lab.cell.locator(".noUi-handle"), lab.cell.locator("select")
+    kappas, moved, chosen = [round(0.01 * i, 2) for i in range(101)], {}, {}
+
+    def view() -> widgets.View:
+        at = dict(zip(("kappa", "eps_max", "eps", "accuracy"), lab.values(), strict=True))
+        at["kappa"] = kappas[round(at["kappa"])]
+        # where nobody moved a slider it may show the step next to its value
+        return replace(start, **{name: at[name] for name in moved}, **chosen)
+
+    def wanted() -> dict[str, go.Figure]:
+        return widgets.pareto_figures(networks, view())
+
+    lab.wait_for(wanted)
+    assert lab.values()[1] == pytest.approx(0.2)
+    moves = (("kappa", "ArrowRight", 3), ("eps_max", "ArrowLeft", 5), ("eps", "ArrowRight", 4), ("accuracy", "Home", 1))
+    for slider, (name, key, times) in enumerate(moves):
+        before, stood = lab.figures(), lab.values()[slider]
+        lab.press(handles.nth(slider), key, times)
+        moved[name] = True
+        lab.wait_for(wanted)
+        assert lab.values()[slider] != stood
+        assert lab.figures() != before
+        for text in widgets.pareto_texts(networks, view()).values():  # the numbers in words, too
+            assert squeezed(re.sub("<[^>]*>", "", text)) in squeezed(lab.cell.inner_text())
+    assert "interpolated between kappa = 0 and 0.5" in lab.cell.inner_text()
+    for place, (name, options) in enumerate({"picked": (0, 1, 2), "first": networks.methods}.items()):
+        after = options[(options.index(getattr(start, name)) + 1) % len(options)]
+        lab.press(lists.nth(place), "Home" if after == options[0] else "ArrowDown")
+        chosen[name] = after
+        lab.wait_for(wanted)
+    plot = lab.cell.locator(".js-plotly-plot").first
+    plot.scroll_into_view_if_needed()
+    chosen["picked"] = 2 if chosen["picked"] == 1 else 1  # of ACERT, trace 2, whose first network is number 1
+    lab.page.mouse.click(*plot.evaluate(PIXEL, [2, chosen["picked"] - 1]))
+    lab.wait_for(wanted)
+    lab.picture("pareto_explorer")
 
 
-SHOWN = """() => {  // the first slider's number, the table's text and the first figure's title
-    const cell = document.querySelector('.noUi-handle').closest('.jp-Cell');
-    return [cell.querySelector('.widget-readout').innerText, cell.querySelector('table').innerText,
-            cell.querySelector('.gtitle').textContent];
-}"""
+def test_the_radius_explorer(opened: Callable[[str, str], Shown], folder: Path) -> None:
+    lab = opened("01_certified_radius.ipynb", "widgets.radius_explorer(")
+    data, model = al.load_dataset("digits"), load_run(folder / "run").load_model()
+    x, y = al.to_float(data.test_x[:200]), data.test_y[:200]
+    found = al.certified_radius(model, x, y, 0.2)
+    handles = lab.cell.locator(".noUi-handle")
+
+    inside = (found.status == al.RadiusStatus.CONVERGED).nonzero()[:, 0].tolist()
+    place = {"image": inside[0], "eps": float(found.radius[inside[0]])}  # where it starts
+
+    def wanted() -> dict[str, go.Figure]:
+        i, eps = place["image"], place["eps"]
+        return widgets.radius_figures(model, x[i : i + 1], y[i : i + 1], eps, 0.2, float(found.radius[i]), data.classes)
+
+    lab.wait_for(wanted)
+    for name, key, times in (
+        ("image", "ArrowRight", 2),
+        ("eps", "ArrowRight", 7),
+        ("eps", "Home", 1),
+        ("eps", "End", 1),
+    ):
+        slider, before = ("image", "eps").index(name), lab.figures()
+        lab.press(handles.nth(slider), key, times)
+        place[name] = lab.values()[slider] if name == "eps" else round(lab.values()[slider])
+        lab.wait_for(wanted)
+        assert lab.figures() != before
+        says_so(lab, model, x, y, **place)
+    lab.press(handles.nth(0), "Home")
+    lab.press(handles.nth(0), "ArrowRight", inside[-1])
+    place["image"] = inside[-1]
+    for name, ends in (("a hair beyond", found.upper), ("to its certified radius", found.radius)):
+        lab.press(lab.cell.get_by_role("button", name=name), "Enter")
+        place["eps"] = float(ends[inside[-1]])
+        lab.wait_for(wanted)
+        says_so(lab, model, x, y, **place)
+    lab.picture("radius_explorer")
 
 
-def _scroll_to_sliders(page: object) -> None:
-    """JupyterLab draws only the cells in view: go down until the explorer's cell has been run and its sliders stand."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not page.query_selector(".noUi-handle"):
-        page.evaluate(SCROLL)
-        page.wait_for_timeout(1000)
-    page.screenshot(path=Path(os.environ.get("ACERTLAB_SCREENSHOTS", tempfile.gettempdir())) / "pareto_explorer.png")
-    page.locator(".noUi-handle").first.scroll_into_view_if_needed(timeout=10_000)
-    page.wait_for_selector(".gtitle", timeout=60_000)
-    page.wait_for_timeout(2000)
+def says_so(lab: Shown, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, image: int, eps: float) -> None:
+    """The verdict in the page is the one computed here: up to the radius certified, beyond it broken."""
+    margin = float(al.certified_margin(model, x[image : image + 1], y[image : image + 1], eps))
+    verdict = "certified" if margin < 0 else "certificate broken"
+    until(lambda: f": {verdict}" in lab.cell.inner_text(), verdict, lambda: lab.page.wait_for_timeout(200))
+
+
+def squeezed(text: str) -> str:
+    return re.sub(r"\s+", "", text.replace("&#x27;", "'"))

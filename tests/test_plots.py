@@ -25,7 +25,8 @@ RUNS = table([
 class TestTradeoff:
     def test_a_trace_a_method_in_percent(self):
         figure = plots.tradeoff(RUNS, kappa=0.25)
-        assert [trace.name for trace in figure.data] == ["ART", "Standard", "FastIBP", "ACERT", "kappa = 0.25"]
+        marks = ["kappa = 0.25", "picked", "equal accuracy"]
+        assert [trace.name for trace in figure.data] == ["ART", "Standard", "FastIBP", "ACERT", *marks]
         acert = figure.data[3]
         np.testing.assert_allclose(acert.x, [82, 90])
         np.testing.assert_allclose(acert.y, [72, 60])
@@ -36,9 +37,22 @@ class TestTradeoff:
         assert "%" in figure.layout.yaxis.title.text
 
     def test_kappa_is_circled(self):
-        ring = plots.tradeoff(RUNS, kappa=0.0).data[-1]
+        ring = plots.tradeoff(RUNS, kappa=0.0).data[-3]
         np.testing.assert_allclose(sorted(ring.x), [70, 82])
-        assert len(plots.tradeoff(RUNS).data[-1].x) == 0
+        none = plots.tradeoff(RUNS)
+        assert [len(trace.x) for trace in none.data[-3:]] == [0, 0, 0]
+        assert not any(trace.showlegend for trace in none.data[-3:])
+
+    def test_places_of_the_explorer(self):
+        means = metrics.mean_over_seeds(RUNS)
+        places = dict(circled=[(0.85, 0.65)], picked=(0.9, 0.6), level=0.88, crossed=[(0.88, 0.62), (0.88, 0.5)])
+        figure = plots.tradeoff_of_means(means, kappa=0.125, **places, span=((0.5, 1), (0.2, 0.8)))
+        ring, frame, line = figure.data[-3:]
+        assert (list(ring.x), list(ring.y), ring.name) == ([85], [65], "kappa = 0.125")
+        assert (list(frame.x), list(frame.y)) == ([90], [60])
+        np.testing.assert_allclose(line.x, 4 * [88])
+        np.testing.assert_allclose(line.y, [20, 62, 50, 80])
+        assert list(line.marker.size) == [0, 12, 12, 0]
 
     def test_the_map_is_art_and_lighter_is_higher(self):
         art = plots.tradeoff(RUNS, span=((0.5, 1.0), (0.0, 1.0))).data[0]
@@ -116,7 +130,8 @@ class TestCertifiedAccuracyCurves:
 class TestRadiusHistogram:
     @given(arrays(float, st.integers(1, 60), elements=st.sampled_from([0.0, 0.01, 0.05, 0.0999, 0.1, 0.3])))
     def test_the_shares_add_up(self, radii):
-        zero, inside, end = plots.radius_histogram(radii, 0.1).data
+        zero, inside, end, line = plots.radius_histogram(radii, 0.1, eps=0.04).data
+        assert list(line.x) == [0.04, 0.04]
         shares = [100 * np.mean(part) for part in (radii == 0, (radii > 0) & (radii < 0.1), radii >= 0.1)]
         np.testing.assert_allclose([sum(bar.y) for bar in (zero, inside, end)], shares, atol=1e-9)
         assert end.name == f"at eps_max: {shares[2]:.1f} %"
