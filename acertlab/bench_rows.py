@@ -1,9 +1,11 @@
 """The figures of `acertlab.bench`'s table: contenders take turns, and a ratio is of one round."""
 
 import copy
+import io
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -280,8 +282,10 @@ def _epoch(state: Any, config: TrainConfig, data: ImageData) -> None:
 
 def _through_lirpa(state: Any, config: TrainConfig, data: ImageData) -> tuple[Any, TrainConfig]:
     """The same run with auto_LiRPA's graph in the network's place, and its bounds in the loss."""
-    state.model = bounded_module(state.model.train(), to_float(data.train_x[:2]))
-    state.objective = FastIBPThroughLirpa(**vars(state.objective), converted=state.model)
+    with redirect_stdout(io.StringIO()):  # its warning of BatchNorm in training mode, which is meant
+        converted = bounded_module(state.model.train(), to_float(data.train_x[:2]))
+    state.model = nn.Sequential(converted)  # its own train() returns nothing
+    state.objective = FastIBPThroughLirpa(**vars(state.objective), converted=converted)
     state.optimizer = torch.optim.Adam(state.model.parameters(), lr=config.lr)
     state.scheduler = _schedule(config, state.optimizer, 1)
     return state, config
