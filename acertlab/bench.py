@@ -8,7 +8,6 @@ import argparse
 import inspect
 import os
 import platform
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,6 +43,7 @@ class Effort:
         images: that it is trained on, two epochs.
         steps: of training that are timed at once.
         test_images: of which one call finds all radii, with the small CNN.
+        streamed: samples that go through one call in constant memory.
         scaling: the sizes of batches, widths and classes.
     """
 
@@ -52,13 +52,14 @@ class Effort:
     images: dict[str, int]
     steps: dict[str, int]
     test_images: int
+    streamed: int
     scaling: bench_scaling.Sizes
 
 
 FULL = Effort(30.0, {"small_cnn": 16, "cnn7": 64}, {"small_cnn": 20_000, "cnn7": 8192}, {"small_cnn": 8, "cnn7": 2},
-              10_000, bench_scaling.FULL)  # fmt: skip
+              10_000, 100_000, bench_scaling.FULL)  # fmt: skip
 QUICK = Effort(1.5, {"small_cnn": 16, "cnn7": 8}, {"small_cnn": 16_000, "cnn7": 10_000}, {"small_cnn": 4, "cnn7": 2},
-               2000, bench_scaling.QUICK)  # fmt: skip
+               2000, 20_000, bench_scaling.QUICK)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     torch.set_num_threads(given.threads)
     effort = QUICK if given.quick else FULL
+    readme = Path(given.readme) if given.readme else None
+    if readme:
+        replaced(readme, "")  # raises where it cannot be
     data = _images()
     out = Path(given.out or runs_folder() / f"bench-{'quick-' if given.quick else ''}{data.name}")
     head = _header(given, data)
@@ -83,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_json(out / "bench.json", {"header": head} | content)
     write_text(out / "bench.md", text)
     write_text(out / "scaling.html", bench_scaling.plot(points).to_html(include_plotlyjs=True))
-    if given.readme:
-        write_text(Path(given.readme), replaced(Path(given.readme).read_text(encoding="utf-8"), text))
+    if readme:
+        write_text(readme, replaced(readme, text))
     print(f"\n{text}\nWritten to {out}: bench.md, bench.json, scaling.html")
     return 0
 
@@ -129,6 +133,7 @@ def _measure(cases: Sequence[Case], effort: Effort, solver: str) -> Iterator[lis
         yield training_step(case, effort.steps[case.config.model], inside, effort.seconds)
     data, n = cases[0].data, effort.test_images
     yield test_set(cases[0], to_float(data.test_x[:n]), data.test_y[:n], EPS_INSIDE["small_cnn"], solver)
+    yield bench_scaling.stream(cases[0], (effort.streamed // 10, effort.streamed), EPS_INSIDE["small_cnn"], solver)
 
 
 def trained(name: str, effort: Effort, data: ImageData, root: Path, samples: int = 256) -> Case:
@@ -137,9 +142,10 @@ def trained(name: str, effort: Effort, data: ImageData, root: Path, samples: int
     few = replace(data, train_x=data.train_x[:n], train_y=data.train_y[:n], val_x=data.val_x[:0],
                   val_y=data.val_y[:0], test_x=data.test_x[:100], test_y=data.test_y[:100])  # fmt: skip
     epochs = max(2, round(4096 / n))  # a small data set wants more
-    config = replace(preset(data.name, "fast-ibp", budget="fast"), model=name, width=effort.width[name], epochs=epochs,
-                     clean_epochs=0, ramp_epochs=epochs // 2, eps_max=TRAINED_AT[name], batch_size=128,
-                     device="cpu")  # fmt: skip
+    config = replace(
+        preset(data.name, "fast-ibp", budget="fast"), kappa=0.5, model=name, width=effort.width[name], epochs=epochs,
+        clean_epochs=0, ramp_epochs=epochs // 2, eps_max=TRAINED_AT[name], batch_size=128, device="cpu",
+    )  # fmt: skip
     run = train(config, few, default_run_dir(config, root / f"{n}-images"), progress=False)
     model, earlier = (MODELS[name](data.in_shape, data.num_classes, width=config.width).eval() for _ in range(2))
     model.load_state_dict(run.load_model().state_dict())
@@ -171,17 +177,19 @@ def _shown(figure: Figure | None) -> str:
     return middle if figure.low is None else f"{middle} ({figure.low:.3g} to {figure.high:.3g})"
 
 
-def replaced(text: str, table: str) -> str:
-    """The text with what stands between the two marks replaced.
+def replaced(readme: Path, table: str) -> str:
+    """The file's text with what stands between the two marks replaced.
 
     Raises:
         ValueError: it does not hold both marks, in this order.
     """
     first, last = MARKS
-    if not re.search(f"{first}.*{last}", text, re.DOTALL):
-        raise ValueError(f"readme: holds no {first} followed by {last}; put them where the table is to stand")
-    before, _, rest = text.partition(first)
-    return f"{before}{first}\n{table}{last}{rest.partition(last)[2]}"
+    text = readme.read_text(encoding="utf-8")
+    before, found, rest = text.partition(first)
+    _, closed, after = rest.partition(last)
+    if not (found and closed):
+        raise ValueError(f"readme: {readme} holds no {first} with {last} below; put them where the table is to stand")
+    return f"{before}{first}\n{table}{last}{after}"
 
 
 def write_text(path: Path, text: str) -> None:

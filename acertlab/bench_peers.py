@@ -120,8 +120,7 @@ class FastIBPThroughLirpa(FastIBP):
 
     def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """See `acertlab.objectives.Standard.__call__`."""
-        radii = self.radii(step)
-        margins = lirpa_margins(self.converted, step.x, ball(step.x, radii, self.domain), step.y)
+        margins = lirpa_margins(self.converted, step.x, ball(step.x, step.eps, self.domain), step.y)
         clean, robust = F.cross_entropy(step.logits, step.y), F.cross_entropy(margins, step.y)
         loss = self.kappa * clean + (1 - self.kappa) * robust
-        return loss, self._log(clean, robust, clean.new_zeros(()), radii)
+        return loss, self._log(clean, robust, clean.new_zeros(()), self.radii(step))

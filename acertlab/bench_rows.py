@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -243,8 +243,7 @@ def training_step(case: Case, steps: int, eps_max: float, seconds: float) -> lis
     """
     size = steps * case.config.batch_size
     data = replace(case.data, train_x=case.data.train_x[:size], train_y=case.data.train_y[:size])
-    runs = {"FastIBP": "fast-ibp", "ACERT-fast": "acert-fast", "ACERT": "acert"}
-    begun = {name: _begun(case, data, method, eps_max) for name, method in runs.items()}
+    begun = {name: _begun(case, data, method, eps_max, **changes) for name, (method, changes) in _methods().items()}
     ready: dict[str, tuple[Any, TrainConfig]] = {}
     calls = {name: lambda name=name: _epoch(*ready[name], data) for name in begun}
     lirpa = _through_lirpa(*copy.deepcopy(begun["FastIBP"]), data)
@@ -261,12 +260,21 @@ def training_step(case: Case, steps: int, eps_max: float, seconds: float) -> lis
     return rows + [ratio(table, row, column, spent, reference) for row, spent in times.items()]
 
 
-def _begun(case: Case, data: ImageData, method: str, eps_max: float) -> tuple[Any, TrainConfig]:
+def _methods() -> dict[str, tuple[str, dict[str, Any]]]:
+    """What a step is called, its method, and what of the preset is changed."""
+    methods = {"FastIBP": ("fast-ibp", {}), "ACERT-fast": ("acert-fast", {}), "ACERT": ("acert", {})}
+    if "radius_history" in (field.name for field in fields(TrainConfig)):
+        methods["ACERT"] = ("acert", {"radius_history": False})
+        methods["ACERT, from the radii of an epoch ago"] = ("acert", {"radius_history": True})
+    return methods
+
+
+def _begun(case: Case, data: ImageData, method: str, eps_max: float, **changes: Any) -> tuple[Any, TrainConfig]:
     """A run by the method's preset, with the trained weights, after an epoch with the earlier ones."""
     config = replace(
         preset(case.config.dataset, method, budget="fast"), model=case.config.model, width=case.config.width,
         batch_size=case.config.batch_size, eps_max=eps_max, clean_epochs=0, ramp_epochs=0, scheduler="step", lr=1e-9,
-        device="cpu",
+        device="cpu", **changes,
     )  # fmt: skip
     state = _initial_state(config, data, torch.device("cpu"), 1)
     state.model.load_state_dict(case.earlier.state_dict())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from acertlab.bench_rows import Case, Figure, interleaved
+from acertlab.data import to_float
 from acertlab.interval import freeze
 from acertlab.margin import margin_at
 from acertlab.models import ibp_init_, small_cnn
@@ -122,6 +123,22 @@ def _points(axis: str, size: int, model: nn.Module, x: Tensor, y: Tensor, eps_ma
     }
     times = interleaved(calls, 0.3)
     return [Point(axis, size, what, statistics.median(times[what]), peak_memory(call)) for what, call in calls.items()]
+
+
+def stream(case: Case, sizes: Sequence[int], eps_max: float, solver: str, memory: int = 2**27) -> list[Figure]:
+    """Peak memory of `certified_radius` for ever more samples: its chunks take it, not the samples.
+
+    The tolerance is wide, since nothing but memory is asked for. What comes back, 21 bytes a sample, is part of it.
+    """
+    table, figures = f"peak memory of certified_radius, chunks of {memory >> 20} MiB", []
+    for n in sizes:
+        index = torch.arange(n) % len(case.data.test_x)
+        x, y = to_float(case.data.test_x[index]), case.data.test_y[index]
+        peak = peak_memory(
+            lambda x=x, y=y: certified_radius(case.model, x, y, eps_max, solver=solver, xtol=1e-2, memory=memory)
+        )
+        figures.append(Figure(table, f"{case.label}, MiB of tensors beside the samples", f"{n} samples", peak / 2**20))
+    return figures
 
 
 def exponents(points: Sequence[Point]) -> list[Figure]:
