@@ -155,7 +155,7 @@ def search(case: Case, eps_max: float, solver: str, seconds: float) -> list[Figu
     mine, *_, loop = searches
     times[loop] = [t * len(case.x) / ONE_BY_ONE for t in times[loop]]
     for name, (radius, _) in found.items():
-        _agree(name, found[mine][0][: len(radius)], radius, AGREE * eps_max)
+        _agree(name, found[mine][0][: len(radius)], radius, 2 * XTOL + AGREE * eps_max)
     table, column = f"search of {len(case.x)} radii to 1e-6 / ours", f"{case.label}, eps_max {eps_max:g}"
     rows = [
         *describe(batch, solver, table, column),
