@@ -19,9 +19,20 @@ from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
 
 from acertlab.box import Box
-from acertlab.rules import FUNCTIONS, METHODS, RELU_FUNCTIONS, RELU_METHODS, Affine, batch_norm_scale, has_rule, rule
+from acertlab.rules import (
+    FUNCTIONS,
+    METHODS,
+    RELU_FUNCTIONS,
+    RELU_METHODS,
+    Affine,
+    IntervalAffine,
+    batch_norm_scale,
+    has_rule,
+    rule,
+)
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
+CACHE = 3 * 2**19  # bytes of one end of a box that a core's cache holds, with what else a layer needs (measured)
 
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
@@ -179,11 +190,13 @@ class Frozen:
     Attributes:
         monotone: a larger box never has smaller bounds.
         tile: batches of a multiple of it are computed alike, see `acertlab.margin.pad`.
+        row_bytes: of one end of the largest box of a pass, a sample; 0 before the first.
         rule, functions, methods: what a layer, a function and a method do to a box; another kind of pass has others.
     """
 
     monotone = True
     tile = 32
+    row_bytes = 0
     rule = staticmethod(rule)
     functions, methods = FUNCTIONS, METHODS
 
@@ -194,7 +207,16 @@ class Frozen:
         self.last_uses: dict[fx.Node, list[fx.Node]] = {}
         for source, node in last_use.items():
             self.last_uses.setdefault(node, []).append(source)
+        self.own_input = {node for node in self.nodes if self._owns_input(node)}
         self.head = self._find_head()
+
+    def _owns_input(self, node: fx.Node) -> bool:
+        """Whether it is a ReLU of what an affine layer made for it alone, where it may work in place."""
+        layer, sources = self.layers.get(node), node.all_input_nodes
+        if rule.dispatch(type(layer)) is not rule.dispatch(nn.ReLU) or node.args != tuple(sources):
+            return False
+        made_by = self.layers.get(self.folded.get(sources[0], sources[0]))
+        return isinstance(made_by, IntervalAffine) and len(sources[0].users) == 1
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         return [self.folded.get(n, n) for n in node.all_input_nodes]
@@ -220,6 +242,7 @@ class Frozen:
             until: stop at this node and return the box that enters it.
         """
         values: dict[fx.Node, Any] = {}
+        in_place = relu_inputs is None and not torch.is_grad_enabled()
         for node in self.nodes:
             args, kwargs = fx.node.map_aggregate(
                 (node.args, node.kwargs), lambda a: values[self.folded.get(a, a)] if isinstance(a, fx.Node) else a
@@ -229,10 +252,15 @@ class Frozen:
             if relu_inputs is not None and self._is_relu(node):
                 relu_inputs.append(args[0])
             try:
-                values[node] = self._apply(node, box, values, args, kwargs)
+                if in_place and node in self.own_input:
+                    values[node] = Box(args[0].lower.relu_(), args[0].upper.relu_())
+                else:
+                    values[node] = self._apply(node, box, values, args, kwargs)
             except (TypeError, ValueError) as error:
                 error.add_note(f"This was at {_place(node)}.")
                 raise
+            if isinstance(values[node], Box):
+                self.row_bytes = max(self.row_bytes, values[node].lower.nbytes // max(1, len(box.lower)))
             for done in self.last_uses.get(node, ()):
                 del values[done]
         raise AssertionError("a traced graph ends with its output")
@@ -279,6 +307,21 @@ class Frozen:
         Returns:
             (B, classes); column y is 0, so cross entropy of it is the loss of Eq. (5)-(6).
         """
+        if relu_inputs is not None or torch.is_grad_enabled() or box.lower.device.type != "cpu":
+            return self._margins(box, y, merged, relu_inputs)
+        parts, start = [], 0  # on a CPU large activations cost more than their arithmetic
+        while start < len(y) or not parts:
+            part = slice(start, start + self._rows_in_cache())
+            parts.append(self._margins(Box(box.lower[part], box.upper[part]), y[part], merged))
+            start = part.stop
+        return torch.cat(parts)
+
+    def _rows_in_cache(self) -> int:
+        """As many tiles as keep the largest box of a pass in the cache; one until that is known."""
+        fit = CACHE * torch.get_num_threads() // self.row_bytes if self.row_bytes else 0
+        return self.tile * max(1, fit // self.tile)
+
+    def _margins(self, box: Box, y: Tensor, merged: bool, relu_inputs: list[Box] | None = None) -> Tensor:
         own = y.unsqueeze(1)
         if not merged or self.head is None:
             out = self.propagate(box, relu_inputs)
@@ -325,7 +368,8 @@ def freeze(model: nn.Module | Traced, statistics: Statistics | None = None) -> F
     traced = model if isinstance(model, Traced) else trace(model)
     modules = dict(traced.model.named_modules(remove_duplicate=False))
     known = {modules[name]: value for name, value in (statistics or {}).items()}
-    return Frozen(traced, *fold(traced, Affine.of, lambda layer: batch_norm_scale(layer, known.get(layer))))
+    work = fold(traced, IntervalAffine.of_layer, lambda layer: batch_norm_scale(layer, known.get(layer)))
+    return Frozen(traced, *work)
 
 
 def fold(

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acertlab.approximate import Estimates, approximate_radius
 from acertlab.box import Box, ball
 from acertlab.interval import Frozen
 from acertlab.margin import clean_margin
-from acertlab.radius import approximate_radius
 
 if TYPE_CHECKING:
     from acertlab.presets import TrainConfig
@@ -87,6 +87,7 @@ class Step:
     frozen: Frozen | None  # the network with this step's weights and batch statistics; None if the method needs none
     eps: float  # eps_{max,t}, pixel units
     std: Tensor | float = 1.0  # (1, C, 1, 1) the model's normalisation, for d0 at the normalised input
+    history: Estimates | None = None  # what the last epoch found for these samples
 
 
 @dataclass(frozen=True)
@@ -101,23 +102,23 @@ class Standard:
         """The objective with the hyperparameters that ``config`` holds under the same names."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
-    def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor | Estimates]]:
         """The loss of one step.
 
         Args:
             step: the batch, its logits and the frozen network.
 
         Returns:
-            () the loss with its graph, and detached tensors to log: ``clean``, ``robust``, ``regulariser`` () and
-            ``radii`` (B,), the radius of each sample's box in the robust loss.
+            () the loss with its graph, and what to log, detached: ``clean``, ``robust``, ``regulariser`` () and
+            ``radii``, `Estimates` of the radius of each sample's box in the robust loss.
         """
         clean = F.cross_entropy(step.logits, step.y)
-        return clean, self._log(clean, clean, clean.new_zeros(()), step.x.new_zeros(len(step.y)))
+        return clean, self._log(clean, clean, clean.new_zeros(()), Estimates.given(step.x.new_zeros(len(step.y))))
 
     @staticmethod
-    def _log(clean: Tensor, robust: Tensor, regulariser: Tensor, radii: Tensor) -> dict[str, Tensor]:
-        log = {"clean": clean, "robust": robust, "regulariser": regulariser, "radii": radii}
-        return {name: value.detach() for name, value in log.items()}
+    def _log(clean: Tensor, robust: Tensor, regulariser: Tensor, radii: Estimates) -> dict[str, Tensor | Estimates]:
+        losses = {"clean": clean, "robust": robust, "regulariser": regulariser}
+        return {name: value.detach() for name, value in losses.items()} | {"radii": radii}
 
 
 @dataclass(frozen=True)
@@ -133,21 +134,22 @@ class IBP(Standard):
     merged: bool = True  # last layer merged with the margin (NUMERICS: never looser)
     domain: tuple[float, float] | None = (0.0, 1.0)  # boxes are clipped to it
 
-    def radii(self, step: Step) -> Tensor:
-        """(B,) the radius of each sample's box, without gradient: here eps_{max,t} for all."""
-        return step.x.new_full((len(step.y),), step.eps)
+    def radii(self, step: Step) -> Estimates:
+        """The radius of each sample's box, without gradient: here eps_{max,t} for all."""
+        return Estimates.given(step.x.new_full((len(step.y),), step.eps))
 
     def regulariser_weight(self, eps: float) -> float:
         """The weight of both regularisers at eps_{max,t}: none here."""
         return 0.0
 
-    def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor | Estimates]]:
         """The loss of one step; see `Standard.__call__`. Where eps_{max,t} = 0 the robust term is the clean loss."""
         clean = robust = F.cross_entropy(step.logits, step.y)
-        regulariser, radii, weight = clean.new_zeros(()), self.radii(step), self.regulariser_weight(step.eps)
+        regulariser, found, weight = clean.new_zeros(()), self.radii(step), self.regulariser_weight(step.eps)
         if step.eps > 0 or weight > 0:
             relu_inputs = [] if weight > 0 else None
-            box = ball(step.x, radii.clamp(min=REGULARISER_EPS) if weight > 0 else radii, self.domain)
+            radii = found.radius.clamp(min=REGULARISER_EPS) if weight > 0 else found.radius
+            box = ball(step.x, radii, self.domain)
             margins = step.frozen.margins(box, step.y, merged=self.merged, relu_inputs=relu_inputs)
             if step.eps > 0:
                 robust = F.cross_entropy(margins, step.y)
@@ -155,7 +157,7 @@ class IBP(Standard):
                 input_radius = (box.radius / step.std).mean()
                 regulariser = weight * (tightness(relu_inputs, input_radius) + relu_balance(relu_inputs))
         loss = self.kappa * clean + (1 - self.kappa) * robust + regulariser
-        return loss, self._log(clean, robust, regulariser, radii)
+        return loss, self._log(clean, robust, regulariser, found)
 
 
 @dataclass(frozen=True)
@@ -179,10 +181,10 @@ class FastIBP(IBP):
 class ACERTFast(FastIBP):
     """ACERT-fast: ACERT with no root finding; radius = eps_{max,t} if correctly classified, else 0 (Table 6, row 2)."""
 
-    def radii(self, step: Step) -> Tensor:
-        """(B,) eps_{max,t} where the clean margin is negative, else 0."""
+    def radii(self, step: Step) -> Estimates:
+        """eps_{max,t} where the clean margin is negative, else 0."""
         margin = clean_margin(step.logits.detach(), step.y)
-        return torch.where(margin < 0, torch.full_like(margin, step.eps), 0.0)
+        return Estimates.given(torch.where(margin < 0, torch.full_like(margin, step.eps), 0.0))
 
 
 @dataclass(frozen=True)
@@ -194,20 +196,20 @@ class ACERT(FastIBP):
     FastIBP's regularisers are added while the ramp lasts.
     """
 
-    solver: str = "brentq"  # root finder
+    solver: str = "log-secant"  # root finder
     xtol: float = 1e-6  # its tolerances, pixel units (paper, section 4)
     rtol: float = 1e-4
     root_iterations: int = 10  # its most iterations (the published code's; Table 6 has 2 and 100)
 
-    def radii(self, step: Step) -> Tensor:
-        """(B,) radii in [0, eps_{max,t}] to the training tolerance: the last iterate, which need not be certified."""
+    def radii(self, step: Step) -> Estimates:
+        """Radii in [0, eps_{max,t}] to the training tolerance, which need not be certified."""
         if step.eps == 0:
-            return step.x.new_zeros(len(step.y))
+            return Estimates.given(step.x.new_zeros(len(step.y)))
         margin = clean_margin(step.logits.detach(), step.y)
         return approximate_radius(
             step.frozen, step.x, step.y, margin, step.eps, merged=self.merged, domain=self.domain,
             solver=self.solver, xtol=self.xtol, rtol=self.rtol, maxiter=self.root_iterations,
-            compact=step.x.device.type == "cpu",
+            compact=step.x.device.type == "cpu", history=step.history,
         )  # fmt: skip
 
 

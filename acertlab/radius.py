@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
 from numbers import Integral, Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from acertlab.box import Domain
 from acertlab.chunks import in_chunks, largest_growth
 from acertlab.interval import freeze
+from acertlab.logsecant import GUARD, Trail, cross
 from acertlab.margin import (
     BOUNDS,
     Network,
@@ -26,7 +29,8 @@ from acertlab.margin import (
 )
 from acertlab.rootfind import RootResult, RootStatus, bisect, brentq, chandrupatla
 
-SOLVERS: dict[str, Callable[..., RootResult]] = {"brentq": brentq, "bisect": bisect, "chandrupatla": chandrupatla}
+METHODS: dict[str, Callable[..., RootResult]] = {"brentq": brentq, "bisect": bisect, "chandrupatla": chandrupatla}
+SOLVERS = (*METHODS, "log-secant")
 
 
 class RadiusStatus(IntEnum):
@@ -88,7 +92,7 @@ def certified_radius(
     bound: str = "ibp",
     merged: bool = True,
     domain: Domain = (0.0, 1.0),
-    solver: str = "brentq",
+    solver: str = "log-secant",
     xtol: float = 1e-8,
     rtol: float = 1e-5,
     maxiter: int = 100,
@@ -114,10 +118,10 @@ def certified_radius(
         eps_max: the perceptual limit in pixel units, > 0.
         bound, merged, domain: as in `acertlab.certified_margin`. A bound of the CROWN family starts from the radii that
             the cheaper bounds certify.
-        solver: "brentq", "bisect" or "chandrupatla".
+        solver: "log-secant", which knows how margins grow (`acertlab.logsecant`), "brentq", "bisect" or "chandrupatla".
         xtol, rtol: absolute (pixel units) and relative tolerance of the bracket.
         maxiter: iterations of the solver at most, >= 1.
-        warm_start: (B,) earlier radii to start from; a bad guess costs two evaluations, never the guarantee.
+        warm_start: (B,) earlier radii to start from; a bad guess costs a few evaluations, never the guarantee.
         differentiable: attach d radius / d x and d radius / d parameters (Theorem 3.4), zero where the radius is 0 or
             eps_max. With bound="ibp" only.
         sound: as in `acertlab.certified_margin`: radii that hold in exact arithmetic (True), or for the float32
@@ -161,7 +165,7 @@ def certified_radius(
     with torch.no_grad(), full_precision(x.device):
         few, labels = x[:32].double() if sound else x[:32], y[:32].long()
         networks = prepare_checked(model, BOUNDS[: BOUNDS.index(bound) + 1], sound, few, labels)
-        size = batch_size or _chunk_size(networks[-1], few[:1], labels[:1], eps_max, domain, memory)
+        size = batch_size or _chunk_size(model, networks[-1], x[:1], labels[:1], eps_max, domain, sound, memory)
         parts = in_chunks(search, len(x), size, desc="certified radii", progress=progress)
     columns = ("radius", "margin", "upper", "status", "evaluations")
     result = RadiusResult(*(torch.cat([getattr(p, name) for p in parts]) for name in columns), networks[-1].monotone)
@@ -179,7 +183,7 @@ def search_radius(
     *,
     merged: bool = True,
     domain: Domain = (0.0, 1.0),
-    solver: str = "brentq",
+    solver: str = "log-secant",
     xtol: float = 1e-8,
     rtol: float = 1e-5,
     maxiter: int = 100,
@@ -200,82 +204,93 @@ def search_radius(
             status=torch.where(finite, int(RadiusStatus.MISCLASSIFIED), int(RadiusStatus.NONFINITE)).to(torch.int8),
             evaluations=torch.ones_like(y),
         )
-        margin = _margin_function(network, merged, domain)
+        margin = margin_function(network, merged, domain)
         correct = ((clean < 0) & finite & (result.status != RadiusStatus.AT_EPS_MAX)).nonzero().squeeze(1)
         if not len(correct):
             return result
-        inside, bracket = _initial_bracket(margin, x, y, clean, eps_max, correct, warm_start, result)
-        if not len(inside):
-            return result
-        args = (x[inside], y[inside])
-        a, b, fa, fb = bracket
-        # an eighth of the tolerance for the solver, hardly dearer at its speed; the rest is for `_settle`
-        found = SOLVERS[solver](margin, a, b, args=args, fa=fa, fb=fb, xtol=xtol / 8, rtol=rtol / 8, maxiter=maxiter)
-        radius, at_radius, upper, extra = _settle(margin, args, found, xtol, rtol)
-        earlier = result.radius[inside], result.margin[inside]  # the guard must not take what a cheaper bound gave
-        at_radius = torch.where(radius < earlier[0], earlier[1], at_radius)
-        radius = torch.maximum(radius, earlier[0])
-        converged = found.status == RootStatus.CONVERGED
-        result.radius[inside], result.margin[inside], result.upper[inside] = radius, at_radius, upper
-        result.status[inside] = torch.where(converged, int(RadiusStatus.CONVERGED), int(RadiusStatus.MAXITER)).to(
-            torch.int8
-        )
-        result.evaluations[inside] += found.function_calls + extra
+        args = (x[correct], y[correct])
+        lower, at_lower = result.radius[correct], result.margin[correct]
+        guess = None if warm_start is None else warm_start[correct].to(clean)
+        search = _by_log_secant if solver == "log-secant" else partial(_by_bracket, METHODS[solver])
+        found = search(margin, args, lower, at_lower, clean[correct], eps_max, guess, xtol, rtol, maxiter)
+        found = _settle(margin, args, found, xtol, rtol)
+        kept = found.lower >= lower  # the guard must not take what a cheaper bound gave
+        result.radius[correct] = torch.where(kept, found.lower, lower)
+        result.margin[correct] = torch.where(kept, found.f_lower, at_lower)
+        result.upper[correct], result.status[correct] = found.upper, found.status
+        result.evaluations[correct] += found.calls
         return result
 
 
-def approximate_radius(
-    network: Network,
-    x: Tensor,
-    y: Tensor,
-    clean: Tensor,
-    eps_max: float,
-    *,
-    merged: bool = True,
-    domain: Domain = (0.0, 1.0),
-    solver: str = "brentq",
-    xtol: float = 1e-6,
-    rtol: float = 1e-4,
-    maxiter: int = 10,
-    compact: bool = True,
-) -> Tensor:
-    """The radii that training uses (Eq. 9): the solver's last iterate, which need NOT be certified.
+class _Found(NamedTuple):
+    """Final brackets, (B,) each."""
 
-    Args:
-        network, x, y, clean, eps_max, merged, domain, solver: as in `search_radius`.
-        xtol, rtol: the paper's tolerances.
-        maxiter: iterations of the solver; 0: eps_max for every correctly classified sample (ACERT-fast).
-        compact: drop samples that are done; False: full batches, a fixed number of passes, and no host-device
-            synchronisation (for a GPU).
-
-    Returns:
-        (B,) radii in [0, eps_max], without gradient; 0 where misclassified, tied or not finite.
-    """
-    with torch.no_grad():
-        clean = clean.detach()
-        cap = torch.full_like(clean, eps_max)
-        radius = torch.where(clean < 0, cap, 0.0)
-        if maxiter == 0:
-            return radius
-        margin = _margin_function(network, merged, domain)
-        tolerances = {"xtol": xtol, "rtol": rtol, "maxiter": maxiter}
-        if not compact:
-            at_cap = margin(cap, x, y)
-            found = SOLVERS[solver](
-                margin, torch.zeros_like(cap), cap, args=(x, y), fa=clean, fb=at_cap, compact=False, **tolerances
-            )
-            return torch.where((clean < 0) & (at_cap > 0), found.root, radius)
-        correct = (clean < 0).nonzero().squeeze(1)
-        at_cap = margin(cap[correct], x[correct], y[correct])
-        inside, at_cap = correct[at_cap > 0], at_cap[at_cap > 0]
-        if len(inside):
-            a, b, args = torch.zeros_like(at_cap), cap[inside], (x[inside], y[inside])
-            found = SOLVERS[solver](margin, a, b, args=args, fa=clean[inside], fb=at_cap, **tolerances)
-            radius[inside] = found.root
-        return radius
+    lower: Tensor  # certified
+    f_lower: Tensor
+    upper: Tensor  # not certified; inf: certified at eps_max
+    f_upper: Tensor
+    status: Tensor  # int8, a `RadiusStatus`
+    calls: Tensor  # int64, evaluations
 
 
-def _margin_function(network: Network, merged: bool, domain: Domain) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _by_log_secant(
+    margin: Callable, args: tuple[Tensor, ...], lower: Tensor, at_lower: Tensor, clean: Tensor, eps_max: float,
+    guess: Tensor | None, xtol: float, rtol: float, maxiter: int,
+) -> _Found:  # fmt: skip
+    xtol, rtol = 0.55 * xtol, 0.55 * max(rtol, 8 * torch.finfo(lower.dtype).eps)  # the rest is for `_settle`
+    eps_max = torch.tensor(eps_max, dtype=lower.dtype).item()  # as it is evaluated
+    trail = Trail.start(lower, at_lower, guess)
+    trail, calls = cross(margin, trail, clean, eps_max, args, xtol=xtol, rtol=rtol, maxiter=maxiter)
+    status = torch.full_like(calls, int(RadiusStatus.CONVERGED), dtype=torch.int8)
+    status = status.masked_fill(~trail.done(eps_max, xtol, rtol), int(RadiusStatus.MAXITER))
+    status = status.masked_fill(trail.upper.isinf(), int(RadiusStatus.AT_EPS_MAX))
+    return _Found(trail.lower, trail.f_lower, trail.upper, trail.f_upper, status, calls)
+
+
+def _by_bracket(
+    method: Callable[..., RootResult], margin: Callable, args: tuple[Tensor, ...], lower: Tensor, at_lower: Tensor,
+    clean: Tensor, eps_max: float, guess: Tensor | None, xtol: float, rtol: float, maxiter: int,
+) -> _Found:  # fmt: skip
+    """A method that wants both ends: the cap, and ends on both sides of the guess."""
+    inf = torch.full_like(lower, torch.inf)
+    cap = torch.full_like(lower, eps_max)
+    found = _Found(lower, at_lower, inf, inf, torch.full_like(lower, 0, dtype=torch.int8), torch.zeros_like(args[1]))
+    points = [] if guess is None else [(guess * factor).clamp(max=eps_max) for factor in (1.01, 0.99)]
+    for point in (*points, cap):
+        ask = (found.upper.isinf() if point is cap else point > found.lower).nonzero().squeeze(1)
+        found = _ask(margin, args, found, point, ask)
+    inside = found.upper.isfinite().nonzero().squeeze(1)
+    status = found.status.masked_fill(found.upper.isinf(), int(RadiusStatus.AT_EPS_MAX))
+    if not len(inside):
+        return found._replace(status=status)
+    a, fa, b, fb = (end[inside] for end in found[:4])
+    rows = tuple(arg[inside] for arg in args)
+    # an eighth of the tolerance for the solver, hardly dearer at its speed; the rest is for `_settle`
+    root = method(margin, a, b, args=rows, fa=fa, fb=fb, xtol=xtol / 8, rtol=rtol / 8, maxiter=maxiter)
+    done = torch.where(root.status == RootStatus.CONVERGED, int(RadiusStatus.CONVERGED), int(RadiusStatus.MAXITER))
+    ends = (root.lower, root.f_lower, root.upper, root.f_upper, done.to(torch.int8))
+    new = (old.index_put((inside,), end) for old, end in zip((*found[:4], status), ends, strict=True))
+    return _Found(*new, found.calls.index_add(0, inside, root.function_calls))
+
+
+def _ask(margin: Callable, args: tuple[Tensor, ...], found: _Found, point: Tensor, at: Tensor) -> _Found:
+    """Evaluates ``point`` at the rows ``at`` and moves the ends of their brackets to it, where it lies between them."""
+    if not len(at):
+        return found
+    value, eps = margin(point[at], *(arg[at] for arg in args)), point[at]
+    lower, f_lower, upper, f_upper = (end[at] for end in found[:4])
+    rise, fall = (value < 0) & (eps > lower), (value > 0) & (eps < upper)
+    ends = (
+        torch.where(rise, eps, lower),
+        torch.where(rise, value, f_lower),
+        torch.where(fall, eps, upper),
+        torch.where(fall, value, f_upper),
+    )
+    new = (old.index_put((at,), end) for old, end in zip(found[:4], ends, strict=True))
+    return _Found(*new, found.status, found.calls.index_add(0, at, torch.ones_like(at)))
+
+
+def margin_function(network: Network, merged: bool, domain: Domain) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """R_cert as the solvers see it: finite, and strictly positive wherever not certified.
 
     Theorem A.1 asks for the leftmost root. A solver stops at any exact zero, also inside a plateau of zeros, so a zero
@@ -291,69 +306,40 @@ def _margin_function(network: Network, merged: bool, domain: Domain) -> Callable
     return margin
 
 
-def _initial_bracket(
-    margin: Callable,
-    x: Tensor,
-    y: Tensor,
-    clean: Tensor,
-    eps_max: float,
-    correct: Tensor,
-    warm_start: Tensor | None,
-    result: RadiusResult,
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Brackets of the samples whose root lies inside; those certified at eps_max are entered into ``result``."""
-    a, fa = result.radius.clone(), result.margin.clone()
-    b, fb = torch.full_like(clean, eps_max), torch.full_like(clean, -torch.inf)  # -inf: not evaluated yet
-    if warm_start is not None:
-        guess = torch.nan_to_num(warm_start.to(a), nan=0.0).clamp(0.0, eps_max)
-        for factor in (1.01, 0.99):
-            known = fb[correct] > 0
-            point = (guess[correct] * factor).clamp(max=eps_max)
-            value = margin(point, x[correct], y[correct])
-            result.evaluations[correct] += 1
-            certified = value < 0
-            lower, upper = certified & (point > a[correct]), ~certified & (~known | (point < b[correct]))
-            a[correct[lower]], fa[correct[lower]] = point[lower], value[lower]
-            b[correct[upper]], fb[correct[upper]] = point[upper], value[upper]
-    open_end = correct[fb[correct] < 0]
-    if len(open_end):
-        fb[open_end] = margin(b[open_end], x[open_end], y[open_end])
-        result.evaluations[open_end] += 1
-        capped = open_end[fb[open_end] < 0]
-        result.radius[capped], result.margin[capped], result.upper[capped] = eps_max, fb[capped], torch.inf
-        result.status[capped] = int(RadiusStatus.AT_EPS_MAX)
-    inside = correct[fb[correct] > 0]
-    return inside, (a[inside], b[inside], fa[inside], fb[inside])
-
-
-def _settle(
-    margin: Callable, args: tuple[Tensor, Tensor], found: RootResult, xtol: float, rtol: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Moves both ends of the final bracket to a few roundings' distance from the root, and evaluates them there.
+def _settle(margin: Callable, args: tuple[Tensor, ...], found: _Found, xtol: float, rtol: float) -> _Found:
+    """Moves both ends of a narrow bracket to a few roundings' distance from the root, and evaluates them there.
 
     The bounds of a ReLU network are piecewise linear in eps, so the line through the ends of the final bracket meets
     zero at the root, mostly to the last digit. A small guard below that is the radius, if it proves certified; else the
-    bracket's certified end is. Without the guard rounding would decide on which side of the root the radius lies.
-
-    Returns:
-        radius, R_cert at it, upper, and the number of evaluations spent, (B,) each.
+    bracket's certified end is. Without the guard rounding would decide on which side of the root the radius lies. Ends
+    that are there already are not evaluated again.
     """
-    info = torch.finfo(found.root.dtype)
+    info = torch.finfo(found.lower.dtype)
+    converged = found.status == RadiusStatus.CONVERGED
     root = found.lower + (found.upper - found.lower) * (found.f_lower / (found.f_lower - found.f_upper))
-    guard = torch.minimum(32 * info.eps * root, 0.4 * (xtol + max(rtol, 8 * info.eps) * root))
+    tolerance = xtol + max(rtol, 8 * info.eps) * root
+    guard = torch.minimum(GUARD * info.eps * root, 0.4 * tolerance)
     below, above = (root - guard).clamp(min=0.0), root + guard
-    at_below = margin(below, *args)
-    converged = found.status == RootStatus.CONVERGED
-    take = (at_below < 0) & (below > 0) & converged
-    radius, at_radius = torch.where(take, below, found.lower), torch.where(take, at_below, found.f_lower)
-    upper = found.upper.clone()
-    close = ((upper < above) & converged).nonzero().squeeze(1)
-    extra = torch.ones_like(found.function_calls)
-    if len(close):
-        uncertified = margin(above[close], *(arg[close] for arg in args)) > 0
-        upper[close] = torch.where(uncertified, above[close], upper[close])
-        extra[close] += 1
-    return radius, at_radius, upper, extra
+    far = root - found.lower > torch.maximum(2 * guard, tolerance / 256)
+    close = found.lower > root - guard / 2
+    lower = (converged & (far | close) & (below > 0)).nonzero().squeeze(1)
+    if len(lower):
+        value = margin(below[lower], *(arg[lower] for arg in args))
+        held = lower[value < 0]
+        found = found._replace(
+            lower=found.lower.index_put((held,), below[held]),
+            f_lower=found.f_lower.index_put((held,), value[value < 0]),
+            calls=found.calls.index_add(0, lower, torch.ones_like(lower)),
+        )
+    upper = (converged & (found.upper < above)).nonzero().squeeze(1)
+    if len(upper):
+        value = margin(above[upper], *(arg[upper] for arg in args))
+        broken = upper[value > 0]
+        found = found._replace(
+            upper=found.upper.index_put((broken,), above[broken]),
+            calls=found.calls.index_add(0, upper, torch.ones_like(upper)),
+        )
+    return found
 
 
 def _attach_gradient(
@@ -371,21 +357,27 @@ def _attach_gradient(
         return result.radius.index_put((inside,), eps.detach() + step)
 
 
-def _chunk_size(network: Network, x: Tensor, y: Tensor, eps_max: float, domain: Domain, memory: int) -> int:
-    """How many samples keep the activations of a bound pass, about eight tensors of the largest size, in ``memory``."""
+def _chunk_size(
+    model: nn.Module, network: Network, x: Tensor, y: Tensor, eps_max: float, domain: Domain, sound: Sound, memory: int
+) -> int:
+    """How many samples keep activations, about eight tensors of the largest size, in ``memory``.
 
-    def bound(rows: int) -> None:
+    Those of the clean pass count as well: `acertlab.interval.Frozen` may take a batch in parts.
+    """
+
+    def passes(rows: int) -> None:
         first = torch.zeros(rows, dtype=torch.long, device=x.device)
-        margin_at(network, x[first], y[first], eps_max, domain=domain)
+        model(x[first])
+        margin_at(network, x[first].double() if sound else x[first], y[first], eps_max, domain=domain)
 
-    return max(1, memory // (8 * max(1, largest_growth(bound, network.tile)))) if len(x) else 1
+    return max(1, memory // (8 * max(1, largest_growth(passes, network.tile)))) if len(x) else 1
 
 
 def _check_search(
     eps_max: float, solver: str, xtol: float, rtol: float, maxiter: int, batch_size: int | None, memory: int
 ) -> None:
     check_eps_max(eps_max)
-    if solver not in tuple(SOLVERS):
+    if solver not in SOLVERS:
         raise ValueError(f"solver: {solver!r} is unknown; choose from {', '.join(map(repr, SOLVERS))}")
     for name, value in (("xtol", xtol), ("rtol", rtol)):
         if not _is_a(Real, value) or not 0 <= value < 1 or (name == "xtol" and value == 0):

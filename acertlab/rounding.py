@@ -134,6 +134,7 @@ class Norm:
 class RoundedAffine(Affine):
     """W' and b' in float64, with the magnitudes by which rounding errors are bounded; see the module."""
 
+    magnitude: Tensor  # |W'|, scaled up
     slack: Tensor  # g B, and what underflow may add
     gain: float  # g
     scale: float  # 1 + 2 gamma_{n+18} of float64: covers the roundings of a radius
@@ -163,7 +164,7 @@ class RoundedAffine(Affine):
         scaled = weight * alpha.view(shape)
         magnitude = scaled.abs() * scale + rounding.flushed / gain * spread
         slack = (gain * (alpha.abs() * sizes + norm.bias.abs()) + rounding.flushed * total) * scale
-        return cls(scaled, magnitude, shift, operation, slack, gain, scale, float(total.max()) / rounding.limit)
+        return cls(scaled, shift, operation, magnitude, slack, gain, scale, float(total.max()) / rounding.limit)
 
     @classmethod
     def of_layer(cls, rounding: Rounding, layer: nn.Module, norm: Norm | None = None) -> "RoundedAffine":

@@ -48,20 +48,32 @@ def has_rule(layer: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Affine:
-    """A linear or convolutional layer prepared for bounds: W, |W| and the bias, BatchNorm folded in."""
+    """A linear or convolutional layer with BatchNorm folded in: W, bias, and how they are applied."""
 
     weight: Tensor
-    magnitude: Tensor  # |W|
     bias: Tensor | None
     operation: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # F.linear, or a convolution with its stride, ...
 
+
+@dataclass(frozen=True)
+class IntervalAffine(Affine):
+    """A layer prepared for interval bounds: the half of a box's centre and radius is in the weights, exactly."""
+
+    half: Tensor  # W / 2
+    half_magnitude: Tensor  # |W| / 2
+
     @classmethod
-    def of(cls, layer: nn.Module, norm: "Scale | None" = None) -> "Affine":
+    def of(cls, weight: Tensor, bias: Tensor | None, operation: Callable[..., Tensor]) -> "IntervalAffine":
+        half = weight * 0.5
+        return cls(weight, bias, operation, half, half.abs())
+
+    @classmethod
+    def of_layer(cls, layer: nn.Module, norm: "Scale | None" = None) -> "IntervalAffine":
         weight, bias = layer.weight, layer.bias
         if norm is not None:
             weight = weight * norm.scale.view(-1, *[1] * (weight.dim() - 1))
             bias = norm.shift if bias is None else norm.shift + bias * norm.scale
-        return cls(weight, weight.abs(), bias, F.linear if isinstance(layer, nn.Linear) else layer._conv_forward)
+        return cls.of(weight, bias, F.linear if isinstance(layer, nn.Linear) else layer._conv_forward)
 
 
 @dataclass(frozen=True)
@@ -72,11 +84,11 @@ class Scale:
     shift: Tensor  # (C,)
 
 
-@rule.register(Affine)
-def _affine(layer: Affine, box: Box) -> Box:
+@rule.register(IntervalAffine)
+def _affine(layer: IntervalAffine, box: Box) -> Box:
     """Eq. (16)-(17) in centre and radius form: c' = W c + b, r' = |W| r."""
-    center = layer.operation(box.center, layer.weight, layer.bias)
-    radius = layer.operation(box.radius, layer.magnitude, None)
+    center = layer.operation(box.lower + box.upper, layer.half, layer.bias)
+    radius = layer.operation(box.upper - box.lower, layer.half_magnitude, None)
     return Box(center - radius, center.add_(radius))
 
 
@@ -85,7 +97,7 @@ def _affine(layer: Affine, box: Box) -> Box:
 @rule.register(nn.Conv2d)
 @rule.register(nn.Conv3d)
 def _linear_or_convolution(layer: nn.Module, box: Box) -> Box:
-    return _affine(Affine.of(layer), box)
+    return _affine(IntervalAffine.of_layer(layer), box)
 
 
 TRANSPOSED = {
@@ -108,7 +120,7 @@ def _convolve(f: Callable[..., Tensor], box: Box, weight: Tensor, bias: Tensor |
     """The rule of F.linear and of every convolution, whose weight and bias must not depend on the input."""
     if not isinstance(box, Box) or isinstance(weight, Box) or isinstance(bias, Box):
         raise TypeError(f"model: {f.__name__} has no interval rule where its weight or bias depends on the input")
-    return _affine(Affine(weight, weight.abs(), bias, lambda x, w, b: f(x, w, b, *args, **kwargs)), box)
+    return _affine(IntervalAffine.of(weight, bias, lambda x, w, b: f(x, w, b, *args, **kwargs)), box)
 
 
 @rule.register(Scale)

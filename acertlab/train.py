@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
+from acertlab.approximate import Estimates
 from acertlab.data import ImageData, augment, to_float
 from acertlab.interval import Traced, clean_pass, freeze, trace
 from acertlab.margin import full_precision
@@ -48,6 +49,7 @@ HISTORY_COLUMNS = (
     "share_inside",  # between 0 and eps_{max,t},
     "share_cap",  # and at eps_{max,t}; all three are null while eps_{max,t} = 0
     "radius_mean",  # of the boxes in the robust loss, pixel units
+    "passes",  # bound passes that the search for a radius took, mean over the samples
     "val_acc",  # on the validation part at eps_max, null where there is none
     "val_acr",
     "val_art",
@@ -75,6 +77,7 @@ class _State:
     objective: Standard
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
+    radii: Estimates | None  # of the training samples, as the last epoch found them; None: not kept
     history: list[dict[str, float | None]] = field(default_factory=list)
     warned: bool = False  # of radii that fall back; once is enough
 
@@ -174,7 +177,7 @@ def _train_epoch(
     batches = torch.randperm(n, generator=generator).to(device).tensor_split(math.ceil(n / config.batch_size))
     steps, std = len(batches), torch.tensor(data.std or (1.0,), device=device).view(1, -1, 1, 1)
     ramp_first, ramp_last = config.clean_epochs * steps, (config.clean_epochs + config.ramp_epochs) * steps
-    totals, bounded = torch.zeros(8, device=device), 0
+    totals, bounded = torch.zeros(9, device=device), 0
     first_bad = torch.full((), -1, device=device)
     for i, index in enumerate(batches):
         t = epoch * steps + i
@@ -182,7 +185,10 @@ def _train_epoch(
         x, y = augment(to_float(train_x[index]), config.dataset, generator), train_y[index]
         logits, statistics = clean_pass(model, x)
         frozen = freeze(state.traced, statistics) if state.objective.bounds else None
-        loss, logged = state.objective(Step(x, y, logits, frozen, eps, std))
+        known = state.radii.of(index) if state.radii else None
+        loss, logged = state.objective(Step(x, y, logits, frozen, eps, std, known))
+        if state.radii and eps > 0:
+            state.radii.update_(index, logged["radii"])
         if config.l1:
             loss = loss + config.l1 * l1_norm(model)
         optimizer.zero_grad()
@@ -200,21 +206,21 @@ def _train_epoch(
                 f"{lr:.3g}, eps_t {RAMPS[config.ramp](bad, ramp_first, ramp_last, config.eps_max):.4g}); "
                 "a smaller lr, a longer ramp_epochs or a smaller clip may help"
             )
-    loss, clean, robust, regulariser, correct, zero, cap, radius = (totals / n).tolist()
+    loss, clean, robust, regulariser, correct, zero, cap, radius, passes = (totals / n).tolist()
     zero, cap = zero * n / max(1, bounded), cap * n / max(1, bounded)
     shares = (zero, max(0.0, 1 - zero - cap), cap) if bounded else (None, None, None)
     return {
         "loss": loss, "clean_loss": clean, "robust_loss": robust, "regulariser": regulariser, "lr": lr, "eps_t": eps,
         "train_acc": correct, "share_zero": shares[0], "share_inside": shares[1], "share_cap": shares[2],
-        "radius_mean": radius,
+        "radius_mean": radius, "passes": passes,
     }  # fmt: skip
 
 
-def _sums(loss: Tensor, logged: dict[str, Tensor], logits: Tensor, y: Tensor, eps: float) -> Tensor:
-    """(8,) sums over the batch's samples of what the history shows; stays on the device."""
-    radii, means = logged["radii"], (loss, logged["clean"], logged["robust"], logged["regulariser"])
+def _sums(loss: Tensor, logged: dict[str, Tensor | Estimates], logits: Tensor, y: Tensor, eps: float) -> Tensor:
+    """(9,) sums over the batch's samples of what the history shows; stays on the device."""
+    radii, means = logged["radii"].radius, (loss, logged["clean"], logged["robust"], logged["regulariser"])
     zero, cap = (radii == 0).sum() * (eps > 0), (radii >= eps).sum() * (eps > 0)  # no shares while eps_{max,t} = 0
-    counts = ((logits.argmax(1) == y).sum(), zero, cap, radii.sum())
+    counts = ((logits.argmax(1) == y).sum(), zero, cap, radii.sum(), logged["radii"].calls.sum())
     return torch.stack([*(len(y) * mean for mean in means), *counts])
 
 
@@ -262,7 +268,8 @@ def _initial_state(config: TrainConfig, data: ImageData, device: torch.device, s
         ibp_init_(model)
     model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    return _State(model, trace(model), objective, optimizer, _schedule(config, optimizer, steps))
+    radii = Estimates.none(len(data.train_x), device) if config.radius_history and config.method == "acert" else None
+    return _State(model, trace(model), objective, optimizer, _schedule(config, optimizer, steps), radii)
 
 
 def _schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
@@ -332,6 +339,7 @@ def _save_checkpoint(state: _State, root: Path) -> None:
     optimizer = state.optimizer.state_dict()
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     tensors |= {f"optimizer.{i}.{name}": v for i, values in optimizer["state"].items() for name, v in values.items()}
+    tensors |= {f"radii.{name}": value for name, value in state.radii._asdict().items()} if state.radii else {}
     plain = {"param_groups": optimizer["param_groups"], "scheduler": state.scheduler.state_dict(),
              "history": state.history}  # fmt: skip
     final = root / f"epoch-{len(state.history):04d}"
@@ -366,6 +374,10 @@ def _restore(state: _State, root: Path) -> None:
             if kind == "optimizer":
                 index, _, name = rest.partition(".")
                 moments.setdefault(int(index), {})[name] = value
+        if state.radii:
+            state.radii = Estimates(
+                *(tensors[f"radii.{name}"].to(state.radii.radius.device) for name in state.radii._fields)
+            )
         state.optimizer.load_state_dict({"state": moments, "param_groups": plain["param_groups"]})
         state.scheduler.load_state_dict(plain["scheduler"])
         state.history = plain["history"]

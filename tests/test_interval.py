@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
+from acertlab import interval
 from acertlab.box import Box, ball
 from acertlab.interval import _difference_radius, clean_pass, freeze, propagate
 from acertlab.models import MODELS, Normalize, cnn7, mlp, residual_cnn, small_cnn
@@ -213,6 +214,52 @@ def test_frozen_without_grad_keeps_no_graph() -> None:
     with torch.no_grad():
         assert not frozen.propagate(ball(torch.rand(2, 1, 8, 8), 0.1)).lower.requires_grad
     assert frozen.propagate(ball(torch.rand(2, 1, 8, 8), 0.1)).lower.requires_grad
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_in_parts_gives_the_same_bits(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = warm_up(MODELS[name]((1, 10, 10), 5, width=8, mean=(0.2,), std=(0.4,)), (1, 10, 10))
+    x, y = torch.rand(160, 1, 10, 10), torch.arange(160) % 5
+    box, frozen = ball(x, 0.05), freeze(model)
+    before, weights = (box.lower.clone(), box.upper.clone()), copy.deepcopy(model.state_dict())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with torch.no_grad():
+        monkeypatch.setattr(interval, "CACHE", 2**40)
+        whole = frozen.margins(box, y)
+        assert frozen._rows_in_cache() > len(x)
+        for rows in (32, 64):
+            monkeypatch.setattr(interval, "CACHE", -(-rows * frozen.row_bytes // threads))
+            assert frozen._rows_in_cache() == rows
+            assert torch.equal(frozen.margins(box, y), whole)
+            assert torch.equal(frozen.margins(box, y, merged=False), freeze(model).margins(box, y, merged=False))
+        order = torch.randperm(160)
+        shuffled = frozen.margins(Box(box.lower[order], box.upper[order]), y[order])
+        assert torch.equal(shuffled, whole[order])
+        assert frozen.margins(Box(x[:0], x[:0]), y[:0]).shape == (0, 5)
+    assert torch.allclose(frozen.margins(box, y), whole, rtol=1e-5, atol=1e-5)  # with gradient: never in parts
+    assert torch.equal(before[0], box.lower) and torch.equal(before[1], box.upper)
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+
+def test_a_relu_works_in_place_only_on_what_is_its_own() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    for f in (
+        lambda x, linear, relu: relu(linear(x)),
+        lambda x, linear, relu: relu(z := linear(x)) + z,
+        lambda x, linear, relu: relu(z := linear(x)).flatten(1) + z.view(-1, 6),
+        lambda x, linear, relu: relu((z := linear(x)).view(-1, 6)) - z,
+        lambda x, linear, relu: relu(x) + linear(x),
+    ):
+        box = Box(x - 0.1, x + 0.1)
+        frozen = freeze(Function(f, nn.Linear(6, 6), nn.ReLU()).eval())
+        with_graph = frozen.propagate(box)
+        with torch.no_grad():
+            without = frozen.propagate(box)
+        assert torch.equal(with_graph.lower, without.lower) and torch.equal(with_graph.upper, without.upper)
+        assert torch.equal(box.lower, x - 0.1) and torch.equal(box.upper, x + 0.1)
 
 
 class Unknown(nn.Module):

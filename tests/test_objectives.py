@@ -148,7 +148,7 @@ def test_standard_is_cross_entropy(build):
     model, x, y = setup(build)
     loss, logged = Standard()(Step(x, y, model(x), None, 0.1))
     assert_same(model, loss, F.cross_entropy(model(x), y))
-    assert not logged["radii"].any()
+    assert not logged["radii"].radius.any()
     assert not logged["clean"].requires_grad
 
 
@@ -160,7 +160,7 @@ def test_ibp(build, merged, kappa):
     loss, logged = IBP(kappa=kappa, merged=merged)(step_of(model, x, y, 0.03))
     margins, _, _ = reference(model, x, y, torch.full_like(x[:, 0, 0, 0], 0.03), merged)
     assert_same(model, loss, kappa * F.cross_entropy(model(x), y) + (1 - kappa) * F.cross_entropy(margins, y))
-    assert (logged["radii"] == 0.03).all()
+    assert (logged["radii"].radius == 0.03).all()
     assert torch.allclose(logged["robust"], F.cross_entropy(margins, y))
 
 
@@ -186,7 +186,7 @@ def test_acert_fast_gives_misclassified_samples_the_clean_loss(build):
     loss, logged = ACERTFast(eps_max=0.05)(step_of(model, x, y, 0.05))
     radii = torch.where(model(x).argmax(1) == y, torch.full_like(x[:, 0, 0, 0], 0.05), 0.0)
     assert (radii[:3] == 0).all()
-    assert torch.equal(logged["radii"], radii)
+    assert torch.equal(logged["radii"].radius, radii)
     margins, _, _ = reference(model, x, y, radii, True)
     assert_same(model, loss, F.cross_entropy(margins, y))
     at_zero = F.cross_entropy(margins, y, reduction="none")[:3]
@@ -201,7 +201,7 @@ def test_acert_bounds_each_sample_at_its_own_radius(build, kappa, merged):
     eps = 0.05
     objective = ACERT(kappa=kappa, merged=merged, eps_max=eps, root_iterations=60)
     loss, logged = objective(step_of(model, x, y, eps))
-    radii = logged["radii"]
+    radii = logged["radii"].radius
     assert (radii[:3] == 0).all()
     assert ((radii[3:] > 0) & (radii[3:] <= eps)).all()
     inside = (radii > 0) & (radii < eps)
@@ -222,7 +222,7 @@ def test_acert_bounds_each_sample_at_its_own_radius(build, kappa, merged):
 def test_acert_regularises_at_its_own_radii():
     model, x, y = setup(cnn)
     loss, logged = ACERT(eps_max=0.4, lambda0=0.5)(step_of(model, x, y, 0.05))
-    margins, relus, d0 = reference(model, x, y, logged["radii"].clamp(min=1e-6), True)
+    margins, relus, d0 = reference(model, x, y, logged["radii"].radius.clamp(min=1e-6), True)
     assert_same(model, loss, F.cross_entropy(margins, y) + 0.5 * (1 - 0.05 / 0.4) * reference_regulariser(relus, d0))
 
 
@@ -232,7 +232,7 @@ def test_at_eps_zero_the_robust_term_is_the_clean_loss(method):
     objective = OBJECTIVES[method].from_config(TrainConfig(method=method, kappa=0.3, lambda0=0.0))
     loss, logged = objective(step_of(model, x, y, 0.0))
     assert_same(model, loss, F.cross_entropy(model(x), y))
-    assert not logged["radii"].any()
+    assert not logged["radii"].radius.any()
 
 
 def test_search_and_bounds_update_running_statistics_once():
@@ -247,7 +247,7 @@ def test_search_and_bounds_update_running_statistics_once():
 
 def test_from_config_takes_every_field():
     config = TrainConfig(kappa=0.3, eps_max=0.1, lambda0=0.2, merged=False, domain=None, root_iterations=3, rtol=1e-3)
-    assert OBJECTIVES["acert"].from_config(config) == ACERT(0.3, False, None, 0.1, 0.2, "brentq", 1e-6, 1e-3, 3)
+    assert OBJECTIVES["acert"].from_config(config) == ACERT(0.3, False, None, 0.1, 0.2, "log-secant", 1e-6, 1e-3, 3)
     assert [OBJECTIVES[m].ibp_init for m in ("standard", "ibp", "fast-ibp", "acert", "acert-fast")] == [0, 0, 1, 1, 1]
 
 

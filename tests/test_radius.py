@@ -13,11 +13,12 @@ from conftest import Trained
 from hypothesis import given, settings
 from torch import nn
 
+from acertlab.approximate import approximate_radius
 from acertlab.box import Box
 from acertlab.interval import Frozen, freeze
 from acertlab.margin import certified_margin, clean_margin, margin_at
 from acertlab.models import mlp, residual_cnn
-from acertlab.radius import SOLVERS, RadiusStatus, approximate_radius, certified_radius
+from acertlab.radius import SOLVERS, RadiusStatus, certified_radius
 
 XTOL, RTOL = 1e-8, 1e-5
 
@@ -329,11 +330,11 @@ def test_training_radii(digits_net: Trained) -> None:
     with torch.no_grad():
         frozen, clean = freeze(model), clean_margin(model(x), y)
     for compact in (True, False):
-        radius = approximate_radius(frozen, x, y, clean, 0.2, maxiter=30, compact=compact)
+        radius = approximate_radius(frozen, x, y, clean, 0.2, maxiter=30, compact=compact).radius
         assert (radius - exact).abs().max() < 2e-4 * 0.2
-    fast = approximate_radius(frozen, x, y, clean, 0.2, maxiter=0)
+    fast = approximate_radius(frozen, x, y, clean, 0.2, maxiter=0).radius
     assert torch.equal(fast, torch.where(clean < 0, 0.2, 0.0))
-    two = approximate_radius(frozen, x, y, clean, 0.2, maxiter=2)
+    two = approximate_radius(frozen, x, y, clean, 0.2, maxiter=2).radius
     assert (two - exact).abs().mean() < 0.25 * (fast - exact).abs().mean()
 
 

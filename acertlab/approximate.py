@@ -1,0 +1,156 @@
+"""The radii that training uses (Eq. 9): estimates, which need NOT be certified, from few passes, and their history.
+
+A radius of the last epoch, corrected by the new clean margin, is a good start: mostly one pass tells whether it still
+holds, and corrects it once more. How far to trust that is decided sample by sample: the estimate's own error, predicted
+from the length of its last correction, must be within the tolerance, or another pass is spent.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from acertlab.box import Domain
+from acertlab.logsecant import EXPONENT, Trail
+from acertlab.margin import Network
+from acertlab.radius import METHODS, margin_function
+
+DOUBT = 0.3  # relative error of an exponent that an earlier epoch found (MNIST and CIFAR-10, small CNN: the median)
+
+
+class Estimates(NamedTuple):
+    """Radii of a batch and what the next search for them wants to know; (B,) each, without gradient."""
+
+    radius: Tensor  # in [0, eps_max]; 0 where misclassified, tied or not finite
+    slope: Tensor  # d log radius / d log margin: 1 / exponent
+    margin: Tensor  # the clean margin
+    calls: Tensor  # int64, bound passes spent
+
+    @classmethod
+    def none(cls, n: int, device: torch.device | None = None) -> "Estimates":
+        """For ``n`` samples of which nothing is known yet."""
+        zero = torch.zeros(n, device=device)
+        return cls(zero, zero + 1 / EXPONENT, zero.clone(), torch.zeros(n, dtype=torch.int64, device=device))
+
+    @classmethod
+    def given(cls, radius: Tensor) -> "Estimates":
+        """Radii that nobody searched for."""
+        return cls.none(len(radius), radius.device)._replace(radius=radius)
+
+    def of(self, index: Tensor) -> "Estimates":
+        """Those of the samples at ``index``."""
+        return Estimates._make(row[index] for row in self)
+
+    def update_(self, index: Tensor, new: "Estimates") -> None:
+        """Replaces those of the samples at ``index``, in place."""
+        for row, value in zip(self, new, strict=True):
+            row.index_copy_(0, index, value)
+
+    def guess(self, clean: Tensor) -> Tensor:
+        """Where the radii are to be expected now: radius (margin_new / margin_old)^(1/p); NaN where there was none."""
+        known = (self.radius > 0) & (self.margin < 0) & (clean < 0)
+        moved = self.radius * (clean / self.margin).clamp(1e-2, 1e2) ** self.slope
+        return torch.where(known, moved, math.nan)
+
+
+def approximate_radius(
+    network: Network,
+    x: Tensor,
+    y: Tensor,
+    clean: Tensor,
+    eps_max: float,
+    *,
+    merged: bool = True,
+    domain: Domain = (0.0, 1.0),
+    solver: str = "log-secant",
+    xtol: float = 1e-6,
+    rtol: float = 1e-4,
+    maxiter: int = 10,
+    compact: bool = True,
+    history: Estimates | None = None,
+) -> Estimates:
+    """Estimates of the certified radii, capped by eps_max.
+
+    Args:
+        network, x, y, clean, eps_max, merged, domain, solver: as in `acertlab.radius.search_radius`.
+        xtol, rtol: tolerances (pixel units, relative). The log secant stops where the error it predicts is within them,
+            without closing the bracket; the other solvers at their own rule, and the radius is their last iterate.
+        maxiter: passes at most, the one at eps_max not counted; 0: eps_max for every correctly classified sample
+            (ACERT-fast).
+        compact: drop samples that are done; False: full batches, a fixed number of passes, and no host-device
+            synchronisation (for a GPU).
+        history: of the same samples, an epoch ago; for solver="log-secant". A bad one costs passes.
+    """
+    with torch.no_grad():
+        clean = clean.detach()
+        cap, slope = torch.full_like(clean, eps_max), torch.full_like(clean, 1 / EXPONENT)
+        most = torch.where(clean < 0, cap, 0.0)
+        if maxiter == 0:
+            return Estimates(most, slope, clean, torch.zeros_like(y))
+        margin = margin_function(network, merged, domain)
+        if solver != "log-secant":
+            search = _brackets if compact else _brackets_without_sync
+            radius, calls = search(margin, solver, x, y, clean, cap, most, xtol, rtol, maxiter)
+            return Estimates(radius, slope, clean, calls)
+        guess = None if history is None else history.guess(clean)
+        below = torch.where(clean < 0, clean, -1.0)  # of samples that are not searched for
+        known = slope if history is None else history.slope
+        trail = Trail.start(torch.zeros_like(clean), below, guess, known, math.inf if history is None else DOUBT)
+        trail, calls = _follow(margin, trail, (x, y), clean, below, eps_max, xtol, rtol, maxiter + 1, compact)
+        radius = torch.where(trail.lower >= eps_max, cap, _inside(trail, eps_max))
+        return Estimates(torch.where(clean < 0, radius, 0.0), trail.slope, clean, calls)
+
+
+def _follow(margin, trail, args, clean, below, cap, xtol, rtol, passes, compact) -> tuple[Trail, Tensor]:
+    """Up to ``passes`` rounds of the secant, of those whose estimate is not good enough yet."""
+    calls = torch.zeros_like(args[1])
+    for _ in range(passes):
+        enough = (trail.error(DOUBT) <= xtol + rtol * trail.estimate()) & (trail.estimate() < cap)
+        todo = (clean < 0) & ~enough & (trail.lower < cap) & ((trail.upper - trail.lower) > xtol)
+        if not compact:
+            new, point = trail.propose(cap, xtol, rtol)
+            new = new.accept(point, margin(point, *args), below)
+            trail = Trail._make(torch.where(todo, b, a) for a, b in zip(trail, new, strict=True))
+            calls = calls + todo
+            continue
+        at = todo.nonzero().squeeze(1)
+        if not len(at):
+            break
+        some, point = Trail._make(row[at] for row in trail).propose(cap, xtol, rtol)
+        some = some.accept(point, margin(point, *(arg[at] for arg in args)), below[at])
+        trail = Trail._make(row.index_copy(0, at, new) for row, new in zip(trail, some, strict=True))
+        calls = calls.index_add(0, at, torch.ones_like(at))
+    return trail, calls
+
+
+def _inside(trail: Trail, cap: float) -> Tensor:
+    """The estimate, within what was seen; where there is none, the middle of that."""
+    upper = trail.upper.clamp(max=cap)
+    estimate = trail.estimate()
+    return torch.where(estimate.isfinite(), estimate, (trail.lower + upper) / 2).clamp(trail.lower, upper)
+
+
+def _brackets(margin, solver, x, y, clean, cap, most, xtol, rtol, maxiter) -> tuple[Tensor, Tensor]:
+    calls = torch.zeros_like(y)
+    correct = (clean < 0).nonzero().squeeze(1)
+    at_cap = margin(cap[correct], x[correct], y[correct])
+    calls[correct] += 1
+    inside, at_cap = correct[at_cap > 0], at_cap[at_cap > 0]
+    if len(inside):
+        a, b, args = torch.zeros_like(at_cap), cap[inside], (x[inside], y[inside])
+        tolerances = {"xtol": xtol, "rtol": rtol, "maxiter": maxiter}
+        found = METHODS[solver](margin, a, b, args=args, fa=clean[inside], fb=at_cap, **tolerances)
+        most = most.index_put((inside,), found.root)
+        calls[inside] += found.function_calls
+    return most, calls
+
+
+def _brackets_without_sync(margin, solver, x, y, clean, cap, most, xtol, rtol, maxiter) -> tuple[Tensor, Tensor]:
+    at_cap = margin(cap, x, y)
+    tolerances = {"xtol": xtol, "rtol": rtol, "maxiter": maxiter}
+    found = METHODS[solver](
+        margin, torch.zeros_like(cap), cap, args=(x, y), fa=clean, fb=at_cap, compact=False, **tolerances
+    )
+    radius = torch.where((clean < 0) & (at_cap > 0), found.root, most)
+    return radius, found.function_calls + 1

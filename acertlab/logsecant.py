@@ -1,0 +1,168 @@
+"""Where rising functions cross zero: a safeguarded secant in log eps against log(f(eps) - f(0)), on whole batches.
+
+A certified margin grows from f(0) < 0 like a power of eps: with exponent 1 while no ReLU changes its state, with a much
+larger one where many do. On double logarithmic axes that is nearly a line, so the secant converges from its first
+steps, where a secant in eps itself starts badly. The exponent is each element's own, known from its second evaluation
+on, so that no element's result depends on the others. As in `acertlab.rootfind` two pure functions, `propose` and
+`accept`, serve both the path that drops finished elements and the one without host synchronisation.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EXPONENT = 2.0  # before an element has two points of its own; margins of trained networks have 1 to 5
+SHRINK = 1.0  # steps that are not shorter than the last but one by this factor are lame
+LINEAR = 512  # next to its root f is a line, to this share of the distance from which the line is known
+GUARD = 32  # units of rounding that the certified end keeps from the root
+
+
+class Trail(NamedTuple):
+    """What is known of each element, (B,) each. Invariant: f_lower < 0, and f_upper > 0 where upper is finite."""
+
+    lower: Tensor  # largest eps seen with f < 0; at first 0
+    f_lower: Tensor
+    upper: Tensor  # smallest eps seen with f > 0; inf: none yet
+    f_upper: Tensor
+    u: Tensor  # log of the newest eps; NaN before the first
+    g: Tensor  # log((f - f(0)) / -f(0)) there: 0 at the root
+    slope: Tensor  # du / dg through the last two points, or 1 / exponent
+    step: Tensor  # |log| length of the last step of the secant; 0 before the first
+    earlier: Tensor  # and of the one before it
+    doubt: Tensor  # relative error of the slope, while it is not the elements' own; inf: unknown
+    aim: Tensor  # the sign of f that the newest eps was chosen to have; 0: either
+    misses: Tensor  # how often in a row f had the other sign
+
+    @classmethod
+    def start(
+        cls,
+        lower: Tensor,
+        f_lower: Tensor,
+        guess: Tensor | None = None,
+        slope: Tensor | float = 1 / EXPONENT,
+        doubt: float = math.inf,
+    ) -> "Trail":
+        """Before any evaluation above ``lower``; the first is at ``guess``, or, where that is none, at the cap."""
+        zero, inf = torch.zeros_like(lower), torch.full_like(lower, math.inf)
+        u = torch.full_like(lower, math.nan) if guess is None else guess.log()
+        return cls(lower, f_lower, inf, inf, u, zero, zero + slope, zero, zero, zero + doubt, zero, zero)
+
+    def done(self, cap: float, xtol: float, rtol: float) -> Tensor:
+        """(B,) bool: the bracket is narrow, or f < 0 at the cap."""
+        return (self.upper - self.lower <= xtol + rtol * self.lower) | (self.lower >= cap)
+
+    def estimate(self) -> Tensor:
+        """(B,) where the secant crosses zero; NaN before the first point."""
+        return torch.exp(self.u - self.g * self.slope)
+
+    def error(self, doubt: float = 0.0) -> Tensor:
+        """(B,) that of the estimate, predicted from the shrinking of the last two steps; inf while nothing is known.
+
+        ``doubt``: relative error at least of every slope. Two points on either side of a kink may deceive.
+        """
+        length = (self.g * self.slope).abs()
+        share = torch.where(self.step > 0, length / self.step, self.doubt).clamp(min=doubt)
+        error = torch.nan_to_num(self.estimate() * length * share, nan=math.inf)
+        return torch.where((length == 0) & (self.step == 0), math.inf, error)  # a guess, not evaluated yet
+
+    def propose(self, cap: float, xtol: float, rtol: float) -> tuple["Trail", Tensor]:
+        """Where to look next.
+
+        Far from the root: at the secant's estimate. Once its error, as the lengths of the last steps predict it, is far
+        below the tolerance: less than half a tolerance above the estimate, which gives the bracket its upper end; and
+        then a guard below the estimate, which now is exact where f is linear so close to its root: the radius. Both
+        distances grow fourfold as often as they miss the sign they aim at. Where the secant fails (its estimate is
+        outside the bracket, or its steps do not shrink): in the middle of the bracket, or at the cap.
+        """
+        lower, upper, eps = self.lower, self.upper, torch.finfo(self.lower.dtype).eps
+        guess, length = self.estimate(), (self.g * self.slope).abs()
+        tolerance = xtol + rtol * torch.where(lower > 0, lower, guess)
+        growth = 4.0**self.misses
+
+        near = self.error() < tolerance / 4
+        high = upper - guess < tolerance / 2  # the uncertified end is where it should be
+        guard = torch.minimum(GUARD * eps * guess, tolerance / 4)
+        below = torch.minimum(guess, upper) - torch.maximum(guard, guess * length / LINEAR) * growth
+        above = torch.maximum(guess, lower) + (0.4 * tolerance).clamp(min=4 * eps * guess) * growth
+        point = torch.where(near, torch.where(high, below, above), guess)
+
+        lame = (length > self.earlier / SHRINK) & (self.earlier > 0) & ~near
+        failed = ~(point > lower) | ~(point < upper) | lame
+        middle = torch.where(upper > 8 * lower, torch.maximum((lower * upper).sqrt(), upper / 8), (lower + upper) / 2)
+        point = torch.where(failed, middle, point)
+        point = torch.where(upper.isinf() & (failed | (point >= cap)), cap, point)
+        aim = torch.where(near & ~failed, torch.where(high, -1.0, 1.0), 0.0).to(lower)
+        earlier = torch.where(failed, 0.0, self.step)
+        return self._replace(step=length, earlier=earlier, aim=aim), point
+
+    def accept(self, eps: Tensor, f: Tensor, f_zero: Tensor) -> "Trail":
+        """Takes in f(eps)."""
+        negative = f < 0
+        u, g = eps.log(), torch.log((f - f_zero) / -f_zero)
+        slope = (u - self.u) / (g - self.g)
+        missed = (self.aim != 0) & (negative != (self.aim < 0))
+        return self._replace(
+            lower=torch.where(negative, eps, self.lower),
+            f_lower=torch.where(negative, f, self.f_lower),
+            upper=torch.where(negative, self.upper, eps),
+            f_upper=torch.where(negative, self.f_upper, f),
+            u=u,
+            g=g,
+            slope=torch.where(slope.isfinite() & (slope > 0), slope, self.slope),
+            misses=torch.where(missed, self.misses + 1, 0.0),
+        )
+
+
+def cross(
+    f: Callable[..., Tensor],
+    trail: Trail,
+    f_zero: Tensor,
+    cap: float,
+    args: tuple[Tensor, ...],
+    *,
+    xtol: float,
+    rtol: float,
+    maxiter: int,
+) -> tuple[Trail, Tensor]:
+    """Narrows every bracket to ``xtol + rtol * lower``, or finds f < 0 at the cap; finished elements are dropped.
+
+    Args:
+        f: f(eps, *args), (B,) -> (B,); never 0 or NaN. Where it is not rising, a crossing is found all the same.
+        trail: of `Trail.start`.
+        f_zero: (B,) f at 0, < 0.
+        cap: largest eps of interest.
+        args: tensors of leading dimension B, cut down together with eps.
+        xtol, rtol: tolerances of the bracket.
+        maxiter: evaluations at most, the one at the cap not counted.
+
+    Returns:
+        The trail, and (B,) int64 evaluations. What is not `Trail.done` then has taken all of its evaluations; its
+        upper end is finite.
+    """
+    calls = torch.zeros_like(f_zero, dtype=torch.int64)
+    whole, active = None, None
+    for n in range(maxiter + 1):
+        keep = (~trail.done(cap, xtol, rtol)).nonzero().squeeze(1)  # the one host synchronisation of a round
+        if not len(keep):
+            break
+        if len(keep) < len(trail.lower):
+            whole = _write_back(whole, active, (calls, *trail))
+            active = keep if active is None else active[keep]
+            calls, f_zero, *rows = (t.index_select(0, keep) for t in (calls, f_zero, *trail))
+            trail, args = Trail._make(rows), tuple(arg.index_select(0, keep) for arg in args)
+        trail, point = trail.propose(cap, xtol, rtol)
+        if n == maxiter:
+            point = torch.where(trail.upper.isinf(), cap, point)
+        trail, calls = trail.accept(point, f(point, *args), f_zero), calls + 1
+    calls, *rows = _write_back(whole, active, (calls, *trail))
+    return Trail._make(rows), calls
+
+
+def _write_back(whole: tuple | None, active: Tensor | None, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Puts what the remaining elements have now into the tensors of all."""
+    if whole is None:
+        return rows
+    return tuple(old.index_copy(0, active, new) for old, new in zip(whole, rows, strict=True))
