@@ -82,8 +82,9 @@ def test_auto_lirpas_training_step_has_our_loss_and_gradient(case: Case) -> None
     theirs, _ = FastIBPThroughLirpa(**settings, converted=converted)(Step(x, y, converted(x), None, 0.1))
     theirs.backward()
     torch.testing.assert_close(theirs, loss, rtol=1e-4, atol=1e-5)
+    scale = max(float(p.grad.abs().max()) for p in model.parameters())  # biases before a BatchNorm have roundings only
     for ours, other in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(other.grad, ours.grad, rtol=1e-3, atol=1e-3 * float(ours.grad.abs().max()) + 1e-6)
+        torch.testing.assert_close(other.grad, ours.grad, rtol=1e-3, atol=1e-4 * scale)
 
 
 def test_different_results_are_not_compared() -> None:
