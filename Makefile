@@ -4,10 +4,10 @@ READY := .venv/.ready
 # one thread a process: two-threaded torch slows down many-fold where another process runs
 TEST_ENV := OMP_NUM_THREADS=1 PYDEVD_DISABLE_FILE_VALIDATION=1
 
-.PHONY: help demo test lab clean
+.PHONY: help demo test bench bench-quick lab clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 demo: $(READY)  ## train on the embedded digits, draw the Pareto picture, print the table (under 5 minutes)
 	$(BIN)/python -m acertlab.demo
@@ -17,6 +17,12 @@ test: $(READY)  ## lint, unit and property tests, and every notebook (under 15 m
 	$(BIN)/ruff format --check .
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal tests
 	ACERTLAB_RUNS=$$(mktemp -d) $(TEST_ENV) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
+
+bench: $(READY)  ## what bounds, search and training cost beside other tools (about 20 minutes, then as a table)
+	OMP_NUM_THREADS=1 $(BIN)/python -m acertlab.bench
+
+bench-quick: $(READY)  ## the same with smaller networks and fewer rounds (under 3 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m acertlab.bench --quick
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	ACERTLAB_RUNS=$(CURDIR)/runs $(BIN)/jupyter lab --notebook-dir notebooks

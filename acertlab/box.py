@@ -67,16 +67,17 @@ def check_input(x: Tensor, domain: Domain) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         what = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x: must be a floating-point tensor with values in the domain {domain}, not {what}")
-    if not torch.isfinite(x).all():
+    low, high = x.detach().aminmax() if x.numel() else (x.new_zeros(()), x.new_zeros(()))  # no copy: x may be large
+    if not (low.isfinite() and high.isfinite()):
         raise ValueError(f"x: holds {int((~torch.isfinite(x)).sum())} NaN or infinite values; all must be finite")
     if domain is None:
         return
     pair = isinstance(domain, (tuple, list)) and len(domain) == 2 and all(isinstance(end, Real) for end in domain)
     if not pair or not domain[0] < domain[1]:
         raise ValueError(f"domain: {domain!r} is not (low, high) with low < high, nor None")
-    if x.numel() and (x.min() < domain[0] or x.max() > domain[1]):
+    if x.numel() and (low < domain[0] or high > domain[1]):
         raise ValueError(
-            f"x: values from {x.min():.4g} to {x.max():.4g} lie outside the domain {tuple(domain)}; give pixels in "
+            f"x: values from {low:.4g} to {high:.4g} lie outside the domain {tuple(domain)}; give pixels in "
             "that range (normalisation belongs into the model, see acertlab.models.Normalize), or another domain"
         )
 

@@ -297,10 +297,10 @@ def _convert(model: nn.Module, frozen: Frozen | None, box: Box) -> tuple[Any, bo
     attempts = ((True, 1, torch.cat([box.lower, box.upper])[-3:]), (False, len(box.lower), box.upper))
     for any_size, traced, probe in attempts:
         blank = torch.zeros_like(box.lower[:traced])
-        converted = _bounded_module(changed, blank, "patches")
+        converted = bounded_module(changed, blank, "patches")
         nodes = list(converted._modules.values())
         if not _patches_can_be_trusted(nodes):
-            converted = _bounded_module(changed, blank, "matrix")
+            converted = bounded_module(changed, blank, "matrix")
         if any(getattr(n, "requires_input_bounds", ()) and type(n).__name__ != "BoundRelu" for n in nodes):
             converted.bound_opts["sparse_intermediate_bounds"] = False
         if _agree(model, converted, probe):
@@ -317,7 +317,8 @@ def _agree(model: nn.Module, converted: Any, x: Tensor) -> bool:
     return expected.shape == got.shape and torch.allclose(expected, got, rtol=1e-3, atol=slack, equal_nan=True)
 
 
-def _bounded_module(model: nn.Module, blank: Tensor, mode: str) -> Any:
+def bounded_module(model: nn.Module, blank: Tensor, mode: str = "patches") -> Any:
+    """auto_LiRPA's own ``BoundedModule`` of a model, in whichever mode it is, traced on ``blank``; nothing checked."""
     settings = _onnx_settings()
     version = settings.export_onnx_opset_version
     # 0.3 confuses the shapes of sparse slopes
