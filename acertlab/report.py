@@ -17,10 +17,10 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from tqdm import tqdm
 
-from acertlab import plots_analysis
 from acertlab.anatomy import CapSensitivity, Portrait, cap_sensitivity, order_sentence, portrait
 from acertlab.files import written_aside
 from acertlab.fronts import Analysis, analyse, eps_text, name_of
+from acertlab.plots import analysis as figures
 from acertlab.runs import load_runs
 
 STYLE = """
@@ -114,13 +114,13 @@ def _fronts(analysis: Analysis) -> Iterator[str]:
     yield f'<p class="verdict">{html.escape(analysis.verdict)}</p>'
     yield _list(pair.sentence for pair in analysis.comparisons)
     yield _figure(
-        "The fronts", plots_analysis.fronts(analysis),
+        "The fronts", figures.fronts(analysis),
         "The line is the front of a method, the number at a point its kappa; further up and to the right is better. "
         "The band is where the front's ACR lies at each accuracy; two methods differ where the bands part."
     )  # fmt: skip
     for pair in analysis.comparisons:
         if pair.compared:
-            figure = plots_analysis.difference(pair)
+            figure = figures.difference(pair)
             see = f"Above 0 {name_of(pair.method)}'s front has the higher ACR, below 0 {name_of(pair.other)}'s; "
             yield _figure(figure.layout.title.text, figure, f"{see}where the band holds 0, the data do not decide.")
     yield "<h3>The best kappa of each method</h3>" + _table(analysis.table())
@@ -132,7 +132,7 @@ def _fronts(analysis: Analysis) -> Iterator[str]:
 
 
 def _caps(analysis: Analysis, sensitivity: CapSensitivity) -> Iterator[str]:
-    figure = plots_analysis.art_over_caps(sensitivity, analysis.eps_max)
+    figure = figures.art_over_caps(sensitivity, analysis.eps_max)
     see = (
         f"{sensitivity.sentence} Every method is at the kappa that is best at that eps_max on these images. Where the "
         "curves cross (dotted), the choice of eps_max decides which method looks better."
@@ -155,9 +155,9 @@ def _anatomy(portraits: Sequence[Portrait]) -> Iterator[str]:
         "The mean radius of each class. Where methods change places, the ACR hides it.",
         "What a user who needs one eps asks for, with its interval over seeds and images.",
     )
-    panels = [panel(portraits) for panel in plots_analysis.PANELS]
-    figures = (_figure(panel.layout.title.text, panel, text, "h4") for panel, text in zip(panels, see, strict=True))
-    yield f'<div class="panels">{"".join(figures)}</div>'
+    panels = [panel(portraits) for panel in figures.PANELS]
+    shown = (_figure(panel.layout.title.text, panel, text, "h4") for panel, text in zip(panels, see, strict=True))
+    yield f'<div class="panels">{"".join(shown)}</div>'
 
 
 def _all_runs(group: pd.DataFrame) -> str:

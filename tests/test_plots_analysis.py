@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from made_up import EPS_MAX, tradeoff, write_sweep
 
-from acertlab import plots_analysis
 from acertlab.anatomy import CapSensitivity, Portrait, cap_sensitivity, portrait
 from acertlab.fronts import Analysis, analyse
 from acertlab.plots import METHODS
+from acertlab.plots import analysis as figures
 from acertlab.runs import load_runs
 
 
@@ -29,7 +29,7 @@ def portraits(analysis: Analysis) -> list[Portrait]:
 
 
 def test_fronts(analysis: Analysis) -> None:
-    figure = plots_analysis.fronts(analysis)
+    figure = figures.fronts(analysis)
     shown = {trace.name: trace for trace in figure.data if trace.mode == "markers+text"}
     assert list(shown) == ["FastIBP", "ACERT"]
     cells = analysis.samples.cells
@@ -46,7 +46,7 @@ def test_fronts(analysis: Analysis) -> None:
 
 def test_difference(analysis: Analysis) -> None:
     (pair,) = analysis.comparisons
-    figure = plots_analysis.difference(pair)
+    figure = figures.difference(pair)
     assert figure.layout.title.text == "ACR at equal accuracy: ACERT minus FastIBP"
     line = next(trace for trace in figure.data if trace.mode == "lines" and trace.fill is None)
     np.testing.assert_allclose(line.y, 100 * pair.band.difference)
@@ -57,11 +57,11 @@ def test_what_cannot_be_compared_has_no_figure(tmp_path) -> None:
     radii = tradeoff({"fast-ibp": 1.0}, (0.0,), n=100) | tradeoff({"acert": 1.0}, (0.9,), n=100)
     (pair,) = analyse(load_runs(write_sweep(tmp_path, radii)), resamples=20).comparisons
     with pytest.raises(ValueError, match="do not overlap"):
-        plots_analysis.difference(pair)
+        figures.difference(pair)
 
 
 def test_art_over_caps(sensitivity: CapSensitivity) -> None:
-    figure = plots_analysis.art_over_caps(sensitivity, EPS_MAX)
+    figure = figures.art_over_caps(sensitivity, EPS_MAX)
     for trace in (trace for trace in figure.data if trace.mode == "lines+markers"):
         rows = sensitivity.table[sensitivity.table.method.map({"fast-ibp": "FastIBP", "acert": "ACERT"}) == trace.name]
         np.testing.assert_allclose(trace.y, 100 * rows.art)
@@ -69,28 +69,28 @@ def test_art_over_caps(sensitivity: CapSensitivity) -> None:
 
 
 def test_the_parts_of_an_acr(portraits: list[Portrait]) -> None:
-    curve = plots_analysis.certified_areas(portraits).data[0]
+    curve = figures.certified_areas(portraits).data[0]
     area = np.trapezoid(curve.y, curve.x) / EPS_MAX
     assert area == pytest.approx(100 * portraits[0].acr, abs=0.3)
     assert curve.name.endswith(f"area {100 * portraits[0].acr:.1f} %")
-    bars = plots_analysis.radius_shares(portraits).data[0]
+    bars = figures.radius_shares(portraits).data[0]
     assert sum(bars.y) == pytest.approx(100) and (bars.x[0], bars.x[-1]) == ("0", "100")
     assert (bars.y[0], bars.y[-1]) == (100 * portraits[0].zero, 100 * portraits[0].full)
-    easy = plots_analysis.concentration(portraits).data[0]
+    easy = figures.concentration(portraits).data[0]
     assert easy.y[2] == pytest.approx(100 * portraits[0].easy)
-    classes = plots_analysis.class_radii(portraits).data[1]
+    classes = figures.class_radii(portraits).data[1]
     assert dict(zip(map(int, classes.x), classes.y, strict=True)) == {
         k: 100 * acr for k, acr in portraits[1].per_class.items()
     }
-    fixed = plots_analysis.fixed_eps(portraits).data[1]
+    fixed = figures.fixed_eps(portraits).data[1]
     assert [*fixed.x] == ["0.05", "0.2"]
     assert [*fixed.y] == [100 * share.estimate for share in portraits[1].certified.values()]
 
 
 def test_all_in_one_picture(portraits: list[Portrait], sensitivity: CapSensitivity) -> None:
-    parts = [*(panel(portraits) for panel in plots_analysis.PANELS)]
-    parts.append(plots_analysis.art_over_caps(sensitivity, EPS_MAX))
-    figure = plots_analysis.acr_picture(portraits, sensitivity)
+    parts = [*(panel(portraits) for panel in figures.PANELS)]
+    parts.append(figures.art_over_caps(sensitivity, EPS_MAX))
+    figure = figures.acr_picture(portraits, sensitivity)
     assert len(figure.data) == sum(len(part.data) for part in parts)
     assert [note.text for note in figure.layout.annotations] == [part.layout.title.text for part in parts]
     assert sum(trace.showlegend for trace in figure.data) == len(portraits)
@@ -99,5 +99,5 @@ def test_all_in_one_picture(portraits: list[Portrait], sensitivity: CapSensitivi
 
 def test_one_method_twice_differs_by_its_dash(analysis: Analysis) -> None:
     twice = [portrait(analysis.samples, analysis.resamples, "acert", kappa, EPS_MAX, [0.1]) for kappa in (0.0, 0.9)]
-    lines = [trace.line for trace in plots_analysis.certified_areas(twice).data if trace.mode == "lines"]
+    lines = [trace.line for trace in figures.certified_areas(twice).data if trace.mode == "lines"]
     assert [line.dash for line in lines] == ["solid", "dash"] and lines[0].color == lines[1].color
