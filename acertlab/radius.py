@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from acertlab.box import Domain
 from acertlab.chunks import in_chunks, largest_growth
 from acertlab.interval import freeze
-from acertlab.logsecant import GUARD, Trail, cross
+from acertlab.logsecant import Trail, cross, guard
 from acertlab.margin import (
     BOUNDS,
     Network,
@@ -237,7 +237,7 @@ def _by_log_secant(
     margin: Callable, args: tuple[Tensor, ...], lower: Tensor, at_lower: Tensor, clean: Tensor, eps_max: float,
     guess: Tensor | None, xtol: float, rtol: float, maxiter: int,
 ) -> _Found:  # fmt: skip
-    xtol, rtol = 0.55 * xtol, 0.55 * max(rtol, 8 * torch.finfo(lower.dtype).eps)  # the rest is for `_settle`
+    rtol = max(rtol, 8 * torch.finfo(lower.dtype).eps)
     eps_max = torch.tensor(eps_max, dtype=lower.dtype).item()  # as it is evaluated
     trail = Trail.start(lower, at_lower, guess)
     trail, calls = cross(margin, trail, clean, eps_max, args, xtol=xtol, rtol=rtol, maxiter=maxiter)
@@ -318,10 +318,10 @@ def _settle(margin: Callable, args: tuple[Tensor, ...], found: _Found, xtol: flo
     converged = found.status == RadiusStatus.CONVERGED
     root = found.lower + (found.upper - found.lower) * (found.f_lower / (found.f_lower - found.f_upper))
     tolerance = xtol + max(rtol, 8 * info.eps) * root
-    guard = torch.minimum(GUARD * info.eps * root, 0.4 * tolerance)
-    below, above = (root - guard).clamp(min=0.0), root + guard
-    far = root - found.lower > torch.maximum(2 * guard, tolerance / 256)
-    close = found.lower > root - guard / 2
+    away = guard(root, tolerance)
+    below, above = (root - away).clamp(min=0.0), root + away
+    far = root - found.lower > torch.maximum(2 * away, tolerance / 256)
+    close = found.lower > root - away / 2
     lower = (converged & (far | close) & (below > 0)).nonzero().squeeze(1)
     if len(lower):
         value = margin(below[lower], *(arg[lower] for arg in args))
