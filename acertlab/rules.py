@@ -91,8 +91,10 @@ def _affine(layer: IntervalAffine, box: Box) -> Box:
     both, width = sum_and_difference(box.upper, box.lower)
     center = layer.operation(both, layer.half, layer.bias)
     radius = layer.operation(width, layer.half_magnitude, None)
-    upper, lower = sum_and_difference(center, radius)
-    return Box(lower, upper)
+    if center.requires_grad or radius.requires_grad:
+        upper, lower = sum_and_difference(center, radius)
+        return Box(lower, upper)
+    return Box(center - radius, center.add_(radius))
 
 
 @rule.register(nn.Linear)
