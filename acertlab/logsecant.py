@@ -22,7 +22,7 @@ GUARD = 32  # units of rounding that the certified end keeps from the root
 
 
 def guard(eps: Tensor, tolerance: Tensor) -> Tensor:
-    """How far both ends of a bracket should be from the root at ``eps``, so that roundings do not decide their signs."""
+    """How far both ends of a bracket should be from a root at ``eps``: roundings must not decide their signs."""
     return torch.minimum(GUARD * torch.finfo(eps.dtype).eps * eps, 0.3 * tolerance)
 
 
