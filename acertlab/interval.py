@@ -7,8 +7,9 @@ Source: Gowal et al. 2019 (IBP); Shi et al. 2021 (BatchNorm with the clean batch
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
 from torchvision.ops import StochasticDepth
 
 from acertlab.box import Box
+from acertlab.fused import batch_norm
 from acertlab.rules import (
     FUNCTIONS,
     METHODS,
@@ -163,25 +166,46 @@ def clean_pass(model: nn.Module, x: Tensor) -> tuple[Tensor, Statistics]:
         logits (B, classes), and a dict from each such BatchNorm's name to its batch (mean, biased variance), attached
         to the autograd graph: the robust loss differentiates through them (Shi et al. 2021).
     """
-    statistics: Statistics = {}
-
-    def record(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        def hook(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-            if name in statistics:
-                raise ValueError(f"model: BatchNorm '{name}' is called twice; its batch statistics are ambiguous")
-            z = inputs[0]
-            var, mean = torch.var_mean(z, [0, *range(2, z.dim())], correction=0)
-            statistics[name] = (mean, var)
-
-        return hook
-
     norms = [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training]
-    handles = [norm.register_forward_pre_hook(record(name)) for name, norm in norms]
+    recording = _Recording()
+    handles = [norm.register_forward_pre_hook(partial(recording.enter, name)) for name, norm in norms]
+    handles += [norm.register_forward_hook(partial(recording.leave, name)) for name, norm in norms]
     try:
-        return model(x), statistics
+        with recording:
+            return model(x), recording.statistics
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Recording(TorchFunctionMode):
+    """Takes the statistics from the normalisation itself, where that is torch's own, so as not to sum up twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics: Statistics = {}
+        self.inside = ""
+
+    def enter(self, name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        if name in self.statistics:
+            raise ValueError(f"model: BatchNorm '{name}' is called twice; its batch statistics are ambiguous")
+        self.inside = name
+
+    def leave(self, name: str, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if name not in self.statistics:
+            var, mean = torch.var_mean(inputs[0], [0, *range(2, inputs[0].dim())], correction=0)
+            self.statistics[name] = (mean, var)
+        self.inside = ""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm and self.inside and kwargs.get("training") and torch.is_grad_enabled():
+            z, mean, var = args
+            if z.numel() > z.shape[1]:  # else it is refused, as always
+                settings = (kwargs[name] for name in ("weight", "bias", "momentum", "eps"))
+                out, *self.statistics[self.inside] = batch_norm(z, mean, var, *settings)
+                return out
+        return func(*args, **kwargs)
 
 
 class Frozen:
@@ -368,12 +392,15 @@ def freeze(model: nn.Module | Traced, statistics: Statistics | None = None) -> F
     traced = model if isinstance(model, Traced) else trace(model)
     modules = dict(traced.model.named_modules(remove_duplicate=False))
     known = {modules[name]: value for name, value in (statistics or {}).items()}
-    work = fold(traced, IntervalAffine.of_layer, lambda layer: batch_norm_scale(layer, known.get(layer)))
+    work = fold(traced, IntervalAffine.of_layer, lambda layer: batch_norm_scale(layer, known.get(layer)), set(known))
     return Frozen(traced, *work)
 
 
 def fold(
-    traced: Traced, affine: Callable[..., Affine], norm: Callable[[_BatchNorm], Any]
+    traced: Traced,
+    affine: Callable[..., Affine],
+    norm: Callable[[_BatchNorm], Any],
+    passing: Collection[nn.Module] = (),
 ) -> tuple[dict[fx.Node, Any], dict[fx.Node, fx.Node]]:
     """What does each layer's work, with every BatchNorm that follows an affine layer folded into it.
 
@@ -381,6 +408,8 @@ def fold(
         traced: the network.
         affine: prepares an affine layer, given the layer and, where one is folded in, what ``norm`` made of it.
         norm: prepares a BatchNorm.
+        passing: the BatchNorms whose statistics serve one step only. Such a one stays apart between a fully connected
+            layer and a ReLU: its weights are more than a batch's outputs, and scaling them costs more.
 
     Returns:
         What does the work at each node, and, for each folded BatchNorm's node, the affine node that now does its work.
@@ -397,7 +426,10 @@ def fold(
             layers[node] = affine(layer)
         elif known is rule.dispatch(nn.BatchNorm1d):
             before = node.all_input_nodes[0]
-            if isinstance(layers.get(before), Affine) and len(before.users) == 1:
+            apart = (
+                layer in passing and isinstance(modules.get(before.target), nn.Linear) and _feeds_relu(node, modules)
+            )
+            if isinstance(layers.get(before), Affine) and len(before.users) == 1 and not apart:
                 layers[before] = affine(modules[before.target], norm(layer))
                 folded[node] = before
             else:
@@ -405,6 +437,10 @@ def fold(
         else:
             layers[node] = layer
     return layers, folded
+
+
+def _feeds_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    return all(user.op == "call_module" and isinstance(modules[user.target], nn.ReLU) for user in node.users)
 
 
 def propagate(model: nn.Module, box: Box, *, statistics: Statistics | None = None) -> Box:

@@ -14,11 +14,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-EXPONENT = 2.0  # before an element has two points of its own; margins of trained networks have 1 to 5
+EXPONENT = 1.75  # before an element has two points of its own; margins of trained networks have 1 to 5
 SHRINK = 1.0  # steps that are not shorter than the last but one by this factor are lame
 LINEAR = 512  # next to its root f is a line, to this share of the distance from which the line is known
 PATIENCE = 12  # evaluations; what is not done by then, such as a jump, is bisected every other time
 GUARD = 32  # units of rounding that the certified end keeps from the root
+
+
+def guard(eps: Tensor, tolerance: Tensor) -> Tensor:
+    """How far both ends of a bracket should be from a root at ``eps``: roundings must not decide their signs."""
+    return torch.minimum(GUARD * torch.finfo(eps.dtype).eps * eps, 0.3 * tolerance)
 
 
 class Trail(NamedTuple):
@@ -52,8 +57,10 @@ class Trail(NamedTuple):
         return cls(lower, f_lower, inf, inf, u, zero, zero + slope, zero, zero, zero + doubt, zero, zero)
 
     def done(self, cap: float, xtol: float, rtol: float) -> Tensor:
-        """(B,) bool: the bracket is narrow, or f < 0 at the cap."""
-        return (self.upper - self.lower <= xtol + rtol * self.lower) | (self.lower >= cap)
+        """(B,) bool: the bracket is narrow, with room for one more guard; or f < 0 at the cap."""
+        tolerance = xtol + rtol * self.lower
+        narrow = self.upper - self.lower + guard(self.lower, tolerance) <= tolerance
+        return narrow | (self.lower >= cap)
 
     def estimate(self) -> Tensor:
         """(B,) where the secant crosses zero; NaN before the first point."""
@@ -85,10 +92,10 @@ class Trail(NamedTuple):
         growth = 4.0**self.misses
 
         near = self.error() < tolerance / 4
-        high = upper - guess < tolerance / 2  # the uncertified end is where it should be
-        guard = torch.minimum(GUARD * eps * guess, tolerance / 4)
-        below = torch.minimum(guess, upper) - torch.maximum(guard, guess * length / LINEAR) * growth
-        above = torch.maximum(guess, lower) + (0.4 * tolerance).clamp(min=4 * eps * guess) * growth
+        high = upper - guess < 0.36 * tolerance  # the uncertified end is where it should be
+        away = torch.maximum(guard(guess, tolerance), guess * length / LINEAR)
+        below = torch.minimum(guess, upper) - away * growth
+        above = torch.maximum(guess, lower) + (0.34 * tolerance).clamp(min=4 * eps * guess) * growth
         point = torch.where(near, torch.where(high, below, above), guess)
 
         lame = (length > self.earlier / SHRINK) & (self.earlier > 0) & ~near

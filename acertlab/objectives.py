@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from acertlab.approximate import Estimates, approximate_radius
 from acertlab.box import Box, ball
+from acertlab.fused import box_sums
 from acertlab.interval import Frozen
 from acertlab.margin import clean_margin
 
@@ -35,7 +36,15 @@ def tightness(relu_inputs: list[Box], input_radius: Tensor) -> Tensor:
 
     Source: Shi et al. 2021, "Fast certified robust training with short warmup".
     """
-    terms = [F.relu(TAU - input_radius / box.radius.mean().clamp(min=1e-12)) / TAU for box in relu_inputs]
+    return _tightness(_sums(relu_inputs), input_radius)
+
+
+def _sums(relu_inputs: list[Box]) -> list[tuple[Tensor, Tensor]]:
+    return [box_sums(box.lower, box.upper) for box in relu_inputs]
+
+
+def _tightness(sums: list[tuple[Tensor, Tensor]], input_radius: Tensor) -> Tensor:
+    terms = [F.relu(TAU - input_radius / means[0].clamp(min=1e-12)) / TAU for means, _ in sums]
     return torch.stack(terms).mean() if terms else input_radius.new_zeros(())
 
 
@@ -54,14 +63,16 @@ def relu_balance(relu_inputs: list[Box]) -> Tensor:
 
     Source: Shi et al. 2021.
     """
+    return _relu_balance(_sums(relu_inputs))
+
+
+def _relu_balance(sums: list[tuple[Tensor, Tensor]]) -> Tensor:
     terms = []
-    for box in relu_inputs:
-        centre, active, inactive = box.center, box.lower > 0, box.upper < 0
-        spread = (centre - centre.mean()).square()
-        r_mean, _ = _symmetric_ratio((centre * active).mean(), -(centre * inactive).mean())
-        r_var, defined = _symmetric_ratio((spread * active).sum(), (spread * inactive).sum())
+    for (_, active, inactive, spread_active, spread_inactive), n_inactive in sums:
+        r_mean, _ = _symmetric_ratio(active, -inactive)
+        r_var, defined = _symmetric_ratio(spread_active, spread_inactive)
         term = (F.relu(TAU - r_mean) + F.relu(TAU - r_var)) / TAU
-        terms.append(torch.where(inactive.any() & defined & term.isfinite(), term, 0.0))
+        terms.append(torch.where((n_inactive > 0) & defined & term.isfinite(), term, 0.0))
     return torch.stack(terms).mean() if terms else torch.zeros(())
 
 
@@ -154,8 +165,8 @@ class IBP(Standard):
             if step.eps > 0:
                 robust = F.cross_entropy(margins, step.y)
             if weight > 0:
-                input_radius = (box.radius / step.std).mean()
-                regulariser = weight * (tightness(relu_inputs, input_radius) + relu_balance(relu_inputs))
+                input_radius, sums = (box.radius / step.std).mean(), _sums(relu_inputs)
+                regulariser = weight * (_tightness(sums, input_radius) + _relu_balance(sums))
         loss = self.kappa * clean + (1 - self.kappa) * robust + regulariser
         return loss, self._log(clean, robust, regulariser, found)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from acertlab.box import Domain
 from acertlab.chunks import in_chunks, largest_growth
 from acertlab.interval import freeze
-from acertlab.logsecant import GUARD, Trail, cross
+from acertlab.logsecant import Trail, cross, guard
 from acertlab.margin import (
     BOUNDS,
     Network,
@@ -237,7 +237,7 @@ def _by_log_secant(
     margin: Callable, args: tuple[Tensor, ...], lower: Tensor, at_lower: Tensor, clean: Tensor, eps_max: float,
     guess: Tensor | None, xtol: float, rtol: float, maxiter: int,
 ) -> _Found:  # fmt: skip
-    xtol, rtol = 0.55 * xtol, 0.55 * max(rtol, 8 * torch.finfo(lower.dtype).eps)  # the rest is for `_settle`
+    rtol = max(rtol, 8 * torch.finfo(lower.dtype).eps)
     eps_max = torch.tensor(eps_max, dtype=lower.dtype).item()  # as it is evaluated
     trail = Trail.start(lower, at_lower, guess)
     trail, calls = cross(margin, trail, clean, eps_max, args, xtol=xtol, rtol=rtol, maxiter=maxiter)
@@ -314,32 +314,41 @@ def _settle(margin: Callable, args: tuple[Tensor, ...], found: _Found, xtol: flo
     bracket's certified end is. Without the guard rounding would decide on which side of the root the radius lies. Ends
     that are there already are not evaluated again.
     """
-    info = torch.finfo(found.lower.dtype)
     converged = found.status == RadiusStatus.CONVERGED
-    root = found.lower + (found.upper - found.lower) * (found.f_lower / (found.f_lower - found.f_upper))
-    tolerance = xtol + max(rtol, 8 * info.eps) * root
-    guard = torch.minimum(GUARD * info.eps * root, 0.4 * tolerance)
-    below, above = (root - guard).clamp(min=0.0), root + guard
-    far = root - found.lower > torch.maximum(2 * guard, tolerance / 256)
-    close = found.lower > root - guard / 2
-    lower = (converged & (far | close) & (below > 0)).nonzero().squeeze(1)
-    if len(lower):
-        value = margin(below[lower], *(arg[lower] for arg in args))
-        held = lower[value < 0]
+    for _ in range(3):  # once, but where f has a kink in the bracket
+        root, away, tolerance = _crossing(found, xtol, rtol)
+        below = root - away
+        far = root - found.lower > torch.maximum(2 * away, tolerance / 256)
+        close = found.lower > root - away / 2
+        at = (converged & (far | close) & (below > 0)).nonzero().squeeze(1)
+        if not len(at):
+            break
+        value, eps = margin(below[at], *(arg[at] for arg in args)), below[at]
+        low, high = at[value < 0], at[(value > 0) & (eps > found.lower[at])]
         found = found._replace(
-            lower=found.lower.index_put((held,), below[held]),
-            f_lower=found.f_lower.index_put((held,), value[value < 0]),
-            calls=found.calls.index_add(0, lower, torch.ones_like(lower)),
+            lower=found.lower.index_put((low,), below[low]),
+            f_lower=found.f_lower.index_put((low,), value[value < 0]),
+            upper=found.upper.index_put((high,), below[high]),
+            f_upper=found.f_upper.index_put((high,), value[(value > 0) & (eps > found.lower[at])]),
+            calls=found.calls.index_add(0, at, torch.ones_like(at)),
         )
-    upper = (converged & (found.upper < above)).nonzero().squeeze(1)
-    if len(upper):
-        value = margin(above[upper], *(arg[upper] for arg in args))
-        broken = upper[value > 0]
+    root, away, _ = _crossing(found, xtol, rtol)
+    above = root + away
+    at = (converged & (found.upper < above)).nonzero().squeeze(1)
+    if len(at):
+        broken = at[margin(above[at], *(arg[at] for arg in args)) > 0]
         found = found._replace(
             upper=found.upper.index_put((broken,), above[broken]),
-            calls=found.calls.index_add(0, upper, torch.ones_like(upper)),
+            calls=found.calls.index_add(0, at, torch.ones_like(at)),
         )
     return found
+
+
+def _crossing(found: _Found, xtol: float, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the line through the ends of each bracket meets zero, the guard there and the tolerance."""
+    root = found.lower + (found.upper - found.lower) * (found.f_lower / (found.f_lower - found.f_upper))
+    tolerance = xtol + max(rtol, 8 * torch.finfo(root.dtype).eps) * root
+    return root, guard(root, tolerance), tolerance
 
 
 def _attach_gradient(

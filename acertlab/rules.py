@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth, stochastic_depth
 
 from acertlab.box import Box
+from acertlab.fused import sum_and_difference
 
 BATCH_STATISTICS = (
     "model: a BatchNorm would normalise with the statistics of a batch, so no sample has a bound of its own; "
@@ -87,8 +88,12 @@ class Scale:
 @rule.register(IntervalAffine)
 def _affine(layer: IntervalAffine, box: Box) -> Box:
     """Eq. (16)-(17) in centre and radius form: c' = W c + b, r' = |W| r."""
-    center = layer.operation(box.lower + box.upper, layer.half, layer.bias)
-    radius = layer.operation(box.upper - box.lower, layer.half_magnitude, None)
+    both, width = sum_and_difference(box.upper, box.lower)
+    center = layer.operation(both, layer.half, layer.bias)
+    radius = layer.operation(width, layer.half_magnitude, None)
+    if center.requires_grad or radius.requires_grad:
+        upper, lower = sum_and_difference(center, radius)
+        return Box(lower, upper)
     return Box(center - radius, center.add_(radius))
 
 
