@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.optimize import brentq
 
 from acertlab import metrics
-from acertlab.bootstrap import Interval, Resamples, Samples, cell_scores, interval, run_means
+from acertlab.bootstrap import LEVEL, Interval, Resamples, Samples, cell_scores, interval, run_means
 from acertlab.fronts import eps_text, name_of
 
 CAPS = 60  # values of eps_max at which ART is given
@@ -42,11 +42,12 @@ class Crossing:
 
     @property
     def sentence(self) -> str:
-        """Such as "Below eps_max = 0.012 ACERT has the higher tuned ART, above it FastIBP (in 97 % of resamples)."."""
+        """Such as "Below eps_max = 0.012 ACERT has the higher tuned ART, above it ..."."""
         below, above = name_of(self.below), name_of(self.above)
+        doubt = "" if self.share >= LEVEL else ", so that the data do not settle it"
         return (
             f"Below eps_max = {self.eps_max:.4g} {below} has the higher tuned ART than {above}, above it the lower one "
-            f"(both in {100 * self.share:.0f} % of resamples)."
+            f"(both in {100 * self.share:.0f} % of resamples{doubt})."
         )
 
 

@@ -34,6 +34,7 @@ h3 { margin: 2rem 0 .3rem }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e3e3e3 }
 th:first-child, td:first-child { text-align: left }
 .panels { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 1.5rem }
+.panels .figure:last-child:nth-child(odd) { grid-column: 1 / -1 }
 .figure { min-width: 0 } code { background: #f3f3f3; padding: .1em .3em; overflow-wrap: anywhere }
 @media (max-width: 50rem) { body { padding: .6rem } .panels { grid-template-columns: minmax(0, 1fr) } }
 """
