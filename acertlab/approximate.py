@@ -24,7 +24,7 @@ class Estimates(NamedTuple):
 
     radius: Tensor  # in [0, eps_max]; 0 where misclassified, tied or not finite
     slope: Tensor  # d log radius / d log margin: 1 / exponent
-    margin: Tensor  # the clean margin
+    margin: Tensor  # the clean margin; 0 where the radius is not inside (0, eps_max): it foretells nothing
     calls: Tensor  # int64, bound passes spent
 
     @classmethod
@@ -48,10 +48,9 @@ class Estimates(NamedTuple):
             row.index_copy_(0, index, value)
 
     def guess(self, clean: Tensor) -> Tensor:
-        """Where the radii are to be expected now: radius (margin_new / margin_old)^(1/p); NaN where there was none."""
-        known = (self.radius > 0) & (self.margin < 0) & (clean < 0)
+        """Where the radii are to be expected now: radius (margin_new / margin_old)^(1/p); NaN where that is unknown."""
         moved = self.radius * (clean / self.margin).clamp(1e-2, 1e2) ** self.slope
-        return torch.where(known, moved, math.nan)
+        return torch.where(self.margin < 0, moved, math.nan)
 
 
 def approximate_radius(
@@ -95,11 +94,13 @@ def approximate_radius(
             return Estimates(radius, slope, clean, calls)
         guess = None if history is None else history.guess(clean)
         below = torch.where(clean < 0, clean, -1.0)  # of samples that are not searched for
+        doubt = math.inf if history is None else torch.where(history.margin < 0, DOUBT, math.inf).to(clean)
         known = slope if history is None else history.slope
-        trail = Trail.start(torch.zeros_like(clean), below, guess, known, math.inf if history is None else DOUBT)
+        trail = Trail.start(torch.zeros_like(clean), below, guess, known, doubt)
         trail, calls = _follow(margin, trail, (x, y), clean, below, eps_max, xtol, rtol, maxiter + 1, compact)
-        radius = torch.where(trail.lower >= eps_max, cap, _inside(trail, eps_max))
-        return Estimates(torch.where(clean < 0, radius, 0.0), trail.slope, clean, calls)
+        inside = (clean < 0) & (trail.lower < eps_max)
+        radius = torch.where(inside, _inside(trail, eps_max), most)
+        return Estimates(radius, torch.where(inside, trail.slope, slope), torch.where(inside, clean, 0.0), calls)
 
 
 def _follow(margin, trail, args, clean, below, cap, xtol, rtol, passes, compact) -> tuple[Trail, Tensor]:

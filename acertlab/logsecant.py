@@ -17,6 +17,7 @@ from torch import Tensor
 EXPONENT = 2.0  # before an element has two points of its own; margins of trained networks have 1 to 5
 SHRINK = 1.0  # steps that are not shorter than the last but one by this factor are lame
 LINEAR = 512  # next to its root f is a line, to this share of the distance from which the line is known
+PATIENCE = 12  # evaluations; what is not done by then, such as a jump, is bisected every other time
 GUARD = 32  # units of rounding that the certified end keeps from the root
 
 
@@ -43,7 +44,7 @@ class Trail(NamedTuple):
         f_lower: Tensor,
         guess: Tensor | None = None,
         slope: Tensor | float = 1 / EXPONENT,
-        doubt: float = math.inf,
+        doubt: Tensor | float = math.inf,
     ) -> "Trail":
         """Before any evaluation above ``lower``; the first is at ``guess``, or, where that is none, at the cap."""
         zero, inf = torch.zeros_like(lower), torch.full_like(lower, math.inf)
@@ -68,14 +69,15 @@ class Trail(NamedTuple):
         error = torch.nan_to_num(self.estimate() * length * share, nan=math.inf)
         return torch.where((length == 0) & (self.step == 0), math.inf, error)  # a guess, not evaluated yet
 
-    def propose(self, cap: float, xtol: float, rtol: float) -> tuple["Trail", Tensor]:
+    def propose(self, cap: float, xtol: float, rtol: float, bisect: bool = False) -> tuple["Trail", Tensor]:
         """Where to look next.
 
         Far from the root: at the secant's estimate. Once its error, as the lengths of the last steps predict it, is far
         below the tolerance: less than half a tolerance above the estimate, which gives the bracket its upper end; and
         then a guard below the estimate, which now is exact where f is linear so close to its root: the radius. Both
         distances grow fourfold as often as they miss the sign they aim at. Where the secant fails (its estimate is
-        outside the bracket, or its steps do not shrink): in the middle of the bracket, or at the cap.
+        outside the bracket, or its steps do not shrink), or with ``bisect``: in the middle of the bracket, or at the
+        cap.
         """
         lower, upper, eps = self.lower, self.upper, torch.finfo(self.lower.dtype).eps
         guess, length = self.estimate(), (self.g * self.slope).abs()
@@ -90,7 +92,7 @@ class Trail(NamedTuple):
         point = torch.where(near, torch.where(high, below, above), guess)
 
         lame = (length > self.earlier / SHRINK) & (self.earlier > 0) & ~near
-        failed = ~(point > lower) | ~(point < upper) | lame
+        failed = ~(point > lower) | ~(point < upper) | lame | bisect
         middle = torch.where(upper > 8 * lower, torch.maximum((lower * upper).sqrt(), upper / 8), (lower + upper) / 2)
         point = torch.where(failed, middle, point)
         point = torch.where(upper.isinf() & (failed | (point >= cap)), cap, point)
@@ -153,7 +155,7 @@ def cross(
             active = keep if active is None else active[keep]
             calls, f_zero, *rows = (t.index_select(0, keep) for t in (calls, f_zero, *trail))
             trail, args = Trail._make(rows), tuple(arg.index_select(0, keep) for arg in args)
-        trail, point = trail.propose(cap, xtol, rtol)
+        trail, point = trail.propose(cap, xtol, rtol, bisect=n > PATIENCE and n % 2 == 0)
         if n == maxiter:
             point = torch.where(trail.upper.isinf(), cap, point)
         trail, calls = trail.accept(point, f(point, *args), f_zero), calls + 1

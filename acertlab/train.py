@@ -69,7 +69,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class _State:
+class State:
     """What training changes. Everything else follows from the configuration and the data."""
 
     model: nn.Module
@@ -111,7 +111,7 @@ def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: boo
     train_x, train_y = data.train_x.to(device), data.train_y.to(device)
     label = f"{config.method} kappa={config.kappa:g}"
     with torch.random.fork_rng([device] if device.type == "cuda" else []), full_precision(device):
-        state = _initial_state(config, data, device, steps)
+        state = initial_state(config, data, device, steps)
         _restore(state, run_dir / "checkpoint")
         done = len(state.history) * steps
         with tqdm(total=config.epochs * steps, initial=done, desc=label, disable=not progress, mininterval=1.0) as bar:
@@ -167,10 +167,10 @@ def evaluate(
 
 
 def _train_epoch(
-    state: _State, config: TrainConfig, data: ImageData, train_x: Tensor, train_y: Tensor, epoch: int, bar: tqdm
+    state: State, config: TrainConfig, data: ImageData, train_x: Tensor, train_y: Tensor, epoch: int, bar: tqdm
 ) -> dict[str, float | None]:
     """One pass over the training set. Nothing waits for the device but a look at the loss every `CHECK_EVERY` steps."""
-    model, optimizer = state.model.train(), state.optimizer
+    state.model.train()
     generator = torch.Generator().manual_seed(_mixed_seed(config.seed, epoch))
     torch.manual_seed(generator.initial_seed())  # for layers that draw at random
     n, device = len(train_x), train_x.device
@@ -181,23 +181,11 @@ def _train_epoch(
     first_bad = torch.full((), -1, device=device)
     for i, index in enumerate(batches):
         t = epoch * steps + i
-        eps, lr = RAMPS[config.ramp](t, ramp_first, ramp_last, config.eps_max), optimizer.param_groups[0]["lr"]
+        eps, lr = RAMPS[config.ramp](t, ramp_first, ramp_last, config.eps_max), state.optimizer.param_groups[0]["lr"]
         x, y = augment(to_float(train_x[index]), config.dataset, generator), train_y[index]
-        logits, statistics = clean_pass(model, x)
-        frozen = freeze(state.traced, statistics) if state.objective.bounds else None
-        known = state.radii.of(index) if state.radii else None
-        loss, logged = state.objective(Step(x, y, logits, frozen, eps, std, known))
-        if state.radii and eps > 0:
-            state.radii.update_(index, logged["radii"])
-        if config.l1:
-            loss = loss + config.l1 * l1_norm(model)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        state.scheduler.step()
+        loss, norm, logits, logged = train_step(state, config, x, y, index, eps, std)
         bar.update()
-        totals += _sums(loss.detach(), logged, logits.detach(), y, eps)
+        totals += _sums(loss, logged, logits, y, eps)
         bounded += len(y) if eps > 0 else 0
         first_bad = torch.where((first_bad < 0) & ~(loss + norm).isfinite(), t, first_bad)
         if ((i + 1) % CHECK_EVERY == 0 or i + 1 == steps) and (bad := int(first_bad)) >= 0:
@@ -216,6 +204,37 @@ def _train_epoch(
     }  # fmt: skip
 
 
+def train_step(
+    state: State, config: TrainConfig, x: Tensor, y: Tensor, index: Tensor, eps: float, std: Tensor
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor | Estimates]]:
+    """One step of the optimiser, without a host-device synchronisation (on a CPU, finished samples are dropped).
+
+    Args:
+        state, config: the run's; the network in training mode.
+        x: (B, C, H, W) pixels in [0, 1]; y: (B,) labels; index: (B,) which training samples these are.
+        eps: eps_{max,t}, pixel units.
+        std: (1, C, 1, 1) the model's normalisation.
+
+    Returns:
+        The loss and the gradient's norm before clipping, (), the logits (B, classes) and what the objective logs; all
+        detached.
+    """
+    logits, statistics = clean_pass(state.model, x)
+    frozen = freeze(state.traced, statistics) if state.objective.bounds else None
+    known = state.radii.of(index) if state.radii else None
+    loss, logged = state.objective(Step(x, y, logits, frozen, eps, std, known))
+    if state.radii and eps > 0:
+        state.radii.update_(index, logged["radii"])
+    if config.l1:
+        loss = loss + config.l1 * l1_norm(state.model)
+    state.optimizer.zero_grad()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
+    state.optimizer.step()
+    state.scheduler.step()
+    return loss.detach(), norm, logits.detach(), logged
+
+
 def _sums(loss: Tensor, logged: dict[str, Tensor | Estimates], logits: Tensor, y: Tensor, eps: float) -> Tensor:
     """(9,) sums over the batch's samples of what the history shows; stays on the device."""
     radii, means = logged["radii"].radius, (loss, logged["clean"], logged["robust"], logged["regulariser"])
@@ -231,12 +250,12 @@ def _mixed_seed(seed: int, epoch: int) -> int:
 def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[str, float | None]:
     if not len(data.val_x):
         return {"val_acc": None, "val_acr": None, "val_art": None}
-    table = evaluate(model, data.val_x, data.val_y, config.eps_max, config, xtol=config.xtol, rtol=config.rtol)
+    table = evaluate(model, data.val_x, data.val_y, config.eps_max, config, xtol=1e-6, rtol=1e-4)  # the paper's
     scores = summarise(table, config.eps_max, (), config.eps_max)
     return {f"val_{name}": scores[name] for name in ("acc", "acr", "art")}
 
 
-def _warn_of_spiral(state: _State) -> None:
+def _warn_of_spiral(state: State) -> None:
     """Warns once where the radii fall back: eps_{max,t} grew too fast for the number of steps (NUMERICS, section 8)."""
     positive = [1 - row["share_zero"] for row in state.history if row["share_zero"] is not None]
     radii = [row["radius_mean"] for row in state.history]
@@ -260,7 +279,8 @@ def _check_data(config: TrainConfig, data: ImageData) -> None:
         raise ValueError(f"data: {len(data.train_x)} training and {len(data.test_x)} test images; at least 2 and 1")
 
 
-def _initial_state(config: TrainConfig, data: ImageData, device: torch.device, steps: int) -> _State:
+def initial_state(config: TrainConfig, data: ImageData, device: torch.device, steps: int) -> State:
+    """The state before the first of ``steps`` steps an epoch, on ``device``."""
     torch.manual_seed(config.seed)
     model = MODELS[config.model](data.in_shape, data.num_classes, width=config.width, mean=data.mean, std=data.std)
     objective = OBJECTIVES[config.method].from_config(config)
@@ -269,7 +289,7 @@ def _initial_state(config: TrainConfig, data: ImageData, device: torch.device, s
     model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     radii = Estimates.none(len(data.train_x), device) if config.radius_history and config.method == "acert" else None
-    return _State(model, trace(model), objective, optimizer, _schedule(config, optimizer, steps), radii)
+    return State(model, trace(model), objective, optimizer, _schedule(config, optimizer, steps), radii)
 
 
 def _schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
@@ -309,7 +329,7 @@ def _open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run 
     return load_run(run_dir) if "result.json" in held else None
 
 
-def _finish(state: _State, config: TrainConfig, data: ImageData, run_dir: Path) -> None:
+def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path) -> None:
     """Reads the test part once; writes radii and weights, and `result.json` last."""
     tolerances = {"xtol": config.eval_xtol, "rtol": config.eval_rtol}
     started = time.perf_counter()
@@ -335,7 +355,7 @@ def _history_table(history: list[dict[str, float | None]]) -> pd.DataFrame:
 # ---- checkpoints: checkpoint/epoch-0003/{state.safetensors, state.json, sha256.json}, renamed into place as a whole
 
 
-def _save_checkpoint(state: _State, root: Path) -> None:
+def _save_checkpoint(state: State, root: Path) -> None:
     optimizer = state.optimizer.state_dict()
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     tensors |= {f"optimizer.{i}.{name}": v for i, values in optimizer["state"].items() for name, v in values.items()}
@@ -356,7 +376,7 @@ def _save_checkpoint(state: _State, root: Path) -> None:
             shutil.rmtree(folder)
 
 
-def _restore(state: _State, root: Path) -> None:
+def _restore(state: State, root: Path) -> None:
     """Takes up the newest checkpoint that is whole; says which ones are not."""
     for folder in sorted(root.glob("epoch-*"), reverse=True):
         try:

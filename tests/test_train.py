@@ -299,9 +299,11 @@ CHILD = textwrap.dedent("""
 """)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(digits, tmp_path):
+@pytest.mark.parametrize("history", [False, True])
+def test_a_killed_run_goes_on_bit_for_bit(history, digits, tmp_path):
     """SIGKILL at a random moment after the first epoch; the same command again; compared with a run left in peace."""
-    config = replace(preset("digits", "acert", budget="fast"), width=2, batch_size=128, epochs=10, ramp_epochs=5)
+    config = replace(preset("digits", "acert", budget="fast"), width=2, batch_size=128, epochs=10, ramp_epochs=5,
+                     radius_history=history)  # fmt: skip
     killed = tmp_path / "killed"
     command = [sys.executable, "-c", CHILD, str(killed), repr(asdict(replace(config, device="cpu")))]
     with subprocess.Popen(command) as process:
@@ -367,7 +369,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(few, tmp_path, monkeypatch):
 
 
 def test_shrinking_radii_are_warned_of_once(few, caplog):
-    state = train_module._initial_state(SMALL, few, torch.device("cpu"), steps=7)
+    state = train_module.initial_state(SMALL, few, torch.device("cpu"), steps=7)
     shares = [None, 0.1, 0.1, 0.25, 0.4]
     for epoch, zero in enumerate(shares):
         state.history.append({"epoch": epoch, "share_zero": zero, "radius_mean": 0.01 * epoch})
@@ -379,7 +381,7 @@ def test_shrinking_radii_are_warned_of_once(few, caplog):
 def test_ibp_methods_start_from_ibp_initialisation(few):
     spread = {}
     for method in OBJECTIVES:
-        state = train_module._initial_state(replace(SMALL, method=method), few, torch.device("cpu"), steps=7)
+        state = train_module.initial_state(replace(SMALL, method=method), few, torch.device("cpu"), steps=7)
         spread[method] = state.model[1].weight.std().item()
     expected = (2 * torch.pi) ** 0.5 / 64
     for method in ("fast-ibp", "acert", "acert-fast"):

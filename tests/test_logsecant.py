@@ -1,0 +1,185 @@
+"""The secant in double logarithmic axes: brackets of rising functions, whatever their shape; and training radii."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import scipy.optimize
+import torch
+from conftest import Trained
+from hypothesis import given, settings
+from torch import Tensor
+
+from acertlab.approximate import Estimates, approximate_radius
+from acertlab.interval import freeze
+from acertlab.logsecant import Trail, cross
+from acertlab.margin import clean_margin
+from acertlab.radius import certified_radius
+
+CAP, XTOL, RTOL = 2.0, 1e-7, 1e-5
+F64 = torch.float64
+SHAPES = {  # f(x) - f(0), rising, >= 0; scaled so that every one has its root inside
+    "line": lambda x: x,
+    "root": lambda x: x.sqrt(),
+    "square": lambda x: x**2,
+    "power 30": lambda x: x**30,
+    "power 0.1": lambda x: x**0.1,
+    "exponential": lambda x: x.expm1(),
+    "steep exponential": lambda x: (20 * x).expm1(),
+    "knee": lambda x: x + 100 * (x - 1).clamp(min=0),
+    "knee that flattens": lambda x: torch.minimum(x + 100 * (x - 1).clamp(min=0), 30 + 0.01 * x),
+    "plateau at first": lambda x: (x - 0.7).clamp(min=0),
+    "plateau in between": lambda x: x.clamp(max=0.8) + (x - 1.2).clamp(min=0),
+    "stairs": lambda x: (x * 7).floor() / 7,
+    "a jump": lambda x: 0.1 * x + 50.0 * (x > 0.6),
+    "logistic": lambda x: torch.sigmoid(40 * (x - 0.9)) - torch.sigmoid(torch.tensor(-36.0, dtype=x.dtype)),
+    "kinks": lambda x: sum((x - k / 50).clamp(min=0) for k in range(50)),
+    "huge": lambda x: 1e30 * x**3,
+    "tiny": lambda x: 1e-30 * x,
+    "to infinity": lambda x: (1 / (1.5 - x).clamp(min=0) - 1 / 1.5).clamp(max=1e30),
+}
+
+
+def solvers_view(f: Tensor) -> Tensor:
+    """As `acertlab.radius.margin_function` shows margins: never 0."""
+    return torch.where(f == 0, torch.finfo(f.dtype).tiny, f)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("name", SHAPES)
+def test_brackets_of_every_shape_hold_the_root(name: str, dtype: torch.dtype) -> None:
+    """f(x) = g(x) - m for 60 levels m between g(0) and g(cap); scipy's brentq tells where the sign changes."""
+    g, n = SHAPES[name], 60
+    top = g(torch.tensor(CAP, dtype=F64)).item()
+    levels = (torch.rand(n, dtype=F64, generator=torch.Generator().manual_seed(0)).clamp(0.01, 0.99) * top).to(dtype)
+
+    def f(x: Tensor, m: Tensor) -> Tensor:
+        return solvers_view(g(x) - m)
+
+    start = Trail.start(torch.zeros(n, dtype=dtype), -levels)
+    before = [t.clone() for t in (*start, levels)]
+    trail, calls = cross(f, start, -levels, CAP, (levels,), xtol=XTOL, rtol=RTOL, maxiter=100)
+    assert trail.done(CAP, XTOL, RTOL).all()
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, (*start, levels), strict=True))
+    assert (f(trail.lower, levels)[trail.lower > 0] < 0).all() and (f(trail.upper, levels) > 0).all()
+    assert torch.equal(trail.f_upper, f(trail.upper, levels)) and (trail.lower < trail.upper).all()
+    assert (trail.upper - trail.lower <= XTOL + RTOL * trail.lower).all()
+    assert calls.max() <= 64 and calls.double().mean() < (
+        35 if name in ("stairs", "a jump", "logistic", "to infinity") else 16
+    )
+    if dtype == F64:
+        roots = [scipy.optimize.brentq(lambda x, m=m: f(torch.tensor(x, dtype=F64), m).item(), 0, CAP, xtol=1e-12)
+                 for m in levels]  # fmt: skip
+        roots = torch.tensor(roots, dtype=F64)
+        assert ((trail.lower <= roots + 1e-11) & (roots - 1e-11 <= trail.upper)).all()
+
+
+def test_smooth_powers_take_few_evaluations() -> None:
+    m = torch.linspace(0.05, 0.9, 40, dtype=F64)
+    for p, most in ((1.0, 5.0), (2.0, 4.0), (3.0, 5.0), (5.0, 6.0)):
+        trail, calls = cross(lambda x, m, p=p: solvers_view((x / CAP) ** p - m), Trail.start(0 * m, -m), -m, CAP, (m,),
+                             xtol=XTOL, rtol=RTOL, maxiter=50)  # fmt: skip
+        exact = CAP * m ** (1 / p)
+        assert calls.double().mean() <= most and ((trail.lower <= exact + 1e-12) & (exact - 1e-12 <= trail.upper)).all()
+
+
+def test_below_zero_at_the_cap() -> None:
+    m = torch.tensor([1.0, 3.0, 5.0], dtype=F64)
+    for guess in (None, torch.tensor([0.9, 0.5, 2.5], dtype=F64)):
+        trail, calls = cross(lambda x, m: solvers_view(x - m), Trail.start(0 * m, -m, guess), -m, CAP, (m,),
+                             xtol=XTOL, rtol=RTOL, maxiter=50)  # fmt: skip
+        assert trail.lower[1:].tolist() == [CAP, CAP] and trail.upper[1:].isinf().all()
+        assert abs(trail.lower[0] - 1) < 1e-4 and (calls[1:] <= 3).all()
+
+
+def test_too_few_evaluations_still_see_the_cap() -> None:
+    m = torch.tensor([0.3, 3.0], dtype=F64)
+    trail, calls = cross(lambda x, m: solvers_view(x**9 - m), Trail.start(0 * m, -m, m / 100), -m, CAP, (m,),
+                         xtol=1e-9, rtol=0.0, maxiter=1)  # fmt: skip
+    assert calls.tolist() == [2, 2] and not trail.done(CAP, 1e-9, 0.0).any()
+    assert trail.upper.tolist() == [CAP, CAP] and (trail.f_upper > 0).all() and (trail.lower < m ** (1 / 9)).all()
+
+
+rows = st.lists(st.floats(1e-3, 10), min_size=1, max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows, st.lists(st.sampled_from([0.0, 1e-6, 0.3, 1.0, 30.0, 1e6]), min_size=6, max_size=6),
+       st.floats(1e-6, 1e3), st.floats(1e-6, 1.5), st.sampled_from([torch.float32, F64]))  # fmt: skip
+def test_piecewise_linear_functions(widths: list, slopes: list, level: float, guess: float, dtype: torch.dtype) -> None:
+    """Plateaus, kinks, jumps of slope, from any guess: the invariants hold and the bracket is narrow."""
+    left = [sum(widths[:k]) for k in range(len(widths))]
+
+    def f(x: Tensor) -> Tensor:
+        pieces = zip(left, widths, slopes, strict=False)
+        return solvers_view(sum(s * (x - a).clamp(min=0.0).clamp(max=w) for a, w, s in pieces) - level)
+
+    zero = torch.zeros(1, dtype=dtype)
+    f_zero = f(zero)
+    for first in (None, zero + guess):
+        trail, calls = cross(f, Trail.start(zero, f_zero, first), f_zero, CAP, (), xtol=XTOL, rtol=RTOL, maxiter=200)
+        assert trail.done(CAP, XTOL, RTOL).all() and calls.max() < 200
+        assert trail.lower == 0 or f(trail.lower) < 0
+        assert (f(torch.tensor([CAP], dtype=dtype)) < 0) == trail.upper.isinf()
+        assert trail.upper.isinf() or f(trail.upper) > 0
+
+
+# ---- training radii
+
+
+@pytest.fixture(scope="module")
+def batch(digits_net: Trained) -> tuple:
+    x, y = digits_net.x[:200], digits_net.y[:200]
+    with torch.no_grad():
+        frozen, clean = freeze(digits_net.model), clean_margin(digits_net.model(x), y)
+    exact = certified_radius(digits_net.model, x, y, 0.2)
+    return (frozen, x, y, clean, 0.2), exact.radius
+
+
+def test_estimates_are_as_good_as_they_say(batch: tuple) -> None:
+    call, exact = batch
+    spent = []
+    for tolerance, worst, mean in ((2e-3, 2e-2, 2e-3), (2e-4, 2e-3, 1e-4), (2e-6, 2e-5, 2e-6)):
+        found = approximate_radius(*call, xtol=tolerance * 0.2, rtol=0.0)
+        error = (found.radius - exact).abs() / 0.2
+        assert error.max() < worst and error.mean() < mean
+        assert torch.equal(found.radius == 0, exact == 0) and torch.equal(found.radius == 0.2, exact == exact.max())
+        spent.append(found.calls.double().mean().item())
+    assert spent == sorted(spent) and spent[0] < 4
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_a_history_saves_passes(batch: tuple, compact: bool) -> None:
+    call, exact = batch
+    cold = approximate_radius(*call, xtol=2e-4, compact=compact)
+    generator = torch.Generator().manual_seed(0)
+    drift = 1 + 0.05 * torch.randn(len(exact), generator=generator)
+    history = cold._replace(radius=cold.radius * drift)
+    warm = approximate_radius(*call, xtol=2e-4, compact=compact, history=history)
+    inside = (exact > 0) & (exact < 0.2)
+    assert inside.sum() > 50
+    assert warm.calls[inside].double().mean() < 0.7 * cold.calls[inside].double().mean()
+    error = (warm.radius - exact).abs() / 0.2
+    assert error.mean() < 1e-3 and error.max() < 2e-2
+
+
+def test_a_wrong_history_costs_passes_and_nothing_else(batch: tuple) -> None:
+    call, exact = batch
+    good = approximate_radius(*call, xtol=1e-6)
+    n = len(exact)
+    for radius in (torch.full((n,), 1e-6), torch.full((n,), 0.2), torch.rand(n), torch.full((n,), math.nan)):
+        history = Estimates(radius, torch.full((n,), 0.9), torch.full((n,), -1.0), good.calls)
+        found = approximate_radius(*call, xtol=1e-6, history=history)
+        assert (found.radius - exact).abs().max() < 2e-3 * 0.2, radius[0]
+
+
+def test_the_history_keeps_to_its_samples() -> None:
+    kept, index = Estimates.none(6), torch.tensor([4, 1])
+    new = Estimates(
+        torch.tensor([0.3, 0.1]), torch.tensor([0.5, 0.25]), torch.tensor([-1.0, -2.0]), torch.tensor([2, 3])
+    )
+    kept.update_(index, new)
+    assert all(torch.equal(a, b) for a, b in zip(kept.of(index), new, strict=True))
+    assert kept.radius.tolist() == pytest.approx([0, 0.1, 0, 0, 0.3, 0])
+    guess = kept.guess(torch.full((6,), -2.0))
+    assert guess[4] == pytest.approx(0.3 * 2**0.5) and guess[1] == pytest.approx(0.1) and guess[0].isnan()
