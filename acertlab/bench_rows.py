@@ -6,21 +6,21 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from acertlab.bench_peers import Batch, FastIBPThroughLirpa, LirpaIBP, brentq_one_by_one, find_root
 from acertlab.data import ImageData, to_float
-from acertlab.interval import freeze
+from acertlab.interval import clean_pass, freeze
 from acertlab.lirpa import bounded_module
 from acertlab.margin import clean_margin, margin_at
+from acertlab.objectives import Step
 from acertlab.presets import TrainConfig, preset
 from acertlab.radius import RadiusResult, RadiusStatus, certified_radius, search_radius
-from acertlab.train import _initial_state, _schedule, _train_epoch
+from acertlab.train import State, initial_state, train_step
 
 XTOL = 1e-6  # of every search, pixel units; the relative tolerance is 0
 AGREE = 1e-4  # what roundings may change: a radius, relative to eps_max; a margin, relative to the largest
@@ -234,20 +234,29 @@ def test_set(case: Case, x: Tensor, y: Tensor, eps_max: float, solver: str) -> l
 
 # ---- the training step
 
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # what a step is called: its method, and what of the preset changes
+    "FastIBP": ("fast-ibp", {}),
+    "ACERT-fast": ("acert-fast", {}),
+    "ACERT": ("acert", {"radius_history": False}),
+    "ACERT, from the radii of an epoch ago": ("acert", {"radius_history": True}),
+}
+Steps = list[tuple[Tensor, Tensor, Tensor]]  # pixels, labels, and which samples of the training set they are
+
 
 def training_step(case: Case, steps: int, eps_max: float, seconds: float) -> list[Figure]:
-    """A step of each method over one of FastIBP's, after the ramp: our training loop on the same batches.
+    """A step of each method over one of FastIBP's, after the ramp: `acertlab.train.train_step` on the same batches.
 
-    Each is timed from the trained network, after an untimed epoch of the network as it was an epoch ago: what a method
-    remembers of a sample is as old as it is in training. The learning rate is so small that the weights stay.
+    Each is timed from the trained network, after untimed steps on the same batches of the network as it was an epoch
+    ago: what a method remembers of a sample is as old as it is in training. The learning rate is so small that the
+    weights stay.
     """
-    size = steps * case.config.batch_size
-    data = replace(case.data, train_x=case.data.train_x[:size], train_y=case.data.train_y[:size])
-    begun = {name: _begun(case, data, method, eps_max, **changes) for name, (method, changes) in _methods().items()}
-    ready: dict[str, tuple[Any, TrainConfig]] = {}
-    calls = {name: lambda name=name: _epoch(*ready[name], data) for name in begun}
-    lirpa = _through_lirpa(*copy.deepcopy(begun["FastIBP"]), data)
-    calls["FastIBP through auto_LiRPA"] = lambda: _epoch(*lirpa, data)
+    indices = torch.arange(steps * case.config.batch_size).split(case.config.batch_size)
+    batches = [(to_float(case.data.train_x[index]), case.data.train_y[index], index) for index in indices]
+    begun = {name: _begun(case, batches, method, eps_max, **changes) for name, (method, changes) in METHODS.items()}
+    ready: dict[str, tuple[State, TrainConfig]] = {}
+    calls = {name: lambda name=name: _run(*ready[name], batches) for name in begun}
+    lirpa = _through_lirpa(*copy.deepcopy(begun["FastIBP"]), batches)
+    calls["FastIBP through auto_LiRPA"] = lambda: _run(*lirpa, batches)
 
     def fresh(name: str) -> None:
         if name in begun:
@@ -257,43 +266,60 @@ def training_step(case: Case, steps: int, eps_max: float, seconds: float) -> lis
     table, column = "training step / FastIBP's", f"{case.label}, eps_max {eps_max:g}"
     reference = times.pop("FastIBP")
     rows = [Figure(table, "FastIBP, ms a step", column, 1e3 * statistics.median(reference) / steps)]
-    return rows + [ratio(table, row, column, spent, reference) for row, spent in times.items()]
+    rows += [ratio(table, row, column, spent, reference) for row, spent in times.items()]
+    for name in ("ACERT", "ACERT, from the radii of an epoch ago"):
+        values = _radius_errors(*copy.deepcopy(begun[name]), batches)
+        rows += [Figure(table, f"{name}: {what}", column, value) for what, value in values.items()]
+    return rows
 
 
-def _methods() -> dict[str, tuple[str, dict[str, Any]]]:
-    """What a step is called, its method, and what of the preset is changed."""
-    methods = {"FastIBP": ("fast-ibp", {}), "ACERT-fast": ("acert-fast", {}), "ACERT": ("acert", {})}
-    if "radius_history" in (field.name for field in fields(TrainConfig)):
-        methods["ACERT"] = ("acert", {"radius_history": False})
-        methods["ACERT, from the radii of an epoch ago"] = ("acert", {"radius_history": True})
-    return methods
-
-
-def _begun(case: Case, data: ImageData, method: str, eps_max: float, **changes: Any) -> tuple[Any, TrainConfig]:
-    """A run by the method's preset, with the trained weights, after an epoch with the earlier ones."""
+def _begun(case: Case, batches: Steps, method: str, eps_max: float, **changes: Any) -> tuple[State, TrainConfig]:
+    """A run by the method's preset, with the trained weights, after steps with the earlier ones."""
     config = replace(
         preset(case.config.dataset, method, budget="fast"), model=case.config.model, width=case.config.width,
-        batch_size=case.config.batch_size, eps_max=eps_max, clean_epochs=0, ramp_epochs=0, scheduler="step", lr=1e-9,
-        device="cpu", **changes,
+        eps_max=eps_max, clean_epochs=0, ramp_epochs=0, scheduler="step", lr=1e-9, device="cpu", **changes,
     )  # fmt: skip
-    state = _initial_state(config, data, torch.device("cpu"), 1)
+    state = initial_state(config, case.data, torch.device("cpu"), len(batches))
     state.model.load_state_dict(case.earlier.state_dict())
-    _epoch(state, config, data)
+    _run(state, config, batches)
     state.model.load_state_dict(case.model.state_dict())
     return state, config
 
 
-def _epoch(state: Any, config: TrainConfig, data: ImageData) -> None:
-    with tqdm(disable=True) as bar:
-        _train_epoch(state, config, data, data.train_x, data.train_y, 0, bar)
+def _run(state: State, config: TrainConfig, batches: Steps) -> None:
+    state.model.train()
+    for x, y, index in batches:
+        train_step(state, config, x, y, index, config.eps_max, torch.ones(1, 1, 1, 1))
 
 
-def _through_lirpa(state: Any, config: TrainConfig, data: ImageData) -> tuple[Any, TrainConfig]:
+def _through_lirpa(state: State, config: TrainConfig, batches: Steps) -> tuple[State, TrainConfig]:
     """The same run with auto_LiRPA's graph in the network's place, and its bounds in the loss."""
     with redirect_stdout(io.StringIO()):  # its warning of BatchNorm in training mode, which is meant
-        converted = bounded_module(state.model.train(), to_float(data.train_x[:2]))
+        converted = bounded_module(state.model.train(), batches[0][0][:2])
     state.model = nn.Sequential(converted)  # its own train() returns nothing
     state.objective = FastIBPThroughLirpa(**vars(state.objective), converted=converted)
     state.optimizer = torch.optim.Adam(state.model.parameters(), lr=config.lr)
-    state.scheduler = _schedule(config, state.optimizer, 1)
+    state.scheduler = torch.optim.lr_scheduler.ConstantLR(state.optimizer, 1.0)
     return state, config
+
+
+def _radius_errors(state: State, config: TrainConfig, batches: Steps) -> dict[str, float]:
+    """Passes a sample, and by how much the radii that training uses differ from those of a search to 1e-8."""
+    gaps, calls = [], []
+    state.model.train()
+    with torch.no_grad():
+        for x, y, index in batches:
+            logits, found = clean_pass(state.model, x)
+            frozen = freeze(state.traced, found)
+            known = state.radii.of(index) if state.radii else None
+            used = state.objective.radii(Step(x, y, logits, frozen, config.eps_max, history=known))
+            clean = clean_margin(logits, y)
+            exact = search_radius(frozen, x, y, clean, config.eps_max, solver="brentq", xtol=1e-8, rtol=0.0).radius
+            gaps.append((used.radius - exact).abs() / config.eps_max)
+            calls.append(used.calls)
+    gap, passes = torch.cat(gaps), torch.cat(calls).double()
+    return {
+        "passes a sample": float(passes.mean()),
+        "mean error / eps_max": float(gap.mean()),
+        "largest error / eps_max": float(gap.max()),
+    }
