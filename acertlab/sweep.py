@@ -183,10 +183,10 @@ def _execute(client: Client, board: Board, cells: Sequence[Cell]) -> None:
         try:
             while futures:
                 if client.status == "running":
-                    seen = time.monotonic()
                     with suppress(OSError):  # it has just ended
                         board.refresh(list(client.scheduler_info(n_workers=-1)["workers"]))
-                if time.monotonic() - seen > LOST_AFTER:
+                    seen = time.monotonic()
+                elif time.monotonic() - seen > LOST_AFTER:
                     raise SchedulerLost("the scheduler is gone")
                 try:
                     cell, future = finished.get(timeout=1.0)
