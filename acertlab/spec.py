@@ -6,9 +6,10 @@
       - {method: fast-ibp, kappa: [0, 0.8, 0.95], seed: [0, 1, 2]}
       - {method: acert, kappa: [0, 0.25, 0.5], seed: [0, 1, 2], eps_max: [0.1, 8/255]}
 
-Three names are not parameters: `grid`, `notebook` (default: this project's 02_training.ipynb; relative to the file)
-and `out` (default: a folder named like the file, in ACERTLAB_RUNS or runs). A notebook of your own needs a `parameters`
-cell with `run_dir`, the folder into which its last cell writes `result.json` (`acertlab.runs.write_json`).
+Three names are not parameters: `grid`, `notebook` (relative to the file; default: this project's 02_training.ipynb)
+and `out` (relative to where you are; default: a folder named like the file, in ACERTLAB_RUNS or runs). A notebook of
+your own needs a `parameters` cell with `run_dir`, the folder into which its last cell writes `result.json`
+(`acertlab.runs.write_json`).
 """
 
 import ast

@@ -18,7 +18,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ CONFIG = {
     "distributed.scheduler.work-stealing": False,  # nothing to steal then
     "distributed.worker.daemon": True,
 }
+
+log = logging.getLogger(__name__)
 
 
 class SchedulerLost(ConnectionError):
@@ -88,7 +90,7 @@ def run(
                 board.finished(cell.name, _scores(cell))
         waiting = [cell for cell in sweep.cells if not cell.done]
         if waiting:
-            with _connected(sweep, scheduler, security, min(workers or len(waiting), len(waiting)), workers) as client:
+            with _connected(waiting, scheduler, security, workers) as client:
                 _execute(client, board, waiting)
         return _table(board)
 
@@ -98,14 +100,16 @@ def run(
 
 @contextmanager
 def _connected(
-    sweep: Sweep, scheduler: str | Cluster | None, security: Security | None, most: int, workers: int
+    cells: Sequence[Cell], scheduler: str | Cluster | None, security: Security | None, workers: int
 ) -> Iterator[Client]:
     if scheduler is not None:
+        if isinstance(scheduler, str) and not scheduler.startswith(("tls://", "tcp://127.", "tcp://localhost")):
+            log.warning("%s: whoever reaches this scheduler can run code as you; tls:// keeps others out", scheduler)
         with Client(scheduler, security=security, timeout=LOST_AFTER) as client:
             yield client
         return
-    gpus = _gpus() if any(cell.parameters.get("device") in ("auto", "cuda") for cell in sweep.cells) else []
-    count = min(most, workers or len(gpus) or CPU_COUNT)
+    gpus = _gpus() if any(cell.parameters.get("device") in ("auto", "cuda") for cell in cells) else []
+    count = min(len(cells), workers or len(gpus) or CPU_COUNT)
     with dask.config.set(CONFIG), local_cluster(count, gpus) as cluster, Client(cluster) as client:
         yield client
 
@@ -178,9 +182,11 @@ def _execute(client: Client, board: Board, cells: Sequence[Cell]) -> None:
     with board:
         try:
             while futures:
-                board.refresh(list(client.scheduler_info(n_workers=-1)["workers"]))
-                seen = time.monotonic() if client.status == "running" else seen
-                if time.monotonic() - seen > LOST_AFTER:
+                if client.status == "running":
+                    with suppress(OSError):  # it has just ended
+                        board.refresh(list(client.scheduler_info(n_workers=-1)["workers"]))
+                    seen = time.monotonic()
+                elif time.monotonic() - seen > LOST_AFTER:
                     raise SchedulerLost("the scheduler is gone")
                 try:
                     cell, future = finished.get(timeout=1.0)
@@ -202,7 +208,7 @@ def _settle(board: Board, cell: Cell, future: Future) -> None:
     elif future.status == "error":
         error = future.exception()
         if isinstance(error, KilledWorker):
-            reason = f"its worker died, {RETRIES + 1} times"
+            reason = f"its worker died, {RETRIES + 1} times (out of memory?)"
         else:
             reason = str(error) if isinstance(error, KernelDied) else f"{type(error).__name__}: {error}"
             reason += f" ({RETRIES + 1} attempts)"
@@ -273,7 +279,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="check the file and list the cells")
     args = parser.parse_args(arguments)
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it reports of lost workers, the table shows
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Slurm sends it before the time is up
     try:
         if args.workers < 0:
             raise ValueError(f"workers = {args.workers}: accepted is a whole number >= 0")
@@ -311,4 +316,5 @@ def _list_cells(sweep: Sweep) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Slurm sends it before the time is up
     sys.exit(main())
