@@ -149,10 +149,14 @@ class Shown:
 
 EMPTY_SCRIPT = {"content-type": "text/javascript", "access-control-allow-origin": "*"}
 # Arrays come to plotly as typed arrays; a NaN has no JSON
-FIGURES = """cell => [...cell.querySelectorAll('.js-plotly-plot')].filter(gd => gd.data).map(gd => ({
-    title: gd.layout.title.text, traces: gd.data.map(trace => Object.fromEntries(['name', 'x', 'y'].map(
-        key => [key, typeof trace[key] === 'object' ? [...trace[key]].map(v => Number.isNaN(v) ? null : v) : trace[key]]
-    )))}))"""
+FIGURES = """cell => {
+    const plain = value => value === null || typeof value === 'string' ? value :
+        [...value].map(v => Number.isNaN(v) ? null : v);
+    const traces = gd => gd.data.map(trace => Object.fromEntries(
+        ['name', 'source', 'x', 'y'].map(key => [key, plain(trace[key] ?? null)])));
+    return [...cell.querySelectorAll('.js-plotly-plot')].filter(gd => gd.data).map(
+        gd => ({ title: gd.layout.title.text, traces: traces(gd) }));
+}"""
 SLIDERS = """cell => [...cell.querySelectorAll('.noUi-target')].map(slider => Number(slider.noUiSlider.get(true)))"""
 FAILED = """() => [...document.querySelectorAll('[data-mime-type="application/vnd.jupyter.error"]')]
     .map(error => error.innerText)"""
@@ -179,10 +183,10 @@ def differences(shown: list[dict], wanted: list[go.Figure]) -> list[str]:
             found.append(f"{figure['title']}: {len(figure['traces'])} traces")
             continue
         for trace, other in zip(figure["traces"], plain.data, strict=True):
-            found += [
-                f"{figure['title']}, {other.name}: {axis}" for axis in "xy" if not alike(trace[axis], other[axis])
-            ]
-            found += [] if trace["name"] == other.name else [f"{trace['name']} instead of {other.name}"]
+            other = other.to_plotly_json()
+            apart = [key for key in ("x", "y") if not alike(trace.get(key), other.get(key))]
+            apart += [key for key in ("name", "source") if trace.get(key) != other.get(key)]
+            found += [f"{figure['title']}, {other.get('name')}: {', '.join(apart)}"] if apart else []
     return found
 
 
