@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from acertlab.presets import TrainConfig
 
 TAU = 0.5  # tolerance of both regularisers (Shi et al. 2021, section 3.3)
+HISTORY_TOLERANCE = 1e-3  # of eps_max: error allowed to a radius that starts from the last epoch's
 REGULARISER_EPS = 1e-6  # a box of radius 0 has no tightness: while regularising, boxes are at least this large
 
 
@@ -217,9 +218,10 @@ class ACERT(FastIBP):
         if step.eps == 0:
             return Estimates.given(step.x.new_zeros(len(step.y)))
         margin = clean_margin(step.logits.detach(), step.y)
+        xtol = self.xtol if step.history is None else max(self.xtol, HISTORY_TOLERANCE * self.eps_max)
         return approximate_radius(
             step.frozen, step.x, step.y, margin, step.eps, merged=self.merged, domain=self.domain,
-            solver=self.solver, xtol=self.xtol, rtol=self.rtol, maxiter=self.root_iterations,
+            solver=self.solver, xtol=xtol, rtol=self.rtol, maxiter=self.root_iterations,
             compact=step.x.device.type == "cpu", history=step.history,
         )  # fmt: skip
 
