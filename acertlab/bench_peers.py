@@ -69,7 +69,8 @@ def lirpa_margins(converted: Any, x: Tensor, box: Box, y: Tensor) -> Tensor:
 
 
 def find_root(batch: Batch) -> tuple[Tensor, float]:
-    """`scipy.optimize.elementwise.find_root` (Chandrupatla's method), which drops finished samples, on our margin.
+    """`scipy.optimize.elementwise.find_root` (Chandrupatla's method), which drops finished samples, on our margin; its
+    roots, on whichever side they lie.
 
     numpy arrays that share the tensors' memory take the place of SCIPY_ARRAY_API, which has to be set before scipy is
     imported.
@@ -85,8 +86,8 @@ def find_root(batch: Batch) -> tuple[Tensor, float]:
     found = elementwise.find_root(
         margin, (ends[0], ends[1]), args=(correct.numpy(),), tolerances={"xatol": batch.xtol, "xrtol": 0.0}
     )
-    lower = np.where(found.status == 0, found.bracket[0], batch.eps_max)  # else: no change of sign, certified there
-    radius[correct] = torch.from_numpy(lower.astype(ends.dtype))
+    root = np.where(found.status == 0, found.x, batch.eps_max)  # else: no change of sign, certified there
+    radius[correct] = torch.from_numpy(root.astype(ends.dtype))
     return radius, 1 + found.nfev.sum() / len(batch.x)
 
 
