@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 EXPONENT = 1.75  # before an element has two points of its own; margins of trained networks have 1 to 5
-SHRINK = 1.0  # steps that are not shorter than the last but one by this factor are lame
 LINEAR = 512  # next to its root f is a line, to this share of the distance from which the line is known
 PATIENCE = 12  # evaluations; what is not done by then, such as a jump, is bisected every other time
 GUARD = 32  # units of rounding that the certified end keeps from the root
@@ -98,7 +97,7 @@ class Trail(NamedTuple):
         above = torch.maximum(guess, lower) + (0.34 * tolerance).clamp(min=4 * eps * guess) * growth
         point = torch.where(near, torch.where(high, below, above), guess)
 
-        lame = (length > self.earlier / SHRINK) & (self.earlier > 0) & ~near
+        lame = (length > self.earlier) & (self.earlier > 0) & ~near
         failed = ~(point > lower) | ~(point < upper) | lame | bisect
         middle = torch.where(upper > 8 * lower, torch.maximum((lower * upper).sqrt(), upper / 8), (lower + upper) / 2)
         point = torch.where(failed, middle, point)
