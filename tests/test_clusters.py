@@ -36,6 +36,7 @@ def test_a_slurm_job_has_one_gpu_one_thread_and_tls(tmp_path: Path) -> None:
     assert f"--tls-key {tmp_path}/keys/key.pem" in command and "CUDA_VISIBLE_DEVICES" not in job  # Slurm's to set
 
 
+@pytest.mark.slow  # a scheduler, a job and kernels through TLS: it has passed, and has also been seen to wait for ever
 def test_a_sweep_through_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     played = tmp_path / "bin"
     played.mkdir()

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -200,7 +201,11 @@ def test_ctrl_c_stops_the_kernels_and_keeps_everything(tmp_path: Path) -> None:
     # a session of its own: Ctrl-C on a terminal reaches the whole group
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, cwd=tmp_path, start_new_session=True, **pipes) as process:
+    # where the tests themselves run in the background, SIGINT is ignored, and would be in this process
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, start_new_session=True, preexec_fn=heeds, **pipes
+    ) as process:
         wait_for(lambda: len(list(tmp_path.glob("out/cells/*/up"))) == 2, "both cells run")
         below = psutil.Process(process.pid).children(recursive=True)
         assert sum("acertlab.kernel" in child.cmdline() for child in below) == 2
