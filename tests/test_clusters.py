@@ -83,6 +83,7 @@ def test_ssh_workers_see_a_gpu_each() -> None:
 
 
 def test_kubernetes_pods_have_a_gpu_and_the_volume_the_scheduler_neither() -> None:
+    pytest.importorskip("dask_kubernetes", reason="dask-kubernetes is not installed: pip install 'acertlab[cluster]'")
     spec = clusters.kubernetes_spec("registry/acertlab:1", 8, claim="runs", mount="/runs")
     assert (spec["kind"], spec["metadata"]["name"]) == ("DaskCluster", "acertlab")
     worker, scheduler = spec["spec"]["worker"], spec["spec"]["scheduler"]
