@@ -273,7 +273,7 @@ def test_the_pareto_explorer(opened: Callable[[str, str], Shown], synthetic_runs
     lab.picture("pareto_explorer")
 
 
-@pytest.mark.slow  # by hand: JupyterLab has been seen to leave notebook 01 unfinished for minutes, for no reason found yet
+@pytest.mark.slow  # by hand: JupyterLab has been seen to leave notebook 01 unfinished, for no reason found yet
 def test_the_radius_explorer(opened: Callable[[str, str], Shown], folder: Path) -> None:
     lab = opened("01_certified_radius.ipynb", "widgets.radius_explorer(")
     data, model = al.load_dataset("digits"), load_run(folder / "run").load_model()
