@@ -6,15 +6,14 @@ from the length of its last correction, must be within the tolerance, or another
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from acertlab.box import Domain
 from acertlab.logsecant import EXPONENT, Trail
-from acertlab.margin import Network
-from acertlab.radius import METHODS, margin_function
+from acertlab.radius import METHODS
 
 DOUBT = 0.3  # relative error of an exponent that an earlier epoch found (MNIST and CIFAR-10, small CNN: the median)
 
@@ -54,14 +53,11 @@ class Estimates(NamedTuple):
 
 
 def approximate_radius(
-    network: Network,
-    x: Tensor,
-    y: Tensor,
+    margin: Callable[..., Tensor],
+    args: tuple[Tensor, ...],
     clean: Tensor,
     eps_max: float,
     *,
-    merged: bool = True,
-    domain: Domain = (0.0, 1.0),
     solver: str = "log-secant",
     xtol: float = 1e-6,
     rtol: float = 1e-4,
@@ -72,7 +68,11 @@ def approximate_radius(
     """Estimates of the certified radii, capped by eps_max.
 
     Args:
-        network, x, y, clean, eps_max, merged, domain, solver: as in `acertlab.radius.search_radius`.
+        margin: margin(eps, *args) -> (B,) at radii eps (B,), such as `acertlab.radius.margin_function`'s.
+        args: tensors with leading dimension B, cut down together with eps as samples are done.
+        clean: (B,) the margins at 0; < 0: correctly classified.
+        eps_max: the largest radius of interest, pixel units.
+        solver: "log-secant", or a name of `acertlab.radius.METHODS`.
         xtol, rtol: tolerances (pixel units, relative). The log secant stops where the error it predicts is within them,
             without closing the bracket; the other solvers at their own rule, and the radius is their last iterate.
         maxiter: passes at most, the one at eps_max not counted; 0: eps_max for every correctly classified sample
@@ -86,26 +86,25 @@ def approximate_radius(
         cap, slope = torch.full_like(clean, eps_max), torch.full_like(clean, 1 / EXPONENT)
         most = torch.where(clean < 0, cap, 0.0)
         if maxiter == 0:
-            return Estimates(most, slope, clean, torch.zeros_like(y))
-        margin = margin_function(network, merged, domain)
+            return Estimates(most, slope, clean, torch.zeros_like(clean, dtype=torch.int64))
         if solver != "log-secant":
             search = _brackets if compact else _brackets_without_sync
-            radius, calls = search(margin, solver, x, y, clean, cap, most, xtol, rtol, maxiter)
+            radius, calls = search(margin, args, solver, clean, cap, most, xtol, rtol, maxiter)
             return Estimates(radius, slope, clean, calls)
         guess = None if history is None else history.guess(clean)
         below = torch.where(clean < 0, clean, -1.0)  # of samples that are not searched for
         doubt = math.inf if history is None else torch.where(history.margin < 0, DOUBT, math.inf).to(clean)
         known = slope if history is None else history.slope
         trail = Trail.start(torch.zeros_like(clean), below, guess, known, doubt)
-        trail, calls = _follow(margin, trail, (x, y), clean, below, eps_max, xtol, rtol, maxiter + 1, compact)
+        trail, calls = _follow(margin, args, trail, clean, below, eps_max, xtol, rtol, maxiter + 1, compact)
         inside = (clean < 0) & (trail.lower < eps_max)
         radius = torch.where(inside, _inside(trail, eps_max), most)
         return Estimates(radius, torch.where(inside, trail.slope, slope), torch.where(inside, clean, 0.0), calls)
 
 
-def _follow(margin, trail, args, clean, below, cap, xtol, rtol, passes, compact) -> tuple[Trail, Tensor]:
+def _follow(margin, args, trail, clean, below, cap, xtol, rtol, passes, compact) -> tuple[Trail, Tensor]:
     """Up to ``passes`` rounds of the secant, of those whose estimate is not good enough yet."""
-    calls = torch.zeros_like(args[1])
+    calls = torch.zeros_like(clean, dtype=torch.int64)
     for _ in range(passes):
         enough = (trail.error(DOUBT) <= xtol + rtol * trail.estimate()) & (trail.estimate() < cap)
         todo = (clean < 0) & ~enough & (trail.lower < cap) & ((trail.upper - trail.lower) > xtol)
@@ -132,26 +131,26 @@ def _inside(trail: Trail, cap: float) -> Tensor:
     return torch.where(estimate.isfinite(), estimate, (trail.lower + upper) / 2).clamp(trail.lower, upper)
 
 
-def _brackets(margin, solver, x, y, clean, cap, most, xtol, rtol, maxiter) -> tuple[Tensor, Tensor]:
-    calls = torch.zeros_like(y)
+def _brackets(margin, args, solver, clean, cap, most, xtol, rtol, maxiter) -> tuple[Tensor, Tensor]:
+    calls = torch.zeros_like(clean, dtype=torch.int64)
     correct = (clean < 0).nonzero().squeeze(1)
-    at_cap = margin(cap[correct], x[correct], y[correct])
+    at_cap = margin(cap[correct], *(arg[correct] for arg in args))
     calls[correct] += 1
     inside, at_cap = correct[at_cap > 0], at_cap[at_cap > 0]
     if len(inside):
-        a, b, args = torch.zeros_like(at_cap), cap[inside], (x[inside], y[inside])
+        a, b, some = torch.zeros_like(at_cap), cap[inside], tuple(arg[inside] for arg in args)
         tolerances = {"xtol": xtol, "rtol": rtol, "maxiter": maxiter}
-        found = METHODS[solver](margin, a, b, args=args, fa=clean[inside], fb=at_cap, **tolerances)
+        found = METHODS[solver](margin, a, b, args=some, fa=clean[inside], fb=at_cap, **tolerances)
         most = most.index_put((inside,), found.root)
         calls[inside] += found.function_calls
     return most, calls
 
 
-def _brackets_without_sync(margin, solver, x, y, clean, cap, most, xtol, rtol, maxiter) -> tuple[Tensor, Tensor]:
-    at_cap = margin(cap, x, y)
+def _brackets_without_sync(margin, args, solver, clean, cap, most, xtol, rtol, maxiter) -> tuple[Tensor, Tensor]:
+    at_cap = margin(cap, *args)
     tolerances = {"xtol": xtol, "rtol": rtol, "maxiter": maxiter}
     found = METHODS[solver](
-        margin, torch.zeros_like(cap), cap, args=(x, y), fa=clean, fb=at_cap, compact=False, **tolerances
+        margin, torch.zeros_like(cap), cap, args=args, fa=clean, fb=at_cap, compact=False, **tolerances
     )
     radius = torch.where((clean < 0) & (at_cap > 0), found.root, most)
     return radius, found.function_calls + 1

@@ -30,6 +30,7 @@ from acertlab.rules import (
     Affine,
     IntervalAffine,
     batch_norm_scale,
+    evaluate,
     has_rule,
     rule,
 )
@@ -215,6 +216,7 @@ class Frozen:
         monotone: a larger box never has smaller bounds.
         tile: batches of a multiple of it are computed alike, see `acertlab.margin.pad`.
         row_bytes: of one end of the largest box of a pass, a sample; 0 before the first.
+        shapes: of each node's box in the last pass, without the batch.
         rule, functions, methods: what a layer, a function and a method do to a box; another kind of pass has others.
     """
 
@@ -231,6 +233,7 @@ class Frozen:
         self.last_uses: dict[fx.Node, list[fx.Node]] = {}
         for source, node in last_use.items():
             self.last_uses.setdefault(node, []).append(source)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
         self.own_input = {node for node in self.nodes if self._owns_input(node)}
         self.head = self._find_head()
 
@@ -257,8 +260,12 @@ class Frozen:
                 return None
             node = node.all_input_nodes[0]
 
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, classes) the network at the points x (B, ...), with the statistics that it was prepared with."""
+        return self.propagate(x)
+
     def propagate(self, box: Box, relu_inputs: list[Box] | None = None, *, until: fx.Node | None = None) -> Box:
-        """Bounds of the output over ``box``; without the checks of `acertlab.propagate`.
+        """Bounds of the output over ``box``; without the checks of `acertlab.propagate`. Of a point: its values.
 
         Args:
             box: (B, ...) input box.
@@ -266,6 +273,7 @@ class Frozen:
             until: stop at this node and return the box that enters it.
         """
         values: dict[fx.Node, Any] = {}
+        rows = len(box.lower if isinstance(box, Box) else box)
         in_place = relu_inputs is None and not torch.is_grad_enabled()
         for node in self.nodes:
             args, kwargs = fx.node.map_aggregate(
@@ -276,7 +284,7 @@ class Frozen:
             if relu_inputs is not None and self._is_relu(node):
                 relu_inputs.append(args[0])
             try:
-                if in_place and node in self.own_input:
+                if in_place and node in self.own_input and isinstance(args[0], Box):
                     values[node] = Box(args[0].lower.relu_(), args[0].upper.relu_())
                 else:
                     values[node] = self._apply(node, box, values, args, kwargs)
@@ -284,7 +292,8 @@ class Frozen:
                 error.add_note(f"This was at {_place(node)}.")
                 raise
             if isinstance(values[node], Box):
-                self.row_bytes = max(self.row_bytes, values[node].lower.nbytes // max(1, len(box.lower)))
+                self.shapes[node] = tuple(values[node].lower.shape[1:])
+                self.row_bytes = max(self.row_bytes, values[node].lower.nbytes // max(1, rows))
             for done in self.last_uses.get(node, ()):
                 del values[done]
         raise AssertionError("a traced graph ends with its output")
@@ -300,7 +309,8 @@ class Frozen:
         if node.op == "get_attr":
             return operator.attrgetter(node.target)(self.traced.model)
         if node.op == "call_module":
-            return self.rule(self.layers[node], *args, **kwargs)
+            bounded = any(isinstance(a, Box) for a in (*args, *kwargs.values()))
+            return (self.rule if bounded else evaluate)(self.layers[node], *args, **kwargs)
         found: list[Box] = []
         fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, Box) else None)
         if node.op == "call_method":

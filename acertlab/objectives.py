@@ -1,10 +1,12 @@
 """What each training method minimises: one small class a method, with its equation.
 
 Every class is a frozen dataclass of the hyperparameters that its loss needs, under `TrainConfig`'s own names, and is
-called with a `Step`. Eq. (11) is common to all: L = kappa CE(f(x), y) + (1 - kappa) L_rob.
+called with a `Step`. Eq. (11) is common to all: L = kappa CE(f(x), y) + (1 - kappa) L_rob, and each method changes one
+thing of `IBP`: the radius of each sample's box, where the box lies, what bounds the network over it, or the loss.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
@@ -12,81 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acertlab.approximate import Estimates, approximate_radius
+from acertlab.attack import training_attack
 from acertlab.box import Box, ball
-from acertlab.fused import box_sums
+from acertlab.crown import crown_ibp_margins
 from acertlab.interval import Frozen
-from acertlab.margin import clean_margin
+from acertlab.margin import clean_margin, worst_margin
+from acertlab.radius import margin_function, without_zero
+from acertlab.regularisers import regulariser
 
 if TYPE_CHECKING:
     from acertlab.presets import TrainConfig
 
-TAU = 0.5  # tolerance of both regularisers (Shi et al. 2021, section 3.3)
 HISTORY_TOLERANCE = 1e-3  # of eps_max: error allowed to a radius that starts from the last epoch's
 REGULARISER_EPS = 1e-6  # a box of radius 0 has no tightness: while regularising, boxes are at least this large
-
-
-def tightness(relu_inputs: list[Box], input_radius: Tensor) -> Tensor:
-    """Bound tightness, mean over ReLUs of relu(tau - d0 / max(d, 1e-12)) / tau: bounds should not blow up with depth.
-
-    Args:
-        relu_inputs: the box at the input of each ReLU; d is the mean of its half width (u - l) / 2.
-        input_radius: () d0, the mean half width of the box at the network's (normalised) input.
-
-    Returns:
-        () the penalty, 0 where no ReLU's bounds are wider than d0 / tau.
-
-    Source: Shi et al. 2021, "Fast certified robust training with short warmup".
-    """
-    return _tightness(_sums(relu_inputs), input_radius)
-
-
-def _sums(relu_inputs: list[Box]) -> list[tuple[Tensor, Tensor]]:
-    return [box_sums(box.lower, box.upper) for box in relu_inputs]
-
-
-def _tightness(sums: list[tuple[Tensor, Tensor]], input_radius: Tensor) -> Tensor:
-    terms = [F.relu(TAU - input_radius / means[0].clamp(min=1e-12)) / TAU for means, _ in sums]
-    return torch.stack(terms).mean() if terms else input_radius.new_zeros(())
-
-
-def relu_balance(relu_inputs: list[Box]) -> Tensor:
-    """ReLU balance, mean over ReLUs of (relu(tau - r_mean) + relu(tau - r_var)) / tau: as much active as inactive.
-
-    With c the centres, r_mean = mean(c [l>0]) / -mean(c [u<0]) and
-    r_var = sum((c - mean c)^2 [l>0]) / sum((c - mean c)^2 [u<0]), each replaced by min(r, 1/r).
-
-    Args:
-        relu_inputs: the box at the input of each ReLU.
-
-    Returns:
-        () the penalty. A layer without a surely inactive neuron, whose r_mean is infinite or undefined, is skipped as
-        in the published code: it counts 0. The mean is over all ReLUs.
-
-    Source: Shi et al. 2021.
-    """
-    return _relu_balance(_sums(relu_inputs))
-
-
-def _relu_balance(sums: list[tuple[Tensor, Tensor]]) -> Tensor:
-    terms = []
-    for (_, active, inactive, spread_active, spread_inactive), n_inactive in sums:
-        r_mean, _ = _symmetric_ratio(active, -inactive)
-        r_var, defined = _symmetric_ratio(spread_active, spread_inactive)
-        term = (F.relu(TAU - r_mean) + F.relu(TAU - r_var)) / TAU
-        terms.append(torch.where((n_inactive > 0) & defined & term.isfinite(), term, 0.0))
-    return torch.stack(terms).mean() if terms else torch.zeros(())
-
-
-def _symmetric_ratio(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """min(a/b, b/a) for a, b >= 0, and whether it is defined; written so that the gradient of 0/0 is 0, not NaN."""
-    large = torch.maximum(a, b)
-    defined = large > 0
-    return torch.minimum(a, b) / torch.where(defined, large, 1.0), defined
-
-
-def l1_norm(model: nn.Module) -> Tensor:
-    """Sum of |w| over the weights of affine layers: parameters of two or more dimensions."""
-    return sum((p.abs().sum() for p in model.parameters() if p.dim() > 1), start=torch.zeros(()))
+SMALLEST = 1e-12  # of a loss that is raised to a power below 1, whose gradient is infinite at 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +41,8 @@ class Step:
     eps: float  # eps_{max,t}, pixel units
     std: Tensor | float = 1.0  # (1, C, 1, 1) the model's normalisation, for d0 at the normalised input
     history: Estimates | None = None  # what the last epoch found for these samples
+    model: nn.Module | None = None  # the network itself, for methods that attack it
+    x_adv: Tensor | None = None  # (B, C, H, W) what the attack at eps_{max,t} found
 
 
 @dataclass(frozen=True)
@@ -107,6 +50,8 @@ class Standard:
     """Standard training: L = CE(f(x), y)  (Eq. 10)."""
 
     bounds: ClassVar[bool] = False  # whether the method bounds the network
+    attacks: ClassVar[bool] = False  # whether it attacks the network
+    searches: ClassVar[bool] = False  # whether it searches each sample's own radius
     ibp_init: ClassVar[bool] = False  # whether weights start from Shi et al.'s IBP initialisation
 
     @classmethod
@@ -145,10 +90,23 @@ class IBP(Standard):
     kappa: float = 0.0  # share of the clean loss
     merged: bool = True  # last layer merged with the margin (NUMERICS: never looser)
     domain: tuple[float, float] | None = (0.0, 1.0)  # boxes are clipped to it
+    eps_max: float = 0.4  # where the ramp ends
 
     def radii(self, step: Step) -> Estimates:
         """The radius of each sample's box, without gradient: here eps_{max,t} for all."""
         return Estimates.given(step.x.new_full((len(step.y),), step.eps))
+
+    def box(self, step: Step, radii: Tensor) -> Box:
+        """The box over which the network is bounded: here the ball of that radius around x."""
+        return ball(step.x, radii, self.domain)
+
+    def margins(self, step: Step, box: Box, relu_inputs: list[Box] | None) -> Tensor:
+        """(B, classes) upper bounds of logit_i - logit_y over the box; receives the boxes at the ReLUs."""
+        return step.frozen.margins(box, step.y, merged=self.merged, relu_inputs=relu_inputs)
+
+    def robust(self, step: Step, margins: Tensor) -> Tensor:
+        """() L_rob of the worst-case margins."""
+        return F.cross_entropy(margins, step.y)
 
     def regulariser_weight(self, eps: float) -> float:
         """The weight of both regularisers at eps_{max,t}: none here."""
@@ -157,19 +115,18 @@ class IBP(Standard):
     def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor | Estimates]]:
         """The loss of one step; see `Standard.__call__`. Where eps_{max,t} = 0 the robust term is the clean loss."""
         clean = robust = F.cross_entropy(step.logits, step.y)
-        regulariser, found, weight = clean.new_zeros(()), self.radii(step), self.regulariser_weight(step.eps)
+        penalty, found, weight = clean.new_zeros(()), self.radii(step), self.regulariser_weight(step.eps)
         if step.eps > 0 or weight > 0:
             relu_inputs = [] if weight > 0 else None
             radii = found.radius.clamp(min=REGULARISER_EPS) if weight > 0 else found.radius
-            box = ball(step.x, radii, self.domain)
-            margins = step.frozen.margins(box, step.y, merged=self.merged, relu_inputs=relu_inputs)
+            box = self.box(step, radii)
+            margins = self.margins(step, box, relu_inputs)
             if step.eps > 0:
-                robust = F.cross_entropy(margins, step.y)
+                robust = self.robust(step, margins)
             if weight > 0:
-                input_radius, sums = (box.radius / step.std).mean(), _sums(relu_inputs)
-                regulariser = weight * (_tightness(sums, input_radius) + _relu_balance(sums))
-        loss = self.kappa * clean + (1 - self.kappa) * robust + regulariser
-        return loss, self._log(clean, robust, regulariser, found)
+                penalty = weight * regulariser(relu_inputs, (box.radius / step.std).mean())
+        loss = self.kappa * clean + (1 - self.kappa) * robust + penalty
+        return loss, self._log(clean, robust, penalty, found)
 
 
 @dataclass(frozen=True)
@@ -181,12 +138,36 @@ class FastIBP(IBP):
 
     ibp_init: ClassVar[bool] = True
 
-    eps_max: float = 0.4  # where the ramp ends, and the regularisers with it
-    lambda0: float = 0.5  # their weight at the ramp's start
+    lambda0: float = 0.5  # the regularisers' weight at the ramp's start
 
     def regulariser_weight(self, eps: float) -> float:
         """lambda0 (1 - eps_{max,t} / eps_max): falls to 0 as the ramp ends."""
         return self.lambda0 * max(0.0, 1.0 - eps / self.eps_max)
+
+
+@dataclass(frozen=True)
+class CROWNIBP(IBP):
+    """CROWN-IBP: IBP with margins = beta CROWN-IBP's + (1 - beta) IBP's; beta falls from 1 to beta_end with the ramp.
+
+    beta = 1 - (1 - beta_end) eps_{max,t} / eps_max. CROWN-IBP bounds ReLU inputs by IBP and the margins by a linear
+    bound on the way back.
+
+    Source: Zhang et al. 2020.
+    """
+
+    beta_end: float = 0.0  # CROWN-IBP's share once the ramp is over
+
+    def margins(self, step: Step, box: Box, relu_inputs: list[Box] | None) -> Tensor:
+        """The mixture; at beta = 0 nothing is propagated back."""
+        beta = 1 - (1 - self.beta_end) * min(1.0, step.eps / self.eps_max)
+        if beta == 0:
+            return super().margins(step, box, relu_inputs)
+        inputs = [] if relu_inputs is None else relu_inputs
+        ibp = super().margins(step, box, inputs)
+        return beta * crown_ibp_margins(step.frozen, box, step.y, inputs, merged=self.merged) + (1 - beta) * ibp
+
+
+# ---- radii of each sample's own
 
 
 @dataclass(frozen=True)
@@ -208,63 +189,160 @@ class ACERT(FastIBP):
     FastIBP's regularisers are added while the ramp lasts.
     """
 
+    searches: ClassVar[bool] = True
+
     solver: str = "log-secant"  # root finder
     xtol: float = 1e-6  # its tolerances, pixel units (paper, section 4)
     rtol: float = 1e-4
     root_iterations: int = 10  # its most iterations (the published code's; Table 6 has 2 and 100)
 
+    def searched(self, step: Step) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+        """The margin as a function of the radius, and its further arguments."""
+        return margin_function(step.frozen, self.merged, self.domain), (step.x, step.y)
+
     def radii(self, step: Step) -> Estimates:
         """Radii in [0, eps_{max,t}] to the training tolerance, which need not be certified."""
         if step.eps == 0:
             return Estimates.given(step.x.new_zeros(len(step.y)))
-        margin = clean_margin(step.logits.detach(), step.y)
+        margin, args = self.searched(step)
         xtol = self.xtol if step.history is None else max(self.xtol, HISTORY_TOLERANCE * self.eps_max)
         return approximate_radius(
-            step.frozen, step.x, step.y, margin, step.eps, merged=self.merged, domain=self.domain,
-            solver=self.solver, xtol=xtol, rtol=self.rtol, maxiter=self.root_iterations,
-            compact=step.x.device.type == "cpu", history=step.history,
+            margin, args, clean_margin(step.logits.detach(), step.y), step.eps, solver=self.solver, xtol=xtol,
+            rtol=self.rtol, maxiter=self.root_iterations, compact=step.x.device.type == "cpu", history=step.history,
         )  # fmt: skip
+
+
+# ---- successors of IBP, which attack the network as well
+
+
+@dataclass(frozen=True)
+class Adversarial(FastIBP):
+    """FastIBP that knows an adversarial example x_adv at eps_{max,t} of every sample; by itself it makes no use of it.
+
+    BatchNorm is in evaluation mode during the attack; f(x_adv) is then evaluated with the clean batch's statistics, as
+    all bounds are.
+    """
+
+    attacks: ClassVar[bool] = True
+
+    attack_steps: int = 8  # of PGD, from one random start (Mueller et al. 2023)
+    attack_step_size: float = 0.5  # relative to eps_{max,t}; falls tenfold after 50, 80 and 90 % of the steps
+    amp: bool = False  # attack in bfloat16 on CUDA; bounds never are
+
+    def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor | Estimates]]:
+        """The loss of one step; see `IBP.__call__`."""
+        if step.eps > 0:
+            settings = {"steps": self.attack_steps, "step_size": self.attack_step_size, "amp": self.amp}
+            x_adv = training_attack(step.model, step.x, step.y, step.eps, domain=self.domain, **settings)
+            step = replace(step, x_adv=x_adv)
+        return super().__call__(step)
+
+
+@dataclass(frozen=True)
+class SABR(Adversarial):
+    """SABR: FastIBP on a small box of radius lambda eps_{max,t}, around x_adv moved to where the box fits in.
+
+    Its centre is clamp(x_adv, x - (1 - lambda) eps_{max,t}, x + (1 - lambda) eps_{max,t}).
+
+    Source: Mueller et al. 2023, "Certified training: small boxes are all you need".
+    """
+
+    small_box: float = 0.4  # lambda
+
+    def box(self, step: Step, radii: Tensor) -> Box:
+        """The small box in the ball of each radius; while eps_{max,t} = 0 the ball itself."""
+        if step.x_adv is None:
+            return super().box(step, radii)
+        return self._small(radii, step.x, step.x_adv)
+
+    def _small(self, radii: Tensor, x: Tensor, x_adv: Tensor) -> Box:
+        reach = ((1 - self.small_box) * radii).view(-1, *[1] * (x.dim() - 1))
+        return ball(x + (x_adv - x).clamp(-reach, reach), self.small_box * radii, self.domain)
+
+
+@dataclass(frozen=True)
+class MTLIBP(Adversarial):
+    """MTL-IBP: L_rob = alpha CE_IBP + (1 - alpha) CE(f(x_adv), y).
+
+    Source: De Palma et al. 2024, "Expressive losses for verified robustness via convex combinations".
+    """
+
+    alpha: float = 0.5  # share of the IBP loss
+
+    def robust(self, step: Step, margins: Tensor) -> Tensor:
+        """The mixture of both losses."""
+        return self._mixed(F.cross_entropy(margins, step.y), F.cross_entropy(step.frozen.logits(step.x_adv), step.y))
+
+    def _mixed(self, ibp: Tensor, adversarial: Tensor) -> Tensor:
+        return self.alpha * ibp + (1 - self.alpha) * adversarial
+
+
+@dataclass(frozen=True)
+class ExpIBP(MTLIBP):
+    """Exp-IBP: L_rob = CE_IBP^alpha CE(f(x_adv), y)^(1 - alpha), of the batch's mean losses.
+
+    Source: De Palma et al. 2024.
+    """
+
+    def _mixed(self, ibp: Tensor, adversarial: Tensor) -> Tensor:
+        return ibp.clamp(min=SMALLEST) ** self.alpha * adversarial.clamp(min=SMALLEST) ** (1 - self.alpha)
+
+
+@dataclass(frozen=True)
+class CCIBP(MTLIBP):
+    """CC-IBP: L_rob = CE(alpha margins_IBP + (1 - alpha) margins of f(x_adv), y).
+
+    Source: De Palma et al. 2024.
+    """
+
+    def robust(self, step: Step, margins: Tensor) -> Tensor:
+        """The loss of the mixture of both margins."""
+        logits = step.frozen.logits(step.x_adv)
+        attacked = logits - logits.gather(1, step.y.unsqueeze(1))
+        return F.cross_entropy(self.alpha * margins + (1 - self.alpha) * attacked, step.y)
+
+
+# ---- ours: does a radius of each sample's own help the successors too?
+
+
+@dataclass(frozen=True)
+class ACERTSABR(SABR, ACERT):
+    """SABR at each sample's own radius: the largest r, capped by eps_{max,t}, at which its *small* box is certified.
+
+    The attack is SABR's, at eps_{max,t}, and the small box follows it: radius lambda r around
+    clamp(x_adv, x - (1 - lambda) r, x + (1 - lambda) r). Such boxes do not hold each other, so that r is a root and
+    not always the first. Ours; not published.
+    """
+
+    def searched(self, step: Step) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+        """The margin over the small box as a function of r."""
+
+        def margin(eps: Tensor, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
+            margins = step.frozen.margins(self._small(eps, x, x_adv), y, merged=self.merged)
+            return without_zero(worst_margin(margins, y))
+
+        return margin, (step.x, step.y, step.x_adv)
+
+
+@dataclass(frozen=True)
+class ACERTMTLIBP(MTLIBP, ACERT):
+    """MTL-IBP with ACERT's radii: alpha CE(margins at E_cert(x)) + (1 - alpha) CE(f(x_adv), y), x_adv at eps_{max,t}.
+
+    Ours; not published.
+    """
 
 
 OBJECTIVES: dict[str, type[Standard]] = {
     "standard": Standard,
     "ibp": IBP,
     "fast-ibp": FastIBP,
+    "crown-ibp": CROWNIBP,
+    "sabr": SABR,
+    "mtl-ibp": MTLIBP,
+    "cc-ibp": CCIBP,
+    "exp-ibp": ExpIBP,
     "acert": ACERT,
     "acert-fast": ACERTFast,
+    "acert-sabr": ACERTSABR,
+    "acert-mtl-ibp": ACERTMTLIBP,
 }
-
-
-def smooth_ramp(step: int, first: int, last: int, eps: float, *, mid: float = 0.25, beta: float = 4.0) -> float:
-    """eps_{max,t} by the smooth ramp: a (t - i)^beta up to step m, then linear to eps, equal in value and slope at m.
-
-    m = i + int(mid (f - i)); a = eps / ((f - m) beta (m - i)^(beta-1) + (m - i)^beta).
-
-    Args:
-        step: t.
-        first: i, the first step of the ramp: 0 at and before it.
-        last: f, the ramp's last step: eps at and after it. first = last is no ramp: eps from that step on.
-        eps: the value to reach, pixel units.
-        mid: the share of the ramp that is a power; a ramp too short to have one is linear.
-        beta: the power.
-
-    Source: Shi et al. 2021 (the schedule of auto_LiRPA's training examples).
-    """
-    middle = first + int(mid * (last - first))
-    if middle == first or step >= last or step <= first:
-        return linear_ramp(step, first, last, eps)
-    scale = eps / ((last - middle) * beta * (middle - first) ** (beta - 1) + (middle - first) ** beta)
-    if step < middle:
-        return scale * (step - first) ** beta
-    at_middle = scale * (middle - first) ** beta
-    return at_middle + (eps - at_middle) * (step - middle) / (last - middle)
-
-
-def linear_ramp(step: int, first: int, last: int, eps: float) -> float:
-    """eps_{max,t} by the linear ramp: 0 up to step ``first``, eps from step ``last`` on, a straight line between."""
-    if step >= last:
-        return eps
-    return eps * (step - first) / (last - first) if step > first else 0.0
-
-
-RAMPS = {"smooth": smooth_ramp, "linear": linear_ramp}

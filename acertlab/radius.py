@@ -298,12 +298,16 @@ def margin_function(network: Network, merged: bool, domain: Domain) -> Callable[
     """
 
     def margin(eps: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        info = torch.finfo(x.dtype)
-        value = margin_at(network, x, y, eps, merged=merged, domain=domain)
-        value = torch.nan_to_num(value, nan=info.max / 4, posinf=info.max / 4, neginf=info.min / 4)
-        return torch.where(value == 0, info.tiny, value)
+        return without_zero(margin_at(network, x, y, eps, merged=merged, domain=domain))
 
     return margin
+
+
+def without_zero(margin: Tensor) -> Tensor:
+    """(B,) margins as the solvers see them, see `margin_function`."""
+    info = torch.finfo(margin.dtype)
+    margin = torch.nan_to_num(margin, nan=info.max / 4, posinf=info.max / 4, neginf=info.min / 4)
+    return torch.where(margin == 0, info.tiny, margin)
 
 
 def _settle(margin: Callable, args: tuple[Tensor, ...], found: _Found, xtol: float, rtol: float) -> _Found:

@@ -41,6 +41,16 @@ def rule(layer: nn.Module, box: Box) -> Box:
     raise TypeError(f"no interval rule for a layer of type {type(layer).__name__}")
 
 
+def evaluate(layer: "nn.Module | Affine | Scale", x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """What a prepared layer does to a point instead of a box."""
+    if isinstance(layer, Affine):
+        return layer.operation(x, layer.weight, layer.bias)
+    if isinstance(layer, Scale):
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return x * layer.scale.view(shape) + layer.shift.view(shape)
+    return layer(x, *args, **kwargs)
+
+
 def has_rule(layer: nn.Module) -> bool:
     """Whether `rule` bounds what ``layer`` computes: not where it inherits a rule, but has a forward of its own."""
     known = next((kind for kind in type(layer).__mro__ if kind in rule.registry), object)

@@ -1,4 +1,4 @@
-"""The training loop: one step, one epoch, one run; and checkpoints from which a killed run goes on bit for bit.
+"""The training loop: one step, one epoch, one run, which goes on bit for bit where it was killed.
 
 A run is decided by its `TrainConfig` and its data alone. All randomness of an epoch comes from generators seeded by
 (seed, epoch), so a checkpoint holds no random state: the weights, the optimiser, the schedule and the history are all.
@@ -8,34 +8,34 @@ import hashlib
 import json
 import logging
 import math
-import os
-import shutil
 import time
-import uuid
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from acertlab.approximate import Estimates
+from acertlab.checkpoints import full_disk_explained, restore, save_checkpoint
 from acertlab.data import ImageData, augment, to_float
+from acertlab.failure import NotFinite, find_layer
 from acertlab.interval import Traced, clean_pass, freeze, trace
 from acertlab.locks import locked
 from acertlab.margin import full_precision
-from acertlab.metrics import summarise
+from acertlab.metrics import mean_of_batches, summarise
 from acertlab.models import MODELS, ibp_init_
-from acertlab.objectives import OBJECTIVES, RAMPS, Standard, Step, l1_norm
+from acertlab.objectives import OBJECTIVES, Standard, Step
 from acertlab.presets import TrainConfig
 from acertlab.radius import certified_radius
+from acertlab.regularisers import l1_norm
 from acertlab.runs import FILES, Run, load_run, write_json, write_parquet, write_weights
+from acertlab.schedules import RAMPS, learning_rate
 
 HISTORY_COLUMNS = (
     "epoch",  # 0, 1, ...
@@ -64,8 +64,8 @@ CERTIFIED_AT: dict[str, tuple[float, ...]] = {  # where certified accuracy is re
     "tinyimagenet": (1 / 255,),
 }
 CHECK_EVERY = 100  # steps between two looks at whether the loss is still finite: each waits for the device
+UNDECISIVE = ("device", "version")  # of `config.json`: another one is not another run
 LOCK_WAIT = 10.0  # seconds for another process in the same folder to end: a kernel may live on for one after its parent
-KEEP_CHECKPOINTS = 2  # the last, and the one before in case the last is damaged
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,8 @@ class State:
     scheduler: LRScheduler
     radii: Estimates | None  # of the training samples, as the last epoch found them; None: not kept
     history: list[dict[str, float | None]] = field(default_factory=list)
+    best_weights: dict[str, Tensor] | None = None  # of the published protocol: those of the best epoch
+    best_epoch: int = -1
     warned: bool = False  # of radii that fall back; once is enough
 
 
@@ -104,36 +106,45 @@ def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: boo
             another configuration (the message names what differs; nothing is overwritten).
         FileExistsError: ``resume`` is False and ``run_dir`` holds a run.
         Held: another process trains in ``run_dir``.
-        FloatingPointError: the loss is no longer finite; the message names epoch, step, learning rate and eps.
+        NotFinite: the loss is no longer finite; the message names epoch, step, learning rate, eps and the layer.
+        OSError: the disk is full; the last checkpoint is whole, and the same call goes on from it.
     """
     _check_data(config, data)
     device, run_dir, described = config.torch_device(), Path(run_dir), _described(config, data)
     if (run_dir / "result.json").is_file() and (finished := _open_folder(run_dir, described, resume)):
         return finished  # needs no lock, which a read-only folder could not give
-    with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT):
+    with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT), full_disk_explained(run_dir):
         return _open_folder(run_dir, described, resume) or _train(config, data, run_dir, device, progress)
 
 
 def _train(config: TrainConfig, data: ImageData, run_dir: Path, device: torch.device, progress: bool) -> Run:
+    owner = _owner(config, data)
     steps = math.ceil(len(data.train_x) / config.batch_size)
     train_x, train_y = data.train_x.to(device), data.train_y.to(device)
     label = f"{config.method} kappa={config.kappa:g}"
     with torch.random.fork_rng([device] if device.type == "cuda" else []), full_precision(device):
         state = initial_state(config, data, device, steps)
-        _restore(state, run_dir / "checkpoint")
+        restore(state, run_dir / "checkpoint", owner)
         done = len(state.history) * steps
         with tqdm(total=config.epochs * steps, initial=done, desc=label, disable=not progress, mininterval=1.0) as bar:
             for epoch in range(len(state.history), config.epochs):
                 started = time.perf_counter()
-                row = {"epoch": epoch} | _train_epoch(state, config, data, train_x, train_y, epoch, bar)
+                try:
+                    row = {"epoch": epoch} | _train_epoch(state, config, data, train_x, train_y, epoch, bar)
+                except NotFinite as error:
+                    state = initial_state(config, data, device, steps)
+                    restore(state, run_dir / "checkpoint", owner)
+                    again = partial(_train_epoch, state, config, data, train_x, train_y, epoch, bar)
+                    raise NotFinite(f"{error}. {find_layer(state, error, again)}", error.eps) from error
                 row |= _validate(state.model, config, data)
+                _keep_best(state, config, row["val_art"])
                 state.history.append(row | {"seconds": time.perf_counter() - started})
                 if row["val_acc"] is not None:
                     shown = {"Acc": row["val_acc"], "ACR": row["val_acr"], "ART": row["val_art"]}
                     bar.set_postfix({name: f"{100 * value:.1f}" for name, value in shown.items()})
                 _warn_of_spiral(state)
                 write_parquet(run_dir / "history.parquet", _history_table(state.history))
-                _save_checkpoint(state, run_dir / "checkpoint")
+                save_checkpoint(state, run_dir / "checkpoint", owner)
         _finish(state, config, data, run_dir)
     return load_run(run_dir)
 
@@ -197,11 +208,11 @@ def _train_epoch(
         bounded += len(y) if eps > 0 else 0
         first_bad = torch.where((first_bad < 0) & ~(loss + norm).isfinite(), t, first_bad)
         if ((i + 1) % CHECK_EVERY == 0 or i + 1 == steps) and (bad := int(first_bad)) >= 0:
-            raise FloatingPointError(
+            eps = RAMPS[config.ramp](bad, ramp_first, ramp_last, config.eps_max)
+            raise NotFinite(
                 f"the loss or its gradient stopped being finite in epoch {epoch} at step {bad} (learning rate about "
-                f"{lr:.3g}, eps_t {RAMPS[config.ramp](bad, ramp_first, ramp_last, config.eps_max):.4g}); "
-                "a smaller lr, a longer ramp_epochs or a smaller clip may help"
-            )
+                f"{lr:.3g}, eps_t {eps:.4g}); a smaller lr, a longer ramp_epochs or a smaller clip may help", eps,
+            )  # fmt: skip
     loss, clean, robust, regulariser, correct, zero, cap, radius, passes = (totals / n).tolist()
     zero, cap = zero * n / max(1, bounded), cap * n / max(1, bounded)
     shares = (zero, max(0.0, 1 - zero - cap), cap) if bounded else (None, None, None)
@@ -230,7 +241,7 @@ def train_step(
     logits, statistics = clean_pass(state.model, x)
     frozen = freeze(state.traced, statistics) if state.objective.bounds else None
     known = state.radii.of(index) if state.radii else None
-    loss, logged = state.objective(Step(x, y, logits, frozen, eps, std, known))
+    loss, logged = state.objective(Step(x, y, logits, frozen, eps, std, known, state.model))
     if state.radii and eps > 0:
         state.radii.update_(index, logged["radii"])
     if config.l1:
@@ -256,11 +267,24 @@ def _mixed_seed(seed: int, epoch: int) -> int:
 
 
 def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[str, float | None]:
-    if not len(data.val_x):
+    """Scores on the validation part; by the published protocol on the test part, as means of batches."""
+    published = config.protocol == "published"
+    x, y = (data.test_x, data.test_y) if published else (data.val_x, data.val_y)
+    if not len(x):
         return {"val_acc": None, "val_acr": None, "val_art": None}
-    table = evaluate(model, data.val_x, data.val_y, config.eps_max, config, xtol=1e-6, rtol=1e-4)  # the paper's
-    scores = summarise(table, config.eps_max, (), config.eps_max)
+    table = evaluate(model, x, y, config.eps_max, config, xtol=1e-6, rtol=1e-4)  # the paper's
+    if published:
+        scores = mean_of_batches(table, config.eps_max, config.batch_size)
+    else:
+        scores = summarise(table, config.eps_max, (), config.eps_max)
     return {f"val_{name}": scores[name] for name in ("acc", "acr", "art")}
+
+
+def _keep_best(state: State, config: TrainConfig, art: float | None) -> None:
+    """By the published protocol the best epoch's weights are the result, not the last's."""
+    if config.protocol == "published" and art >= max((row["val_art"] for row in state.history), default=0.0):
+        state.best_epoch = len(state.history)
+        state.best_weights = {name: value.clone() for name, value in state.model.state_dict().items()}
 
 
 def _warn_of_spiral(state: State) -> None:
@@ -296,17 +320,8 @@ def initial_state(config: TrainConfig, data: ImageData, device: torch.device, st
         ibp_init_(model)
     model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    radii = Estimates.none(len(data.train_x), device) if config.radius_history and config.method == "acert" else None
-    return State(model, trace(model), objective, optimizer, _schedule(config, optimizer, steps), radii)
-
-
-def _schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
-    if config.scheduler == "step":
-        return LambdaLR(optimizer, lambda t: config.decay ** sum(t >= m * steps for m in config.milestones))
-    return OneCycleLR(
-        optimizer, config.lr, total_steps=config.epochs * steps, anneal_strategy="linear", pct_start=config.pct_start,
-        div_factor=config.div, final_div_factor=config.final_div, three_phase=config.three_phase,
-    )  # fmt: skip
+    radii = Estimates.none(len(data.train_x), device) if config.radius_history and objective.searches else None
+    return State(model, trace(model), objective, optimizer, learning_rate(config, optimizer, steps), radii)
 
 
 def _described(config: TrainConfig, data: ImageData) -> dict[str, Any]:
@@ -314,6 +329,12 @@ def _described(config: TrainConfig, data: ImageData) -> dict[str, Any]:
     parts = {f"n_{part}": len(getattr(data, f"{part}_x")) for part in ("train", "val", "test")}
     network = {"in_shape": data.in_shape, "classes": data.num_classes, "mean": data.mean, "std": data.std}
     return json.loads(json.dumps(asdict(config) | network | parts | {"version": version("acertlab")}))
+
+
+def _owner(config: TrainConfig, data: ImageData) -> str:
+    """What a checkpoint must have been made for: all of `_described` but where it ran."""
+    described = {name: value for name, value in _described(config, data).items() if name not in UNDECISIVE}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run | None:
@@ -328,7 +349,7 @@ def _open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run 
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         differs = [f"{key} = {before.get(key)!r} there, {value!r} here" for key, value in described.items()
-                   if key not in ("device", "version") and before.get(key) != value]  # fmt: skip
+                   if key not in UNDECISIVE and before.get(key) != value]  # fmt: skip
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"run_dir: {path} cannot be read ({error}); give another folder") from error
     if differs:
@@ -341,6 +362,8 @@ def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path) -
     """Reads the test part once; writes radii and weights, and `result.json` last."""
     tolerances = {"xtol": config.eval_xtol, "rtol": config.eval_rtol}
     started = time.perf_counter()
+    if state.best_weights:
+        state.model.load_state_dict(state.best_weights)
     table = evaluate(state.model, data.test_x, data.test_y, config.cap, config, **tolerances)
     grid = sorted({eps for eps in (*CERTIFIED_AT.get(config.dataset, ()), config.eps_max) if eps <= config.cap})
     write_parquet(run_dir / "radii.parquet", table)
@@ -349,7 +372,10 @@ def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path) -
     asked = ("dataset", "method", "kappa", "eps_max", "seed", "merged", "domain", "epochs", "batch_size", "model",
              "width")  # fmt: skip
     result = {name: getattr(config, name) for name in asked} | summarise(table, config.eps_max, grid, config.cap)
-    result |= {"verifier": "ibp", "radius_cap": config.cap}
+    result |= {"verifier": "ibp", "radius_cap": config.cap, "protocol": config.protocol}
+    if state.best_weights:
+        scores = mean_of_batches(table, config.eps_max, config.batch_size)
+        result |= {"selected_epoch": state.best_epoch, "selected_on": "test", "means_of_batches": scores}
     result |= {"xtol": config.eval_xtol, "rtol": config.eval_rtol, "n": len(table), "split": "test"}
     result |= {"seconds": sum(row["seconds"] for row in state.history), "test_seconds": time.perf_counter() - started}
     write_json(run_dir / "result.json", result | {"device": str(device), "version": version("acertlab")})
@@ -358,59 +384,3 @@ def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path) -
 def _history_table(history: list[dict[str, float | None]]) -> pd.DataFrame:
     table = pd.DataFrame(history, columns=list(HISTORY_COLUMNS)).astype(float)
     return table.astype({"epoch": int})
-
-
-# ---- checkpoints: checkpoint/epoch-0003/{state.safetensors, state.json, sha256.json}, renamed into place as a whole
-
-
-def _save_checkpoint(state: State, root: Path) -> None:
-    optimizer = state.optimizer.state_dict()
-    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
-    tensors |= {f"optimizer.{i}.{name}": v for i, values in optimizer["state"].items() for name, v in values.items()}
-    tensors |= {f"radii.{name}": value for name, value in state.radii._asdict().items()} if state.radii else {}
-    plain = {"param_groups": optimizer["param_groups"], "scheduler": state.scheduler.state_dict(),
-             "history": state.history}  # fmt: skip
-    final = root / f"epoch-{len(state.history):04d}"
-    aside = root / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
-    write_weights(aside / "state.safetensors", tensors)
-    write_json(aside / "state.json", plain)
-    write_json(aside / "sha256.json", {name: _sha256(aside / name) for name in ("state.safetensors", "state.json")})
-    if final.exists():  # damaged, or it would have been resumed from
-        shutil.rmtree(final)
-    os.replace(aside, final)
-    keep = sorted(root.glob("epoch-*"))[-KEEP_CHECKPOINTS:]
-    for folder in root.iterdir():
-        if folder not in keep:
-            shutil.rmtree(folder)
-
-
-def _restore(state: State, root: Path) -> None:
-    """Takes up the newest checkpoint that is whole; says which ones are not."""
-    for folder in sorted(root.glob("epoch-*"), reverse=True):
-        try:
-            for name, expected in json.loads((folder / "sha256.json").read_text()).items():
-                if _sha256(folder / name) != expected:
-                    raise ValueError(f"{name} does not match its checksum")
-            plain, tensors = json.loads((folder / "state.json").read_text()), load_file(folder / "state.safetensors")
-        except (OSError, ValueError, AttributeError, SafetensorError) as error:
-            log.warning("checkpoint %s is damaged and is passed over: %s", folder, error)
-            continue
-        state.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            kind, _, rest = key.partition(".")
-            if kind == "optimizer":
-                index, _, name = rest.partition(".")
-                moments.setdefault(int(index), {})[name] = value
-        if state.radii:
-            state.radii = Estimates(
-                *(tensors[f"radii.{name}"].to(state.radii.radius.device) for name in state.radii._fields)
-            )
-        state.optimizer.load_state_dict({"state": moments, "param_groups": plain["param_groups"]})
-        state.scheduler.load_state_dict(plain["scheduler"])
-        state.history = plain["history"]
-        return
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

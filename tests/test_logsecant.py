@@ -14,7 +14,7 @@ from acertlab.approximate import Estimates, approximate_radius
 from acertlab.interval import freeze
 from acertlab.logsecant import Trail, cross
 from acertlab.margin import clean_margin
-from acertlab.radius import certified_radius
+from acertlab.radius import certified_radius, margin_function
 
 CAP, XTOL, RTOL = 2.0, 1e-7, 1e-5
 F64 = torch.float64
@@ -134,7 +134,7 @@ def batch(digits_net: Trained) -> tuple:
     with torch.no_grad():
         frozen, clean = freeze(digits_net.model), clean_margin(digits_net.model(x), y)
     exact = certified_radius(digits_net.model, x, y, 0.2)
-    return (frozen, x, y, clean, 0.2), exact.radius
+    return (margin_function(frozen, True, (0.0, 1.0)), (x, y), clean, 0.2), exact.radius
 
 
 def test_estimates_are_as_good_as_they_say(batch: tuple) -> None:

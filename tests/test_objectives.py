@@ -11,23 +11,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from acertlab.box import Box
+from acertlab.attack import training_attack
+from acertlab.box import Box, ball
+from acertlab.crown import crown_ibp_margins
 from acertlab.interval import clean_pass, freeze, trace
+from acertlab.lirpa import Bounded
+from acertlab.models import MODELS
 from acertlab.objectives import (
     ACERT,
+    ACERTMTLIBP,
+    ACERTSABR,
+    CCIBP,
+    CROWNIBP,
     IBP,
+    MTLIBP,
     OBJECTIVES,
+    SABR,
     ACERTFast,
+    ExpIBP,
     FastIBP,
     Standard,
     Step,
-    l1_norm,
-    linear_ramp,
-    relu_balance,
-    smooth_ramp,
-    tightness,
 )
 from acertlab.presets import TrainConfig
+from acertlab.regularisers import l1_norm, relu_balance, tightness
+from acertlab.schedules import linear_ramp, smooth_ramp
 
 STD = 0.5
 
@@ -69,13 +77,16 @@ def setup(build, seed=0, batch=12):
 
 def step_of(model, x, y, eps) -> Step:
     logits, statistics = clean_pass(model, x)
-    return Step(x, y, logits, freeze(trace(model), statistics), eps, STD)
+    return Step(x, y, logits, freeze(trace(model), statistics), eps, STD, model=model)
 
 
-def reference(model, x, y, radii, merged):
-    """Worst-case margins (B, 4), the boxes at the ReLUs, and d0 at the normalised input: by the definition."""
-    eps = radii.view(-1, 1, 1, 1)
-    lower, upper, clean = (x - eps).clamp(min=0), (x + eps).clamp(max=1), x
+def reference(model, x, y, radii, merged, centre=None):
+    """Worst-case margins (B, 4), the boxes at the ReLUs, and d0 at the normalised input: by the definition.
+
+    The boxes are around ``centre``, x if that is None; BatchNorm has the statistics of x.
+    """
+    eps, centre = radii.view(-1, 1, 1, 1), x if centre is None else centre
+    lower, upper, clean = (centre - eps).clamp(min=0), (centre + eps).clamp(max=1), x
     relus, margins = [], None
     for layer in model:
         c, r = (lower + upper) / 2, (upper - lower) / 2
@@ -110,7 +121,7 @@ def reference(model, x, y, radii, merged):
             lower, upper = lower.flatten(1), upper.flatten(1)
         if layer is not model[-1]:
             clean = F.relu(clean) if isinstance(layer, nn.ReLU) else layer(clean)
-    d0 = ((x + eps).clamp(max=1) - (x - eps).clamp(min=0)).mean() / 2 / STD
+    d0 = ((centre + eps).clamp(max=1) - (centre - eps).clamp(min=0)).mean() / 2 / STD
     return margins, relus, d0
 
 
@@ -226,13 +237,229 @@ def test_acert_regularises_at_its_own_radii():
     assert_same(model, loss, F.cross_entropy(margins, y) + 0.5 * (1 - 0.05 / 0.4) * reference_regulariser(relus, d0))
 
 
-@pytest.mark.parametrize("method", ["ibp", "fast-ibp", "acert", "acert-fast"])
+@pytest.mark.parametrize("method", [name for name in OBJECTIVES if name != "standard"])
 def test_at_eps_zero_the_robust_term_is_the_clean_loss(method):
     model, x, y = setup(cnn)
     objective = OBJECTIVES[method].from_config(TrainConfig(method=method, kappa=0.3, lambda0=0.0))
     loss, logged = objective(step_of(model, x, y, 0.0))
     assert_same(model, loss, F.cross_entropy(model(x), y))
     assert not logged["radii"].radius.any()
+
+
+# ---- successors
+
+
+def pgd(model, x, y, eps, steps, size):
+    """PGD in a few lines, with the global generator's noise; the model in evaluation mode."""
+    lower, upper = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+    point = lower + torch.rand_like(x) * (upper - lower)
+    model.eval()
+    for step in range(steps):
+        point.requires_grad_()
+        loss = F.cross_entropy(model(point), y, reduction="sum")
+        falls = (step / steps >= 0.5) + (step / steps >= 0.8) + (step / steps >= 0.9)
+        move = eps * size * 0.1**falls * torch.autograd.grad(loss, point)[0].sign()
+        point = torch.maximum(torch.minimum(point.detach() + move, upper), lower)
+    model.train()
+    return point
+
+
+@both
+@pytest.mark.parametrize(("steps", "size"), [(1, 10.0), (8, 0.5), (10, 0.25)])
+def test_the_attack_is_pgd_and_leaves_the_model_alone(build, steps, size):
+    model, x, y = setup(build)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(3)
+    found = training_attack(model, x, y, 0.1, steps=steps, step_size=size)
+    torch.manual_seed(3)
+    assert torch.equal(found, pgd(model, x, y, 0.1, steps, size))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert all(p.grad is None for p in model.parameters()) and not found.requires_grad
+    assert ((found - x).abs() <= 0.1 + 1e-12).all() and found.min() >= 0 and found.max() <= 1
+    model.eval()
+    assert F.cross_entropy(model(found), y) > F.cross_entropy(model(x), y)
+
+
+def loss_and_attack(objective, model, x, y, eps):
+    """The loss of one step, and the x_adv that its attack must have found."""
+    step = step_of(model, x, y, eps)
+    torch.manual_seed(5)
+    loss, logged = objective(step)
+    torch.manual_seed(5)
+    return loss, logged, pgd(model, x, y, eps, objective.attack_steps, objective.attack_step_size)
+
+
+@both
+@pytest.mark.parametrize("eps", [0.02, 0.1])
+def test_sabr_bounds_a_small_box_around_the_attack(build, eps):
+    model, x, y = setup(build)
+    objective = SABR(kappa=0.2, eps_max=0.1, small_box=0.3, lambda0=0.5)
+    loss, logged, x_adv = loss_and_attack(objective, model, x, y, eps)
+    centre = torch.maximum(torch.minimum(x_adv, x + 0.7 * eps), x - 0.7 * eps)
+    margins, relus, d0 = reference(model, x, y, torch.full_like(x[:, 0, 0, 0], 0.3 * eps), True, centre)
+    weight = 0.5 * (1 - eps / 0.1)
+    expected = 0.2 * F.cross_entropy(model(x), y) + 0.8 * F.cross_entropy(margins, y)
+    assert_same(model, loss, expected + weight * reference_regulariser(relus, d0))
+    assert (logged["radii"].radius == eps).all()
+
+
+@both
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("kind", [MTLIBP, CCIBP, ExpIBP])
+def test_expressive_losses_mix_bounds_and_attack(build, kind, merged):
+    model, x, y = setup(build)
+    eps, a, kappa = 0.05, 0.3, 0.25
+    objective = kind(kappa=kappa, eps_max=eps, alpha=a, merged=merged, attack_steps=1, attack_step_size=10.0)
+    loss, logged, x_adv = loss_and_attack(objective, model, x, y, eps)
+    bounds, _, _ = reference(model, x, y, torch.full_like(x[:, 0, 0, 0], eps), merged)
+    attacked, _, _ = reference(model, x, y, torch.zeros_like(x[:, 0, 0, 0]), merged, x_adv)
+    ibp, adversarial = F.cross_entropy(bounds, y), F.cross_entropy(attacked, y)
+    robust = {
+        MTLIBP: a * ibp + (1 - a) * adversarial,
+        CCIBP: F.cross_entropy(a * bounds + (1 - a) * attacked, y),
+        ExpIBP: torch.exp(a * ibp.log() + (1 - a) * adversarial.log()),
+    }[kind]
+    assert_same(model, loss, kappa * F.cross_entropy(model(x), y) + (1 - kappa) * robust)
+    assert torch.allclose(logged["robust"], robust)
+
+
+def test_the_ends_of_the_expressive_losses():
+    model, x, y = setup(mlp)  # no running statistics, which the attack would see
+    losses = {}
+    for alpha in (0.0, 1.0):
+        for kind in (MTLIBP, CCIBP, ExpIBP):
+            losses[kind, alpha], _, _ = loss_and_attack(kind(eps_max=0.05, alpha=alpha), model, x, y, 0.05)
+    ibp, _ = FastIBP(eps_max=0.05)(step_of(model, x, y, 0.05))
+    assert all(torch.allclose(losses[kind, 1.0], ibp) for kind in (MTLIBP, CCIBP, ExpIBP))
+    assert torch.allclose(losses[CCIBP, 0.0], losses[MTLIBP, 0.0])
+    assert torch.allclose(losses[ExpIBP, 0.0], losses[MTLIBP, 0.0])
+    assert losses[MTLIBP, 0.0] < ibp
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_acert_sabr_finds_the_root_of_the_small_box(merged):
+    model, x, y = setup(cnn)
+    eps, share = 0.1, 0.4
+    objective = ACERTSABR(eps_max=eps, small_box=share, merged=merged, root_iterations=60)
+    loss, logged, x_adv = loss_and_attack(objective, model, x, y, eps)
+    radii = logged["radii"].radius
+
+    def margins_at(radii):
+        reach = ((1 - share) * radii).view(-1, 1, 1, 1)
+        centre = x + torch.maximum(torch.minimum(x_adv - x, reach), -reach)
+        return reference(model, x, y, share * radii, merged, centre)[0]
+
+    def worst(radii):
+        return margins_at(radii).scatter(1, y[:, None], -math.inf).amax(1)
+
+    inside = (radii > 0) & (radii < eps)
+    assert (radii[:3] == 0).all() and inside.any()
+    assert (worst(radii * 0.999 - 1e-5)[inside] < 0).all()
+    assert (worst(radii * 1.001 + 1e-5)[inside] > 0).all()
+    assert (worst(radii)[radii == eps] < 0).all()
+    _, whole = ACERT(eps_max=eps, merged=merged, root_iterations=60)(step_of(model, x, y, eps))
+    assert (radii >= whole["radii"].radius - 1e-5).all()  # a small box lies in the whole ball
+    assert_same(model, loss, F.cross_entropy(margins_at(radii), y))
+
+
+def test_acert_mtl_ibp_is_acert_and_the_attack():
+    model, x, y = setup(cnn)
+    objective = ACERTMTLIBP(eps_max=0.05, alpha=0.6, root_iterations=60)
+    loss, logged, x_adv = loss_and_attack(objective, model, x, y, 0.05)
+    acert, searched = ACERT(eps_max=0.05, root_iterations=60)(step_of(model, x, y, 0.05))
+    assert torch.allclose(logged["radii"].radius, searched["radii"].radius)
+    attacked, _, _ = reference(model, x, y, torch.zeros_like(x[:, 0, 0, 0]), True, x_adv)
+    assert_same(model, loss, 0.6 * acert + 0.4 * F.cross_entropy(attacked, y))
+
+
+# ---- CROWN-IBP
+
+
+def dense_crown(layers, lower, upper, boxes, row, offset):
+    """The upper bound of row . features + offset, of one sample, with numpy and plain loops; layers: (W, b) each."""
+    a, constant = row.copy(), offset
+    for (weight, bias), box in zip(reversed(layers), reversed(boxes), strict=True):
+        for j in range(len(a)):  # back through the ReLU
+            low, high = box[0][j], box[1][j]
+            if high <= 0:
+                a[j] = 0.0
+            elif low < 0:
+                chord = high / (high - low)
+                if a[j] > 0:
+                    constant += a[j] * -chord * low
+                    a[j] *= chord
+                else:
+                    a[j] *= 1.0 if high > -low else 0.0
+        constant, a = constant + a @ bias, a @ weight
+    return constant + np.sum(np.where(a > 0, a * upper, a * lower))
+
+
+@pytest.mark.parametrize("beta_end", [0.0, 0.4])
+@pytest.mark.parametrize("eps", [0.01, 0.05, 0.1])
+def test_crown_ibp_mixes_the_linear_bound_with_ibp(eps, beta_end):
+    model, x, y = setup(mlp)
+    objective = CROWNIBP(kappa=0.1, eps_max=0.1, beta_end=beta_end)
+    loss, _ = objective(step_of(model, x, y, eps))
+    ibp, relus, _ = reference(model, x, y, torch.full_like(x[:, 0, 0, 0], eps), True)
+    hidden = [
+        (m.weight.detach().numpy(), m.bias.detach().numpy()) for m in list(model)[2:-1] if isinstance(m, nn.Linear)
+    ]
+    hidden[0] = (hidden[0][0] / STD, hidden[0][1])
+    head, crown = model[-1], np.zeros((len(x), 4))
+    for i in range(len(x)):
+        low, high = (end.numpy().ravel() for end in ((x[i] - eps).clamp(min=0), (x[i] + eps).clamp(max=1)))
+        boxes = [tuple(end[i].detach().numpy() for end in box) for box in relus]
+        for k in set(range(4)) - {int(y[i])}:
+            row = (head.weight[k] - head.weight[y[i]]).detach().numpy()
+            crown[i, k] = dense_crown(hidden, low, high, boxes, row, (head.bias[k] - head.bias[y[i]]).item())
+    beta = 1 - (1 - beta_end) * eps / 0.1
+    robust = F.cross_entropy(beta * torch.tensor(crown) + (1 - beta) * ibp, y)
+    assert torch.allclose(loss, 0.1 * F.cross_entropy(model(x), y) + 0.9 * robust, rtol=1e-9)
+    assert (loss < FastIBP(kappa=0.1, eps_max=0.1)(step_of(model, x, y, eps))[0]) or beta == 0
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_crown_ibp_is_auto_lirpas(name, merged):
+    torch.manual_seed(0)
+    shape, sizes = ((3, 16, 16), {"width": 3, "linear": 8}) if name == "cnn7" else ((3, 8, 8), {"width": 4})
+    model = MODELS[name](shape, 5, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), **sizes)
+    for _ in range(3):
+        model(torch.rand(16, *shape))  # running statistics
+    model.eval()
+    x, y = torch.rand(6, *shape), torch.randint(0, 5, (6,))
+    for eps in (0.003, 0.1):
+        frozen, box, relus = freeze(model), ball(x, eps), []
+        ibp = frozen.margins(box, y, merged=merged, relu_inputs=relus)
+        ours = torch.minimum(ibp, crown_ibp_margins(frozen, box, y, relus, merged=merged))
+        theirs = Bounded(model, "crown-ibp").margins(box, y, merged=merged)
+        assert (ours - theirs).abs().max() < 2e-6 * theirs.abs().max()
+        assert (ours < ibp - 1e-3).any()
+
+
+def test_crown_ibps_gradient_is_that_of_its_value():
+    model, x, y = setup(cnn)
+    weight = model[1].weight
+
+    def value(shift):
+        with torch.no_grad():
+            weight.view(-1)[7] += shift
+        loss, _ = CROWNIBP(eps_max=0.1, beta_end=1.0)(step_of(model, x, y, 0.03))
+        with torch.no_grad():
+            weight.view(-1)[7] -= shift
+        return loss
+
+    loss, _ = CROWNIBP(eps_max=0.1, beta_end=1.0)(step_of(model, x, y, 0.03))
+    slope = torch.autograd.grad(loss, weight)[0].view(-1)[7]
+    assert slope.item() == pytest.approx((value(1e-6) - value(-1e-6)).item() / 2e-6, rel=1e-4)
+
+
+def test_crown_ibp_names_a_layer_it_cannot_go_back_through():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    x, y = torch.rand(4, 1, 6, 6, dtype=torch.float64), torch.arange(4)
+    with pytest.raises(TypeError, match=r"'_2' \(Tanh\)"):
+        CROWNIBP(eps_max=0.1)(step_of(model, x, y, 0.03))
 
 
 def test_search_and_bounds_update_running_statistics_once():
@@ -248,7 +475,26 @@ def test_search_and_bounds_update_running_statistics_once():
 def test_from_config_takes_every_field():
     config = TrainConfig(kappa=0.3, eps_max=0.1, lambda0=0.2, merged=False, domain=None, root_iterations=3, rtol=1e-3)
     assert OBJECTIVES["acert"].from_config(config) == ACERT(0.3, False, None, 0.1, 0.2, "log-secant", 1e-6, 1e-3, 3)
-    assert [OBJECTIVES[m].ibp_init for m in ("standard", "ibp", "fast-ibp", "acert", "acert-fast")] == [0, 0, 1, 1, 1]
+    assert {name for name, objective in OBJECTIVES.items() if not objective.ibp_init} == {
+        "standard",
+        "ibp",
+        "crown-ibp",
+    }
+    assert {name for name, objective in OBJECTIVES.items() if objective.searches} == {
+        "acert",
+        "acert-sabr",
+        "acert-mtl-ibp",
+    }
+    config = TrainConfig(small_box=0.7, alpha=0.2, attack_steps=3, attack_step_size=2.0, amp=True, eps_max=0.1)
+    sabr = OBJECTIVES["acert-sabr"].from_config(config)
+    assert (sabr.small_box, sabr.attack_steps, sabr.attack_step_size, sabr.amp, sabr.eps_max) == (
+        0.7,
+        3,
+        2.0,
+        True,
+        0.1,
+    )
+    assert OBJECTIVES["mtl-ibp"].from_config(config).alpha == 0.2
 
 
 # ---- regularisers

@@ -18,7 +18,7 @@ from acertlab.box import Box
 from acertlab.interval import Frozen, freeze
 from acertlab.margin import certified_margin, clean_margin, margin_at
 from acertlab.models import mlp, residual_cnn
-from acertlab.radius import SOLVERS, RadiusStatus, certified_radius
+from acertlab.radius import SOLVERS, RadiusStatus, certified_radius, margin_function
 
 XTOL, RTOL = 1e-8, 1e-5
 
@@ -329,12 +329,13 @@ def test_training_radii(digits_net: Trained) -> None:
     exact = certified_radius(model, x, y, 0.2).radius
     with torch.no_grad():
         frozen, clean = freeze(model), clean_margin(model(x), y)
+    call = (margin_function(frozen, True, (0.0, 1.0)), (x, y), clean, 0.2)
     for compact in (True, False):
-        radius = approximate_radius(frozen, x, y, clean, 0.2, maxiter=30, compact=compact).radius
+        radius = approximate_radius(*call, maxiter=30, compact=compact).radius
         assert (radius - exact).abs().max() < 2e-4 * 0.2
-    fast = approximate_radius(frozen, x, y, clean, 0.2, maxiter=0).radius
+    fast = approximate_radius(*call, maxiter=0).radius
     assert torch.equal(fast, torch.where(clean < 0, 0.2, 0.0))
-    two = approximate_radius(frozen, x, y, clean, 0.2, maxiter=2).radius
+    two = approximate_radius(*call, maxiter=2).radius
     assert (two - exact).abs().mean() < 0.25 * (fast - exact).abs().mean()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from acertlab.data import load_dataset, to_float
+from acertlab.failure import NotFinite
 from acertlab.interval import freeze
 from acertlab.margin import margin_at
 from acertlab.models import MODELS
@@ -65,7 +67,7 @@ def assert_same_weights(a, b):
 @pytest.mark.parametrize(
     ("name", "value", "accepted"),
     [
-        ("method", "acrt", "standard, ibp, fast-ibp, acert, acert-fast"),
+        ("method", "acrt", "standard, ibp, fast-ibp, crown-ibp, sabr"),
         ("dataset", "minst", "mnist"),
         ("dataset", "folder", "folder:PATH"),
         ("dataset", None, "mnist"),
@@ -90,6 +92,14 @@ def assert_same_weights(a, b):
         ("device", "tpu", "auto, cpu, cuda, mps"),
         ("lr", -1e-3, "> 0"),
         ("l1", -1.0, ">= 0"),
+        ("small_box", 1.5, "<= 1"),
+        ("alpha", -0.1, ">= 0"),
+        ("attack_steps", 0, ">= 1"),
+        ("attack_step_size", 0.0, "> 0"),
+        ("beta_end", 2.0, "<= 1"),
+        ("root_iterations", -1, ">= 0"),
+        ("protocol", "paper", "held-out, published"),
+        ("amp", 1, "True or False"),
     ],
 )
 def test_bad_settings_are_named_with_what_is_accepted(name, value, accepted):
@@ -136,6 +146,26 @@ def test_presets_are_table_4():
     assert replace(fair, method="acert") == preset("mnist", "acert", budget="fast")
     with pytest.raises(ValueError, match="budget = 'huge': accepted is smoke, fast, paper"):
         preset("mnist", "acert", budget="huge")
+
+
+def test_presets_are_the_methods_authors():
+    sabr, mtl, exp = (preset("cifar10", method) for method in ("sabr", "mtl-ibp", "exp-ibp"))
+    assert (sabr.epochs, sabr.milestones, sabr.small_box, sabr.attack_steps, sabr.attack_step_size) == (
+        180, (140, 160), 0.7, 8, 0.5)  # fmt: skip
+    assert (mtl.epochs, mtl.milestones, mtl.alpha, mtl.l1, mtl.attack_steps, mtl.attack_step_size) == (
+        260, (180, 220), 0.5, 1e-7, 1, 10.0)  # fmt: skip
+    assert (exp.l1, exp.alpha, preset("tinyimagenet", "exp-ibp").alpha) == (0.0, 0.5, 0.04)
+    assert [preset("mnist", method).alpha for method in ("mtl-ibp", "cc-ibp")] == [0.08, 0.3]
+    assert preset("mnist", "sabr").small_box == 0.6
+    assert preset("tinyimagenet", "mtl-ibp").l1 == 5e-5
+    assert preset("tinyimagenet", "crown-ibp").epochs == 80
+    ours = preset("cifar10", "acert-sabr")
+    assert ours == replace(preset("cifar10", "acert"), method="acert-sabr", small_box=0.7)
+    for method in ("sabr", "mtl-ibp", "acert-mtl-ibp"):  # equal schedules where two cores must do
+        own = {name: getattr(preset("mnist", method), name) for name in ("small_box", "alpha", "attack_steps",
+                                                                         "attack_step_size")}  # fmt: skip
+        fair = preset("mnist", "acert", budget="fast")
+        assert preset("mnist", method, budget="fast") == replace(fair, method=method, **own)
 
 
 def test_notebook_parameters_replace_a_preset_where_they_are_set():
@@ -359,6 +389,112 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(few, tmp_path, monkeypatc
     assert len(resumed.history) == 4
 
 
+@pytest.mark.parametrize("foreign", ["seed", "shape"])
+def test_a_foreign_checkpoint_is_named_and_never_loaded(few, tmp_path, monkeypatch, caplog, foreign):
+    other = replace(SMALL, seed=1) if foreign == "seed" else replace(SMALL, width=16)
+    for config, name in ((SMALL, "cut"), (other, "other")):
+        with monkeypatch.context() as patched, pytest.raises(Interrupted):
+            stop_after(3, patched)
+            train(config, few, tmp_path / name, progress=False)
+    shutil.rmtree(tmp_path / "cut" / "checkpoint" / "epoch-0003")
+    shutil.copytree(tmp_path / "other" / "checkpoint" / "epoch-0003", tmp_path / "cut" / "checkpoint" / "epoch-0003")
+    resumed = train(SMALL, few, tmp_path / "cut", progress=False)
+    assert "epoch-0003 is passed over: it belongs to another run" in caplog.text
+    assert "epoch-0002" not in caplog.text
+    assert_same_weights(weights(resumed.path), weights(train(SMALL, few, tmp_path / "whole", progress=False).path))
+
+
+FULL = textwrap.dedent("""
+    import resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+""")
+
+
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(digits, tmp_path):
+    """The child may write no file larger than so many bytes: less than a checkpoint, as on a disk without room."""
+    config = replace(SMALL, epochs=3, ramp_epochs=1)
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "run"), repr(asdict(config))]
+    with subprocess.Popen(command) as process:
+        while process.poll() is None and not list((tmp_path / "run" / "checkpoint").glob("epoch-0001")):
+            time.sleep(0.01)
+        process.kill()
+    before = load_file(tmp_path / "run" / "checkpoint" / "epoch-0001" / "state.safetensors")
+    full = [sys.executable, "-c", CHILD.replace("import torch", FULL + "import torch", 1), *command[3:], "20000"]
+    failed = subprocess.run(full, capture_output=True, text=True)
+    assert failed.returncode == 1
+    message = failed.stderr.strip().splitlines()[-1]
+    assert "File too large; the checkpoint epoch-0001 is whole; make room and give the same command again" in message
+    assert str(tmp_path / "run") in message
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoint").iterdir())
+    assert kept == ["epoch-0001"] and not list(tmp_path.rglob("*.tmp"))
+    after = load_file(tmp_path / "run" / "checkpoint" / "epoch-0001" / "state.safetensors")
+    assert_same_weights(before, after)
+    subprocess.run(command, check=True)
+    whole = train(config, digits, tmp_path / "whole", progress=False)
+    assert_same_weights(weights(tmp_path / "run"), weights(whole.path))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda model: model[3].weight.data.fill_(3e38), r"It began in layer '3' \(Linear\): its output is not finite"),
+        (None, r"It began in layer '1' \(Linear\): its bounds at eps_t are not finite"),
+    ],
+    ids=["clean pass", "bounds"],
+)
+def test_the_layer_in_which_a_loss_overflows_is_named(few, tmp_path, monkeypatch, spoil, sentence):
+    original = train_module.initial_state
+
+    def spoiled(*args):
+        state = original(*args)
+        if spoil:
+            spoil(state.model)
+        else:  # finite at x, where the weights cancel each other, and not over a box
+            state.model[1].weight.data.fill_(3e38)
+            state.model[1].bias.data.zero_()
+        return state
+
+    monkeypatch.setattr(train_module, "initial_state", spoiled)
+    images = few if spoil else replace(few, train_x=few.train_x * 0)
+    config = replace(SMALL, method="ibp", clean_epochs=0, ramp_epochs=0, epochs=1)
+    with pytest.raises(NotFinite, match=sentence):
+        train(config, images, tmp_path, progress=False)
+
+
+def test_too_high_a_rate_is_found_in_the_first_steps(few, tmp_path):
+    with pytest.raises(
+        FloatingPointError, match=r"epoch 0 at step \d+ \(learning rate about .* It began in layer '\d'"
+    ):
+        train(replace(SMALL, lr=1e30), few, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_published_protocol_selects_on_the_test_set_and_says_so(killed, few, tmp_path, monkeypatch):
+    config = replace(SMALL, protocol="published", epochs=6)
+    if killed:
+        with monkeypatch.context() as patched, pytest.raises(Interrupted):
+            stop_after(4, patched)
+            train(config, few, tmp_path, progress=False)
+    run = train(config, few, tmp_path, progress=False)
+    best = run.history.val_art.to_numpy()
+    assert run.result["protocol"] == "published" and run.result["selected_on"] == "test"
+    assert run.result["selected_epoch"] == len(best) - 1 - best[::-1].argmax()
+    sizes = [slice(i, i + 32) for i in range(0, 60, 32)]
+    found = certified_radius(run.load_model(), to_float(few.test_x), few.test_y, 0.1)
+    accs = [(run.load_model()(to_float(few.test_x)).argmax(1) == few.test_y)[s].double().mean() for s in sizes]
+    acrs = [found.radius[s].double().mean() / 0.1 for s in sizes]
+    means = run.result["means_of_batches"]
+    assert means["art"] == pytest.approx(
+        sum((a * r) ** 0.5 for a, r in zip(accs, acrs, strict=True)).item() / 2, abs=1e-6
+    )
+    assert means["art"] == pytest.approx(best.max(), abs=1e-3)
+    assert means["acr"] == pytest.approx(sum(acrs).item() / 2, abs=1e-6)
+    assert means["acr"] != pytest.approx(run.result["acr"], abs=1e-6)  # ours pools: the last batch is smaller
+    plain = train(replace(config, protocol="held-out"), few, tmp_path / "plain", progress=False)
+    assert plain.result["protocol"] == "held-out" and "selected_on" not in plain.result
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(few, tmp_path, monkeypatch):
     original = train_module.l1_norm
     monkeypatch.setattr(train_module, "l1_norm", lambda model: original(model) * float("nan"))
@@ -384,7 +520,7 @@ def test_ibp_methods_start_from_ibp_initialisation(few):
         state = train_module.initial_state(replace(SMALL, method=method), few, torch.device("cpu"), steps=7)
         spread[method] = state.model[1].weight.std().item()
     expected = (2 * torch.pi) ** 0.5 / 64
-    for method in ("fast-ibp", "acert", "acert-fast"):
+    for method in set(OBJECTIVES) - {"standard", "ibp", "crown-ibp"}:
         assert spread[method] == pytest.approx(expected, rel=0.1)
     assert spread["standard"] == spread["ibp"] != pytest.approx(expected, rel=0.1)
 

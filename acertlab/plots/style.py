@@ -28,6 +28,8 @@ METHODS: dict[str, tuple[str, str]] = {  # a method's colour and its marker
     "exp-ibp": (SKY, "triangle-down"),
     "acert": (VERMILLION, "star"),
     "acert-fast": (ORANGE, "hexagram"),
+    "acert-sabr": (PURPLE, "star-diamond"),
+    "acert-mtl-ibp": (GREEN, "star-square"),
 }
 EPS_AXIS = "eps (pixel units, 0 to 1)"
 
