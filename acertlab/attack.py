@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acertlab.box import Domain, ball, check_eps
 from acertlab.chunks import in_chunks
-from acertlab.interval import Frozen
+from acertlab.interval import TILE
 from acertlab.margin import check_samples, clean_margin, full_precision, pad
 from acertlab.radius import check_eps_max
 from acertlab.rootfind import brentq
@@ -260,7 +260,7 @@ class _Ascent:
 
     def logits(self, x: Tensor) -> Tensor:
         """Padded as in the certificate, so that a witness has the same logits whichever batch it is in."""
-        return self.model(pad(x, Frozen.tile).clone())[: len(x)]  # a clone: the model may work in place
+        return self.model(pad(x, TILE).clone())[: len(x)]  # a clone: the model may work in place
 
     def _margin_and_gradient(self, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The margin at x, (B,), and the gradient there of the target's own margin, (B, ...)."""

@@ -29,6 +29,7 @@ from acertlab.rules import (
     RELU_METHODS,
     Affine,
     IntervalAffine,
+    alike,
     batch_norm_scale,
     evaluate,
     has_rule,
@@ -36,6 +37,9 @@ from acertlab.rules import (
 )
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
+TILE = (
+    32  # a batch of a multiple of so many rows is computed alike in all its rows, whatever the network and the device
+)
 CACHE = 3 * 2**19  # bytes of one end of a box that a core's cache holds, with what else a layer needs (measured)
 
 
@@ -214,14 +218,15 @@ class Frozen:
 
     Attributes:
         monotone: a larger box never has smaller bounds.
-        tile: batches of a multiple of it are computed alike, see `acertlab.margin.pad`.
+        tile: batches of a multiple of it are computed alike, see `acertlab.margin.pad`; on a CPU matrix products see to
+            themselves (`acertlab.rules.alike`), and convolutions only have another kernel for a single row.
         row_bytes: of one end of the largest box of a pass, a sample; 0 before the first.
         shapes: of each node's box in the last pass, without the batch.
         rule, functions, methods: what a layer, a function and a method do to a box; another kind of pass has others.
     """
 
     monotone = True
-    tile = 32
+    tile = TILE
     row_bytes = 0
     rule = staticmethod(rule)
     functions, methods = FUNCTIONS, METHODS
@@ -234,8 +239,13 @@ class Frozen:
         for source, node in last_use.items():
             self.last_uses.setdefault(node, []).append(source)
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.tile = 2 if self._on_cpu() else TILE
         self.own_input = {node for node in self.nodes if self._owns_input(node)}
         self.head = self._find_head()
+
+    def _on_cpu(self) -> bool:
+        weights = [layer.weight for layer in self.layers.values() if isinstance(layer, IntervalAffine)]
+        return bool(weights) and all(weight.device.type == "cpu" for weight in weights)
 
     def _owns_input(self, node: fx.Node) -> bool:
         """Whether it is a ReLU of what an affine layer made for it alone, where it may work in place."""
@@ -353,7 +363,7 @@ class Frozen:
     def _rows_in_cache(self) -> int:
         """As many tiles as keep the largest box of a pass in the cache; one until that is known."""
         fit = CACHE * torch.get_num_threads() // self.row_bytes if self.row_bytes else 0
-        return self.tile * max(1, fit // self.tile)
+        return TILE * max(1, fit // TILE)
 
     def _margins(self, box: Box, y: Tensor, merged: bool, relu_inputs: list[Box] | None = None) -> Tensor:
         own = y.unsqueeze(1)
@@ -362,7 +372,7 @@ class Frozen:
             return (out.upper - out.lower.gather(1, own)).scatter(1, own, 0.0)
         head = self.layers[self.head]
         features = self.propagate(box, relu_inputs, until=self.head)
-        center = F.linear(features.center, head.weight, head.bias)
+        center = alike(F.linear, features.center, head.weight, head.bias)
         return center - center.gather(1, own) + _difference_radius(head.weight, features.radius, y)
 
 
@@ -378,7 +388,7 @@ def _difference_radius(weight: Tensor, radius: Tensor, y: Tensor, limit: int = 2
     classes, features = weight.shape
     if classes * classes * features <= min(limit, 64 * weight.numel()):  # few classes: one table of all pairs
         pairs = (weight.unsqueeze(0) - weight.unsqueeze(1)).abs_()  # (y, i, features)
-        table = F.linear(radius, pairs.view(-1, features)).view(-1, classes, classes)
+        table = alike(F.linear, radius, pairs.view(-1, features), None).view(-1, classes, classes)
         return table.gather(1, y.view(-1, 1, 1).expand(-1, 1, classes)).squeeze(1)
     step = max(1, limit // weight.numel())
     parts = zip(radius.split(step), y.split(step), strict=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from acertlab.box import Box, Domain, ball, check_eps, check_input
-from acertlab.interval import freeze
+from acertlab.interval import TILE, freeze
 from acertlab.lirpa import BOUNDS, Bounded
 from acertlab.sound import prepare_sound
 
@@ -22,7 +22,7 @@ class Network(Protocol):
     """A network prepared for bounds: `acertlab.interval.Frozen`, `acertlab.lirpa.Bounded`, `acertlab.sound`'s."""
 
     monotone: bool  # whether the margin grows with eps
-    tile: int  # batches are padded to a multiple of it, see `pad`
+    tile: int  # batches are padded to a multiple of it, see `pad`; TILE, where nothing better is known
 
     def margins(self, box: Box, y: Tensor, *, merged: bool = True) -> Tensor:
         """Upper bounds of logit_i - logit_y over ``box``, (B, classes); column y is 0."""
@@ -258,7 +258,7 @@ def check_faithful(model: nn.Module, network: Network, x: Tensor, y: Tensor) -> 
     """
     if not len(x):
         return
-    x, y = (pad(rows[: network.tile], network.tile) for rows in (x, y))
+    x, y = (pad(rows[:TILE], TILE) for rows in (x, y))
     with torch.no_grad():
         logits = model(x.clone())
         try:

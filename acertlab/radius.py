@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from acertlab.box import Domain
 from acertlab.chunks import in_chunks, largest_growth
-from acertlab.interval import freeze
+from acertlab.interval import TILE, freeze
 from acertlab.logsecant import Trail, cross, guard
 from acertlab.margin import (
     BOUNDS,
@@ -155,7 +155,7 @@ def certified_radius(
         if sound:
             clean = margin_at(networks[0], xs, ys, 0.0, merged=merged, domain=domain)
         else:
-            clean = clean_margin(model(pad(xs.clone(), networks[0].tile))[: len(xs)], ys)  # in place, perhaps
+            clean = clean_margin(model(pad(xs.clone(), TILE))[: len(xs)], ys)  # in place, perhaps
         result = None
         for network in networks:
             guess = warm_start[part] if warm_start is not None and network is networks[-1] else None
@@ -383,7 +383,7 @@ def _chunk_size(
         model(x[first])
         margin_at(network, x[first].double() if sound else x[first], y[first], eps_max, domain=domain)
 
-    return max(1, memory // (8 * max(1, largest_growth(passes, network.tile)))) if len(x) else 1
+    return max(1, memory // (8 * max(1, largest_growth(passes, TILE)))) if len(x) else 1
 
 
 def _check_search(

@@ -54,7 +54,8 @@ class SoundNetwork(Frozen):
 
     def _apply(self, node: fx.Node, *args: Any) -> Any:
         value = super()._apply(node, *args)
-        computed = node.op in ("call_function", "call_method") and name_of(node.target) not in UNROUNDED
+        by_name = node.op in ("call_function", "call_method") and name_of(node.target) not in UNROUNDED
+        computed = by_name or node.op == "call_module"
         if computed and isinstance(value, Tensor) and value.is_floating_point():
             raise _computed_constant(node)
         return value
