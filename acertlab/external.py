@@ -31,12 +31,7 @@ from acertlab.train import CERTIFIED_AT, LOCK_WAIT, history_table, open_folder
 
 # ---- state dicts
 
-NESTED = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-)  # where training scripts keep it, beside optimiser and epoch
+NESTED = ("state_dict", "model_state_dict", "model", "net")  # where scripts keep it, beside optimiser and epoch
 WRAPPED = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 COUNTER = "num_batches_tracked"  # of BatchNorm: absent from old files, and of no use in evaluation
 SAFETENSORS = ".safetensors"  # keeps tensors in an order of its own
@@ -53,9 +48,9 @@ def load_weights(
 ) -> nn.Module:
     """Fills a network with the weights of a checkpoint: safetensors, or a file of `torch.save` that holds tensors only.
 
-    Weights go where their name is the same. Where names differ, as in another code's Sequential, they go by the order in
-    which layers were made: both must have as many, each of the same kind (weight, bias, ...) and shape. `Normalize` is
-    passed over, but where the file has a normalisation, too, the two must be equal. Safetensors keep no such order.
+    Weights go where their name is the same. Where names differ, as in another code's Sequential, they go by the order
+    in which layers were made: both must have as many, each of the same kind (weight, bias, ...) and shape. `Normalize`
+    is passed over, but where the file normalises, too, the two must be equal. Safetensors keep no such order.
 
     Args:
         model: the architecture, such as ``al.models.cnn7(...)``; filled in place, or not touched at all.

@@ -184,6 +184,7 @@ def _constant(root: fx.GraphModule, value: Any) -> Tensor | None:
 
 
 def drop_softmax(model: fx.GraphModule) -> fx.GraphModule:
+    """The model without its last operation, where that is a softmax; in place."""
     output = next(node for node in model.graph.nodes if node.op == "output")
     last = output.args[0]
     called = type(model.get_submodule(last.target)) if last.op == "call_module" else last.target

@@ -167,7 +167,11 @@ class _Layers(fx.Transformer):
         return super().run_node(n)
 
     def get_attr(self, target: str, args: tuple, kwargs: dict) -> Tensor:
-        return self.fetch_attr(target).detach()  # weights stay tensors: what is made of them alone is computed
+        value = self.fetch_attr(target).detach()  # weights stay tensors: what is made of them alone is computed
+        self.module.register_buffer(
+            target.lstrip("_"), value
+        )  # as a constant it is a buffer, not "computed" (al.sound)
+        return value
 
     def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
         if not _on_input((args, kwargs)):

@@ -356,6 +356,7 @@ def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path) -
 
 
 def history_table(history: list[dict[str, float | None]]) -> pd.DataFrame:
+    """`history.parquet`, a row an epoch."""
     table = pd.DataFrame(history, columns=list(HISTORY_COLUMNS)).astype(float)
     return table.astype({"epoch": int})
 
