@@ -22,6 +22,8 @@ from acertlab.models import Stats
 from acertlab.onnx import check_same, drop_softmax
 from acertlab.rules import FUNCTIONS
 
+SAMPLES = 4  # of either kind, at least, on which the converted network must agree with the file
+
 # operators of aten that torch or torch.nn.functional has under the same name, with the same arguments in the same order
 SAME = (
     *("relu", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "relu6", "hardtanh", "hardswish", "prelu"),
@@ -105,7 +107,7 @@ def load_program(
     if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
         raise ValueError(f"input_shape: {path} leaves the shape of a sample open; give it (without the batch)")
     dtype = next((t.dtype for t in program.state_dict().values() if t.is_floating_point()), torch.float32)
-    x = torch.rand(2 * batch, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = _samples(batch, shape).to(dtype)
     try:
         with torch.no_grad():
             traced = make_fx(program, pre_dispatch=True)(x[:batch])
@@ -120,6 +122,12 @@ def load_program(
         model = _as_layers(traced, path)
         check_same(model, lambda part: program(torch.from_numpy(part)).numpy(), x, path, batch)
     return normalised(drop_softmax(model).float(), mean, std).eval()
+
+
+def _samples(batch: int, shape: tuple[int, ...]) -> Tensor:
+    """Whole batches, of pixels and of numbers far beyond: what a change in place does to other names shows in those."""
+    sizes, generator = (-(-SAMPLES // batch) * batch, *shape), torch.Generator().manual_seed(0)
+    return torch.cat([torch.rand(sizes, generator=generator), 3 * torch.randn(sizes, generator=generator)])
 
 
 def _read_program(path: Path) -> tuple[nn.Module, int, Sequence[Any]]:

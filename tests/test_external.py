@@ -370,6 +370,15 @@ class FourAtOnce(nn.Module):
         return x.reshape(4, 3)
 
 
+class ChangesElsewhere(nn.Module):
+    """What a change in place does to another name is not in the graph; pixels alone would not show it here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = 2 * x
+        x[:, :2].clamp_(max=2.5)
+        return x
+
+
 class Two(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
@@ -386,6 +395,7 @@ UNFIT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "data": (lambda path: script(path, Decides()), "cannot be traced with a batch of 1 of shape"),
     "a batch of four": (lambda path: script(path, FourAtOnce()), "cannot be traced with a batch of 1 of shape"),
     "a mean over the batch": (exported(Program(lambda x: x + x.mean(0, keepdim=True)), X), "computes something else"),
+    "a change in place": (lambda path: script(path, ChangesElsewhere()), "computes something else"),
     "training mode": (exported(TRAINED.train(), torch.rand(2, 3)), "no rule for aten.batch_norm.default in training"),
     "two inputs": (exported(Two(), X, X), "has 2 inputs and 1 outputs; accepted is one of each"),
     "two outputs": (exported(Program(lambda x: (x, x)), X), "has 1 inputs and 2 outputs"),
