@@ -180,7 +180,7 @@ def certify(
     grid, eps_max = _check_request(eps_max, eps_grid, worst), float(eps_max)
     search = {"merged": merged, "domain": domain, "sound": sound, "solver": solver, "xtol": xtol, "rtol": rtol}
     search |= {"maxiter": maxiter, "bound": bound}
-    asked = {"eps_max": eps_max, **search, "model": _fingerprint(model), "version": version("acertlab")}
+    asked = {"eps_max": eps_max, **search, "model": fingerprint(model), "version": version("acertlab")}
     folder = None if run_dir is None else _Folder(Path(run_dir), asked, resume)
     parts, kept, place = [], None, 0
     total = operator.length_hint(loader, 0) or None
@@ -341,7 +341,7 @@ def _read(path: Path) -> pd.DataFrame:
         raise ValueError(f"run_dir: {path} cannot be read ({error}); delete it, and it is computed again") from error
 
 
-def _fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module) -> str:
     """A sha256 over the network's structure, as it prints, its parameters and its buffers."""
     return _sha256(dict(model.named_parameters()) | dict(model.named_buffers()), repr(model))
 

@@ -58,8 +58,8 @@ def load_onnx(path: str | Path, *, input_shape: Sequence[int] | None = None) -> 
             model = _flatten(converted, x[:1])
     except Exception as error:  # operators run any code
         raise ValueError(f"path: the network of {path} cannot be traced: {error}") from error
-    _check_same(model, _reference(runtime, proto, path), x, path)
-    return _drop_softmax(model)
+    check_same(model, _reference(runtime, proto, path), x, path)
+    return drop_softmax(model)
 
 
 def _import(name: str) -> Any:
@@ -183,7 +183,8 @@ def _constant(root: fx.GraphModule, value: Any) -> Tensor | None:
     return attrgetter(value.target)(root).detach() if is_attribute else None
 
 
-def _drop_softmax(model: fx.GraphModule) -> fx.GraphModule:
+def drop_softmax(model: fx.GraphModule) -> fx.GraphModule:
+    """The model without its last operation, where that is a softmax; in place."""
     output = next(node for node in model.graph.nodes if node.op == "output")
     last = output.args[0]
     called = type(model.get_submodule(last.target)) if last.op == "call_module" else last.target
@@ -194,9 +195,11 @@ def _drop_softmax(model: fx.GraphModule) -> fx.GraphModule:
     return model
 
 
-def _check_same(model: nn.Module, reference: Callable[[np.ndarray], np.ndarray], x: Tensor, path: Path) -> None:
-    """Refuses a model that differs from the file on single samples, or on a batch of them."""
-    theirs = torch.cat([torch.as_tensor(np.asarray(reference(sample.numpy()))) for sample in x.split(1)])
+def check_same(
+    model: nn.Module, reference: Callable[[np.ndarray], np.ndarray], x: Tensor, path: Path, batch: int = 1
+) -> None:
+    """Refuses a model that, on all of x at once, differs from the file on batches of the size that the file takes."""
+    theirs = torch.cat([torch.as_tensor(np.asarray(reference(part.numpy()))) for part in x.split(batch)])
     if theirs.dim() != 2 or len(theirs) != len(x) or theirs.shape[1] < 2:
         shape = (len(theirs) // len(x), *theirs.shape[1:])
         raise ValueError(f"path: the output of {path} for one sample has shape {shape}; it must be (1, classes)")

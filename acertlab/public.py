@@ -6,6 +6,7 @@ from acertlab.box import Box
 from acertlab.bracket import RadiusBracket, radius_bracket
 from acertlab.certificate import Report, certify
 from acertlab.data import ImageData, augment, load_dataset, to_float
+from acertlab.external import import_run, load_weights
 from acertlab.fronts import Analysis, analyse
 from acertlab.interval import clean_pass, freeze, propagate
 from acertlab.margin import certified_margin, clean_margin
@@ -13,6 +14,7 @@ from acertlab.metrics import accuracy, acr, art, certified_accuracy, hypervolume
 from acertlab.models import Normalize, ibp_init_
 from acertlab.onnx import load_onnx
 from acertlab.presets import TrainConfig, preset
+from acertlab.programs import load_program
 from acertlab.radius import RadiusResult, RadiusStatus, certified_radius
 from acertlab.rootfind import RootResult, RootStatus, bisect, brentq, chandrupatla
 from acertlab.rules import rule
@@ -52,11 +54,14 @@ __all__ = [
     "freeze",
     "hypervolume",
     "ibp_init_",
+    "import_run",
     "interval",
     "load_dataset",
     "load_onnx",
+    "load_program",
     "load_run",
     "load_runs",
+    "load_weights",
     "models",
     "pareto_front",
     "pgd",

@@ -38,6 +38,7 @@ FILES = ("config.json", "history.parquet", "radii.parquet", "model.safetensors",
 RADII_COLUMNS = ("index", "label", "predicted", "radius", "upper", "status")
 RESULT_KEYS = ("dataset", "method", "kappa", "eps_max", "seed", "acc", "acr", "art", "cert_acc", "verifier", "merged",
                "domain", "n", "split", "epochs", "seconds", "version", "radius_cap")  # fmt: skip
+EXTERNAL = "external"  # config["model"] of an imported network that is none of MODELS
 PACKED = "packed.json"  # a folder with this file holds packed runs
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "results"  # the packed runs that come with a clone
 
@@ -74,6 +75,9 @@ class Run:
             ValueError: The configuration names an unknown network, or the weights do not fit it.
         """
         name, weights = self.config.get("model"), self.path / "model.safetensors"
+        if name == EXTERNAL:
+            raise ValueError(f"{self.path} is an imported network, none of {', '.join(MODELS)}: load it as before, or "
+                             "fill its own architecture from model.safetensors by acertlab.load_weights")  # fmt: skip
         if name not in MODELS:
             raise ValueError(f"{self.path / 'config.json'}: model = {name!r} is unknown; known: {', '.join(MODELS)}")
         missing = [key for key in ("in_shape", "classes", "width", "mean", "std") if key not in self.config]
@@ -184,9 +188,12 @@ def _load_tables(runs: pd.DataFrame, file: str, columns: list[str]) -> dict[str,
                 tables[str(packed / name)] = table[columns].reset_index(drop=True)
     for path in runs.path:
         if path not in tables:
-            if packed := _packed(Path(path)):
+            packed = _packed(Path(path))
+            if packed and file != "history.parquet":  # an imported run has no history
                 raise ValueError(f"{packed / file} has no rows of the run {path}")
-            tables[path] = read_parquet(Path(path) / file, columns)
+            tables[path] = (
+                read_parquet(packed / file, columns)[:0] if packed else read_parquet(Path(path) / file, columns)
+            )
     return {path: tables[path] for path in runs.path}
 
 

@@ -111,10 +111,10 @@ def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: boo
     """
     _check_data(config, data)
     device, run_dir, described = config.torch_device(), Path(run_dir), _described(config, data)
-    if (run_dir / "result.json").is_file() and (finished := _open_folder(run_dir, described, resume)):
+    if (run_dir / "result.json").is_file() and (finished := open_folder(run_dir, described, resume)):
         return finished  # needs no lock, which a read-only folder could not give
     with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT), full_disk_explained(run_dir):
-        return _open_folder(run_dir, described, resume) or _train(config, data, run_dir, device, progress)
+        return open_folder(run_dir, described, resume) or _train(config, data, run_dir, device, progress)
 
 
 def _train(config: TrainConfig, data: ImageData, run_dir: Path, device: torch.device, progress: bool) -> Run:
@@ -143,7 +143,7 @@ def _train(config: TrainConfig, data: ImageData, run_dir: Path, device: torch.de
                     shown = {"Acc": row["val_acc"], "ACR": row["val_acr"], "ART": row["val_art"]}
                     bar.set_postfix({name: f"{100 * value:.1f}" for name, value in shown.items()})
                 _warn_of_spiral(state)
-                write_parquet(run_dir / "history.parquet", _history_table(state.history))
+                write_parquet(run_dir / "history.parquet", history_table(state.history))
                 save_checkpoint(state, run_dir / "checkpoint", owner)
         _finish(state, config, data, run_dir)
     return load_run(run_dir)
@@ -337,7 +337,7 @@ def _owner(config: TrainConfig, data: ImageData) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def _open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run | None:
+def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run | None:
     """Writes `config.json` into a fresh folder; returns the run of a folder that holds it, finished."""
     path = run_dir / "config.json"
     held = [name for name in FILES if (run_dir / name).exists()]
@@ -381,6 +381,7 @@ def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path) -
     write_json(run_dir / "result.json", result | {"device": str(device), "version": version("acertlab")})
 
 
-def _history_table(history: list[dict[str, float | None]]) -> pd.DataFrame:
+def history_table(history: list[dict[str, float | None]]) -> pd.DataFrame:
+    """`history.parquet`, a row an epoch."""
     table = pd.DataFrame(history, columns=list(HISTORY_COLUMNS)).astype(float)
     return table.astype({"epoch": int})

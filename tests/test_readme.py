@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import acertlab as al
 from acertlab.runs import PACKED, SHIPPED
@@ -25,6 +26,17 @@ def test_the_examples_run_and_certify(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (bracket.attacked >= bracket.certified).all()
     assert names["x"].grad[(radius > 0) & (radius < 0.1)].any()
     assert "al.train(" in training
+
+
+def test_the_networks_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (imported,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "al.import_run" in block)
+    monkeypatch.chdir(tmp_path)
+    data = al.load_dataset("digits")
+    theirs = al.models.small_cnn(data.in_shape, data.num_classes).eval()
+    torch.save({"state_dict": theirs.state_dict()}, "theirs.pth")
+    exec(imported, {"al": al, "torch": torch, "data": data, "x": al.to_float(data.test_x)})
+    (run,) = al.load_runs("runs").itertuples()
+    assert run.acc == al.accuracy(theirs, data.test_x, data.test_y)
 
 
 @pytest.mark.skipif(not any(SHIPPED.glob(f"**/{PACKED}")), reason=f"there are no packed runs in {SHIPPED} yet")
