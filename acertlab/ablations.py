@@ -6,14 +6,14 @@ and sentences that are made of the numbers, whatever they say.
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from pandas.io.formats.style import Styler
 
-from acertlab import metrics, paper
+from acertlab import duration, metrics, paper
 from acertlab.approximate import approximate_radius
 from acertlab.data import ImageData, to_float
 from acertlab.interval import clean_pass, freeze, trace
@@ -253,9 +253,10 @@ def pooled(runs: Sequence[Run]) -> np.ndarray:
     return np.concatenate([run.radii.radius.to_numpy(float) for run in runs])
 
 
-def step_runs(runs: Runs, iterations: Sequence[int]) -> dict[Any, Run]:
-    """The first seed of each of Table 6's cells, for `acertlab.duration.step_seconds`."""
-    return {cell: runs[cell][0] for cell in root_cells(iterations)}
+def step_seconds(runs: Runs, iterations: Sequence[int], data: ImageData) -> dict[Cell, float]:
+    """Seconds a training step of each of Table 6's cells, from the network of its first seed."""
+    first = {cell: runs[cell][0] for cell in root_cells(iterations)}
+    return duration.step_seconds({cell: (config_of(r.config), r.load_model()) for cell, r in first.items()}, data)
 
 
 def iteration_counts(given: str | int) -> list[int]:

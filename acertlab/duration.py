@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acertlab.data import ImageData, augment, to_float
 from acertlab.margin import full_precision
@@ -25,6 +26,7 @@ from acertlab.train import State, evaluate, initial_state, train_step
 
 COUNT = 10  # steps measured in each phase
 WARM = 2  # and not measured before them
+Name = TypeVar("Name")
 EVALUATED = 256  # images whose radii are searched to learn what validation costs, at most
 
 
@@ -49,9 +51,11 @@ class Duration:
         return self.training + sum(self.epochs.values()) * self.validation + self.test
 
     def __str__(self) -> str:
-        parts = [f"{self.epochs[phase]} epochs {name} of {self.steps} steps at {1e3 * self.step[phase]:.3g} ms"
-                 for phase, name in (("clean", "clean"), ("ramp", "on the ramp"), ("after", "after it"))
-                 if self.epochs[phase]]  # fmt: skip
+        parts = []
+        for phase, name in (("clean", "clean"), ("ramp", "on the ramp"), ("after", "after it")):
+            if count := self.epochs[phase]:
+                epochs = f"{count} epoch{'s' if count > 1 else ''} {name}"
+                parts.append(f"{epochs} of {self.steps} steps at {1e3 * self.step[phase]:.3g} ms")
         parts += [f"validation {readable(self.validation)} an epoch", f"test {readable(self.test)}"]
         return f"about {readable(self.total)}: {', '.join(parts)}"
 
@@ -79,37 +83,47 @@ def estimate(config: TrainConfig, data: ImageData, count: int = COUNT) -> Durati
     return Duration(steps, step, epochs, validation, test * len(data.test_x))
 
 
-def beside_fast_ibp(config: TrainConfig, data: ImageData) -> tuple[Duration, float, float]:
-    """A run's duration, and its step (after the ramp) and its whole over those of FastIBP with the same schedule."""
-    mine, base = estimate(config, data), estimate(replace(config, method="fast-ibp"), data)
-    return mine, mine.step["after"] / base.step["after"], mine.total / base.total
+def beside_fast_ibp(run: Run, data: ImageData, validation: float) -> tuple[float, float]:
+    """A step of a run, and an epoch with its validation, over those of FastIBP, for the same network after the ramp.
+
+    Args:
+        run: finished.
+        data: on which it was trained.
+        validation: seconds that an epoch's validation takes, the same for both.
+    """
+    config, model = config_of(run.config), run.load_model()
+    seconds = step_seconds({"own": (config, model), "base": (replace(config, method="fast-ibp"), model)}, data)
+    steps = math.ceil(len(data.train_x) / config.batch_size)
+    own, base = (steps * seconds[name] + validation for name in ("own", "base"))
+    return seconds["own"] / seconds["base"], own / base
 
 
-def step_seconds(runs: Mapping[str, Run], data: ImageData, count: int = COUNT) -> dict[str, float]:
-    """Seconds a step after the ramp, from each run's own trained network; the runs take turns on the same batches.
+def step_seconds(
+    trained: Mapping[Name, tuple[TrainConfig, nn.Module]], data: ImageData, count: int = COUNT
+) -> dict[Name, float]:
+    """Seconds a step after the ramp, from trained networks that take turns on the same batches.
 
     Steps are taken at a learning rate so small that the weights stay, and without radii of an earlier epoch. Medians;
     with one thread on a CPU it is processor time, so that other processes count little.
 
     Args:
-        runs: by name; all of one dataset and batch size.
+        trained: by name, by what they are trained on and the network; all of one dataset and batch size.
         data: on whose training images.
         count: steps measured.
     """
     ready = {}
-    for name, run in runs.items():
-        still = {"scheduler": "step", "milestones": (), "lr": 1e-9, "radius_history": False}
-        config = replace(config_of(run.config), **still)
+    for name, (config, model) in trained.items():
+        config = replace(config, scheduler="step", milestones=(), lr=1e-9, radius_history=False)
         device = config.torch_device()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             state = initial_state(config, data, device, 1)
-        state.model.load_state_dict(run.load_model().state_dict())
+        state.model.load_state_dict(model.state_dict())
         state.model.train()
         ready[name] = (state, config)
     size = min(config.batch_size, len(data.train_x))
     chunks = torch.arange(len(data.train_x) // size * size).split(size)
-    spent: dict[str, list[float]] = {name: [] for name in runs}
-    names, one_thread = list(runs), device.type == "cpu" and torch.get_num_threads() == 1
+    spent: dict[Name, list[float]] = {name: [] for name in trained}
+    names, one_thread = list(trained), device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if one_thread else time.perf_counter
     with full_precision(device):
         for i in range(-WARM, count):

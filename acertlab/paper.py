@@ -10,11 +10,12 @@ Source: Nurlanov, Schmidt, Bernard, "Adaptive Certified Training: Towards Better
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from acertlab import metrics
 from acertlab.data import ImageData
@@ -178,6 +179,14 @@ def nearby(dataset: str, method: str, kappa: float, variant: str = "") -> tuple[
     )
 
 
+def as_table(found: Sequence[Row]) -> Styler:
+    """Rows as a notebook shows them, without the columns that none of them has."""
+    table = pd.DataFrame([asdict(row) | {"eps_max": printed_eps(row.eps_max)} for row in found])
+    table = table.replace("", None).dropna(axis="columns", how="all")
+    plain = table.style.format(lambda value: f"{value:g}" if isinstance(value, float) else value, na_rep="")
+    return plain.hide(axis="index")
+
+
 def _alike(dataset: str, method: str, variant: str) -> list[Row]:
     return [row for row in ROWS if (row.dataset, row.method, row.variant) == (dataset, method, variant)]
 
@@ -200,7 +209,7 @@ def shortfalls(config: TrainConfig, data: ImageData, variant: str = "") -> list[
     other = [f"{name} {_short(getattr(config, name))} instead of {_short(getattr(wanted, name))}" for name in names
              if getattr(config, name) != getattr(wanted, name)]  # fmt: skip
     if other:
-        found.append("its settings are not the paper's (" + ", ".join(other) + ")")
+        found.append("its settings are not those of the budget paper (" + ", ".join(other) + ")")
     if config.dataset in SIZES:
         training = len(data.train_x) + len(data.val_x)
         for count, all_of, part in zip((training, len(data.test_x)), SIZES[config.dataset], ("training", "test"),
@@ -288,7 +297,7 @@ def _certified(run: Run, eps: float) -> float:
 def printed_eps(eps: float) -> str:
     """A radius as the paper writes it: 8/255, 0.3."""
     over = 255 * eps
-    return f"{over:.3g}/255" if math.isclose(over, round(over, 1), rel_tol=1e-6) and eps < 0.1 else f"{eps:.4g}"
+    return f"{over:.3g}/255" if 0 < eps < 0.1 and math.isclose(over, round(over, 1), rel_tol=1e-6) else f"{eps:.4g}"
 
 
 def _short(value: Any) -> str:

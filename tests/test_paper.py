@@ -120,6 +120,12 @@ def test_every_row_has_its_configuration(row):
     assert config == replace(preset, **changed)
 
 
+def test_rows_are_shown_with_the_columns_that_they_have():
+    shown = paper.as_table(paper.rows("cifar10", "acert", 0.0)).to_html()
+    assert "delta_art" not in shown and "8.8/255" in shown and "26.61" in shown and "nan" not in shown
+    assert "0.0002" in paper.as_table(paper.rows("cifar10", "standard", 1.0)).to_html()
+
+
 def test_what_is_not_in_the_paper():
     assert paper.rows("digits", "acert", 0.0) == () == paper.rows("cifar10", "acert", 0.1)
     assert paper.rows("mnist", "standard", 0.0) == paper.rows("mnist", "standard", 1.0) != ()
@@ -172,7 +178,7 @@ def test_only_the_papers_settings_on_all_images_reproduce():
     few = paper.label(config, images("mnist", 600, 10_000))
     assert few == "NOT a reproduction: 600 of the 60,000 training images"
     small = paper.label(replace(config, epochs=50), images("mnist", 60_000, 500))
-    assert small == "NOT a reproduction: its settings are not the paper's (epochs 50 instead of 100); " \
+    assert small == "NOT a reproduction: its settings are not those of the budget paper (epochs 50 instead of 100); " \
                     "500 of the 10,000 test images"  # fmt: skip
     smoke = paper.configuration("mnist", "acert", 0.0, budget="smoke")
     assert "width 4 instead of 64" in paper.label(smoke, images("mnist", 60_000, 10_000))
@@ -234,7 +240,7 @@ def test_beside_nothing():
 
 
 @pytest.mark.parametrize(
-    ("eps", "text"), [(8.8 / 255, "8.8/255"), (8 / 255, "8/255"), (1 / 255, "1/255"), (0.3, "0.3")]
+    ("eps", "text"), [(8.8 / 255, "8.8/255"), (8 / 255, "8/255"), (1 / 255, "1/255"), (0.3, "0.3"), (0.0, "0")]
 )
 def test_a_radius_is_written_as_in_the_paper(eps, text):
     assert paper.printed_eps(eps) == text
@@ -248,7 +254,7 @@ def test_a_duration_adds_up():
         10, {"clean": 1.0, "ramp": 2.0, "after": 3.0}, {"clean": 1, "ramp": 2, "after": 3}, 5.0, 7.0
     )
     assert found.training == 10 * (1 + 4 + 9) and found.total == found.training + 6 * 5 + 7
-    assert str(found).startswith("about 3.0 min: 1 epochs clean of 10 steps at 1e+03 ms, 2 epochs on the ramp")
+    assert str(found).startswith("about 3.0 min: 1 epoch clean of 10 steps at 1e+03 ms, 2 epochs on the ramp")
     assert [duration.readable(s) for s in (0.42, 11.8, 200, 9000, 200_000)] == [
         "0.42 s",
         "12 s",
@@ -352,7 +358,9 @@ def test_more_iterations_are_nearer(tmp_path):
     assert errors["mean"].is_monotonic_decreasing and errors.passes.is_monotonic_increasing
     assert errors.passes[0] == 0 and errors["mean"][0] > 10 * errors["mean"][2] > errors["mean"][100]
     assert errors.largest[100] < 0.05  # % of eps_max
-    spent = duration.step_seconds({Cell("acert", 0.0): run, FAST_IBP: run, ACERT_FAST: run}, data, count=2)
-    assert list(spent) == [ACERT, FAST_IBP, ACERT_FAST] and min(spent.values()) > 0
+    spent = ablations.step_seconds({cell: [run] for cell in ablations.root_cells([2])}, [2], data)
+    assert list(spent) == [FAST_IBP, ACERT_FAST, Cell("acert", 0.0, "root-2")] and min(spent.values()) > 0
+    step_ratio, runtime_ratio = duration.beside_fast_ibp(run, data, validation=1e6)
+    assert step_ratio > 0 and runtime_ratio == pytest.approx(1.0)  # all of the time is validation
     drawn = figures.radius_errors(errors.reset_index())
     assert [trace.name for trace in drawn.data] == ["largest", "mean"]

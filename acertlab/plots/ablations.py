@@ -17,8 +17,9 @@ from acertlab.plots.style import BLUE, EPS_AXIS, GREY, METHODS, VERMILLION, figu
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
-def _panels(title: str, ours: str, theirs: str, height: int, **settings: object) -> go.Figure:
-    panels = make_subplots(1, 2, subplot_titles=(ours, theirs), horizontal_spacing=0.12, **settings)
+def _panels(title: str, ours: str, theirs: str | None, height: int) -> go.Figure:
+    names = [ours] if theirs is None else [ours, theirs]
+    panels = make_subplots(1, len(names), subplot_titles=names, horizontal_spacing=0.12)
     panels.update_layout(**layout(title, height=height))
     panels.update_layout(margin_t=120, legend={"y": 1.1})
     return panels
@@ -113,11 +114,11 @@ def certified_beside_paper(
     Args:
         radii: From a curve's name to the certified radii (N,), pixel units.
         eps_max: The right end of our axis.
-        rows: The paper's of Table 7, of one dataset.
+        rows: The paper's of Table 7, of one dataset; none: ours alone.
         methods: From a curve's name to the method whose colour and marker it takes.
         ours: What the left panel is called.
     """
-    theirs = f"the paper: {DATASETS[rows[0].dataset]}, the points of Table 7" if rows else "the paper: nothing of this"
+    theirs = f"the paper: {DATASETS[rows[0].dataset]}, the points of Table 7" if rows else None
     panels = _panels("Certified accuracy at every radius", ours, theirs, 460)
     grid = np.linspace(0.0, eps_max, 201)
     seen: dict[str, int] = {}
@@ -141,9 +142,11 @@ def certified_beside_paper(
                            hovertemplate="%{y:.2f} %")  # fmt: skip
     panels.update_xaxes(title_text=EPS_AXIS, range=[0, 1.01 * eps_max], row=1, col=1)
     if rows:
-        ends = [0.0, rows[0].eps]
-        panels.update_xaxes(title_text=EPS_AXIS, tickvals=ends, ticktext=["0", printed_eps(rows[0].eps)], row=1, col=2)
+        known, end = rows[0].eps, rows[0].eps_max
+        ticks = [0.0, known, *([end] if end > 1.2 * known else [])]
+        panels.update_xaxes(title_text=EPS_AXIS, range=[0, 1.01 * end], tickvals=ticks,
+                            ticktext=[printed_eps(tick) for tick in ticks], row=1, col=2)  # fmt: skip
     panels.update_yaxes(title_text="certified accuracy (%)", col=1)
-    panels.update_yaxes(rangemode="tozero")
+    panels.update_yaxes(range=[0, 102])
     panels.update_layout(hovermode="x unified")
     return panels
