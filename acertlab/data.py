@@ -11,7 +11,7 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -76,6 +76,11 @@ class ImageData:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    def first(self, n: int) -> "ImageData":
+        """The first n images of each part, which are a fair sample of it."""
+        names = ("train_x", "train_y", "val_x", "val_y", "test_x", "test_y")
+        return replace(self, **{name: getattr(self, name)[:n] for name in names})
 
     def __repr__(self) -> str:
         sizes = f"{len(self.train_x)} train, {len(self.val_x)} val, {len(self.test_x)} test"

@@ -48,6 +48,12 @@ def runs_folder(given: str | Path = "") -> Path:
     return Path(given or os.environ.get("ACERTLAB_RUNS") or "runs")
 
 
+def runs_beside(what: str, given: str | Path = "") -> Path:
+    """``given``, else a folder beside `runs_folder`, for runs that are not to be pooled with those: runs-WHAT."""
+    beside = runs_folder().absolute()
+    return Path(given or beside.with_name(f"{beside.name}-{what}"))
+
+
 @dataclass(frozen=True)
 class Run:
     """One finished training run, as its folder tells it, or the packed folder that holds it.

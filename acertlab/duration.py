@@ -1,0 +1,199 @@
+"""How long a run will take, from ten of its own steps in each phase; what a step costs beside another method's.
+
+A run has up to three phases: clean steps (eps_{max,t} = 0), the ramp, and what comes after. Where radii are searched a
+step's cost depends on how many images are classified correctly (on a CPU, done ones are dropped), so the steps are
+taken one after the other on one and the same batch, which the network soon knows.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from acertlab.data import ImageData, augment, to_float
+from acertlab.margin import full_precision
+from acertlab.presets import TrainConfig
+from acertlab.reproduce import config_of
+from acertlab.runs import Run
+from acertlab.schedules import RAMPS
+from acertlab.train import State, evaluate, initial_state, train_step
+
+COUNT = 10  # steps measured in each phase
+WARM = 2  # and not measured before them
+Name = TypeVar("Name")
+EVALUATED = 256  # images whose radii are searched to learn what validation costs, at most
+
+
+@dataclass(frozen=True)
+class Duration:
+    """What a run takes on the device on which it was measured."""
+
+    steps: int  # an epoch
+    step: dict[str, float]  # seconds a step, by phase: "clean", "ramp", "after"
+    epochs: dict[str, int]  # of each phase
+    validation: float  # seconds an epoch
+    test: float  # seconds, once
+
+    @property
+    def training(self) -> float:
+        """Seconds of all steps."""
+        return self.steps * sum(self.epochs[phase] * seconds for phase, seconds in self.step.items())
+
+    @property
+    def total(self) -> float:
+        """Seconds of training, validation and test."""
+        return self.training + sum(self.epochs.values()) * self.validation + self.test
+
+    def __str__(self) -> str:
+        parts = []
+        for phase, name in (("clean", "clean"), ("ramp", "on the ramp"), ("after", "after it")):
+            if count := self.epochs[phase]:
+                epochs = f"{count} epoch{'s' if count > 1 else ''} {name}"
+                parts.append(f"{epochs} of {self.steps} steps at {1e3 * self.step[phase]:.3g} ms")
+        parts += [f"validation {readable(self.validation)} an epoch", f"test {readable(self.test)}"]
+        return f"about {readable(self.total)}: {', '.join(parts)}"
+
+
+def estimate(config: TrainConfig, data: ImageData, count: int = COUNT) -> Duration:
+    """What ``train(config, data, ...)`` will take, from ``count`` steps a phase and the radii of some images.
+
+    The run itself is not begun, and no random state is touched. Validation and test are measured as if every image were
+    classified correctly, so that a radius is searched for each of them: rather too much than too little.
+    """
+    device, n = config.torch_device(), len(data.train_x)
+    steps = math.ceil(n / config.batch_size)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), full_precision(device):
+        state = initial_state(replace(config, scheduler="step", milestones=()), data, device, steps)
+        batch = _Batch(data, torch.arange(min(n, config.batch_size)), device)
+        state.model.train()
+        step = {phase: _median(partial(batch.step, state, config, eps), device, count)
+                for phase, eps in _phases(config, steps).items()}  # fmt: skip
+        published = config.protocol == "published"
+        watched = data.test_x if published else data.val_x
+        validation = _per_image(state, config, watched, config.eps_max, 1e-6, 1e-4, device) * len(watched)
+        test = _per_image(state, config, data.test_x, config.cap, config.eval_xtol, config.eval_rtol, device)
+    epochs = {"clean": config.clean_epochs, "ramp": config.ramp_epochs}
+    epochs["after"] = config.epochs - sum(epochs.values())
+    return Duration(steps, step, epochs, validation, test * len(data.test_x))
+
+
+def beside_fast_ibp(run: Run, data: ImageData, validation: float) -> tuple[float, float]:
+    """A step of a run, and an epoch with its validation, over those of FastIBP, for the same network after the ramp.
+
+    Args:
+        run: finished.
+        data: on which it was trained.
+        validation: seconds that an epoch's validation takes, the same for both.
+    """
+    config, model = config_of(run.config), run.load_model()
+    seconds = step_seconds({"own": (config, model), "base": (replace(config, method="fast-ibp"), model)}, data)
+    steps = math.ceil(len(data.train_x) / config.batch_size)
+    own, base = (steps * seconds[name] + validation for name in ("own", "base"))
+    return seconds["own"] / seconds["base"], own / base
+
+
+def step_seconds(
+    trained: Mapping[Name, tuple[TrainConfig, nn.Module]], data: ImageData, count: int = COUNT
+) -> dict[Name, float]:
+    """Seconds a step after the ramp, from trained networks that take turns on the same batches.
+
+    Steps are taken at a learning rate so small that the weights stay, and without radii of an earlier epoch. Medians;
+    with one thread on a CPU it is processor time, so that other processes count little.
+
+    Args:
+        trained: by name, by what they are trained on and the network; all of one dataset and batch size.
+        data: on whose training images.
+        count: steps measured.
+    """
+    ready = {}
+    for name, (config, model) in trained.items():
+        config = replace(config, scheduler="step", milestones=(), lr=1e-9, radius_history=False)
+        device = config.torch_device()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            state = initial_state(config, data, device, 1)
+        state.model.load_state_dict(model.state_dict())
+        state.model.train()
+        ready[name] = (state, config)
+    size = min(config.batch_size, len(data.train_x))
+    chunks = torch.arange(len(data.train_x) // size * size).split(size)
+    spent: dict[Name, list[float]] = {name: [] for name in trained}
+    names, one_thread = list(trained), device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if one_thread else time.perf_counter
+    with full_precision(device):
+        for i in range(-WARM, count):
+            batch = _Batch(data, chunks[i % len(chunks)], device)
+            for name in names[i % len(names) :] + names[: i % len(names)]:
+                seconds = _seconds(partial(batch.step, *ready[name], config.eps_max), device, clock)
+                if i >= 0:
+                    spent[name].append(seconds)
+    return {name: statistics.median(seconds) for name, seconds in spent.items()}
+
+
+@dataclass
+class _Batch:
+    """Some training images, and a step on them as the training loop takes it."""
+
+    data: ImageData
+    index: Tensor
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.x, self.y = (part[self.index].to(self.device) for part in (self.data.train_x, self.data.train_y))
+        self.index = self.index.to(self.device)
+        self.std = torch.tensor(self.data.std or (1.0,), device=self.device).view(1, -1, 1, 1)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def step(self, state: State, config: TrainConfig, eps: float) -> None:
+        x = augment(to_float(self.x), config.dataset, self.generator)
+        train_step(state, config, x, self.y, self.index, eps, self.std)
+
+
+def _phases(config: TrainConfig, steps: int) -> dict[str, float]:
+    """eps_{max,t} in each phase; half-way up the ramp."""
+    first, last = config.clean_epochs * steps, (config.clean_epochs + config.ramp_epochs) * steps
+    ramp = RAMPS[config.ramp]((first + last) // 2, first, last, config.eps_max)
+    return {"clean": 0.0, "ramp": ramp, "after": config.eps_max}
+
+
+def _per_image(
+    state: State, config: TrainConfig, images: Tensor, cap: float, xtol: float, rtol: float, device: torch.device
+) -> float:
+    """Seconds that the radius of one image takes."""
+    x = images[: min(EVALUATED, config.eval_batch)]
+    if not len(x):
+        return 0.0
+    with torch.no_grad():
+        y = state.model.eval()(to_float(x, device)).argmax(1).cpu()
+    return _seconds(lambda: evaluate(state.model, x, y, cap, config, xtol=xtol, rtol=rtol), device) / len(x)
+
+
+def _median(call: Callable[[], object], device: torch.device, count: int) -> float:
+    spent = [_seconds(call, device) for _ in range(WARM + count)]
+    return statistics.median(spent[WARM:])
+
+
+def _seconds(call: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
+    _wait(device)
+    start = clock()
+    call()
+    _wait(device)
+    return clock() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+def readable(seconds: float) -> str:
+    """Seconds in words: 0.4 s, 12 s, 4.2 min, 7.5 h, 3.1 days."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
