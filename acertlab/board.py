@@ -79,11 +79,13 @@ class Board:
         sweep: what is to be done.
         show: False: say nothing.
         slots: how many cells run at a time.
+        stalled: there is no worker at all.
     """
 
     sweep: Sweep
     show: bool = True
     slots: int = 1
+    stalled: bool = False
     rows: dict[str, Row] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,7 +121,7 @@ class Board:
             if row.state == "running":
                 row.state = "running" if row.worker in workers else "waiting"
                 row.peek()
-        self.slots = max(1, len(workers))
+        self.slots, self.stalled = max(1, len(workers)), not workers
         if self._handle:
             text = Console(file=io.StringIO(), width=110)
             text.print(self.table(height=40))
@@ -129,10 +131,12 @@ class Board:
             self._line("; ".join(f"{self.described(row)}: {row.progress()}" for row in running[:8]) or "waiting")
 
     def summary(self) -> str:
-        """`12 cells: 3 done, 2 running, 7 waiting; about 4 min left`."""
+        """`12 cells: 3 done, 2 running, 7 waiting; about 4 min left`, or `...; no worker`."""
         counts = Counter(row.state for row in self.rows.values())
         states = ", ".join(f"{counts[state]} {state}" for state in ("done", "running", "waiting", "failed")
                            if counts[state])  # fmt: skip
+        if self.stalled:
+            return f"{len(self.rows)} cells: {states}; no worker"
         left = time_left(list(self.rows.values()), self.slots)
         return f"{len(self.rows)} cells: {states}" + (f"; about {shown_time(left)} left" if left else "")
 

@@ -28,13 +28,14 @@ from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Security
 from distributed.deploy import Cluster
 
-from acertlab.board import Board
+from acertlab.board import Board, shown_time
 from acertlab.cell import Cell, KernelDied, run_cell
 from acertlab.locks import Held, locked
 from acertlab.spec import Sweep, describe, is_training, read_spec
 
 RETRIES = 2  # of a cell whose kernel died
 LOST_AFTER = 20.0  # seconds without the scheduler
+NO_WORKER = 60.0  # seconds without a worker until that is said; again at twice as many, and so on
 STOPPING = 10.0  # seconds that kernels are given to end once the sweep was interrupted
 SCORES = ("acc", "acr", "art")
 SHOWN = {"acc": "Acc", "acr": "ACR", "art": "ART"}
@@ -178,13 +179,15 @@ def _execute(client: Client, board: Board, cells: Sequence[Cell]) -> None:
     for i, cell in enumerate(cells):
         futures[cell.name] = client.submit(run_cell, cell, topic, key=(topic, i), retries=RETRIES, pure=False)
         futures[cell.name].add_done_callback(lambda future, cell=cell: finished.put((cell, future)))
-    seen = time.monotonic()
+    seen, absence = time.monotonic(), _Absence(client)
     with board:
         try:
             while futures:
                 if client.status == "running":
                     with suppress(OSError):  # it has just ended
-                        board.refresh(list(client.scheduler_info(n_workers=-1)["workers"]))
+                        workers = list(client.scheduler_info(n_workers=-1)["workers"])
+                        board.refresh(workers)
+                        absence.note(workers, len(futures))
                     seen = time.monotonic()
                 elif time.monotonic() - seen > LOST_AFTER:
                     raise SchedulerLost("the scheduler is gone")
@@ -197,6 +200,32 @@ def _execute(client: Client, board: Board, cells: Sequence[Cell]) -> None:
         except BaseException:
             _stop(client, list(futures.values()))
             raise
+
+
+class _Absence:
+    """Says when a scheduler has no workers, and goes on saying it: jobs in a queue may come yet, dead ones do not."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._since, self._patience = time.monotonic(), NO_WORKER
+
+    def note(self, workers: Sequence[str], waiting: int) -> None:
+        """Takes the workers that there are now, and how many cells are not finished."""
+        if workers:
+            self._since, self._patience = time.monotonic(), NO_WORKER
+        elif (absent := time.monotonic() - self._since) >= self._patience:
+            self._patience = 2 * absent
+            log.warning("no worker at %s for %s; cells that wait for one: %d%s", self._client.scheduler.address,
+                        shown_time(absent), waiting, _asked_for(self._client.cluster))  # fmt: skip
+
+
+def _asked_for(cluster: Cluster | None) -> str:
+    """What a cluster was told to start, with the numbers of its jobs where it has such."""
+    if cluster is None:
+        return "; start some there"
+    jobs = [str(job) for worker in getattr(cluster, "workers", {}).values() if (job := getattr(worker, "job_id", None))]
+    told = f"; {type(cluster).__name__} was asked for {len(cluster.plan)}"
+    return told + (f", as jobs {', '.join(jobs)}: are they queued, and what do their logs say?" if jobs else "")
 
 
 def _settle(board: Board, cell: Cell, future: Future) -> None:

@@ -65,6 +65,13 @@ def test_a_cell_whose_worker_is_gone_waits_and_says_its_next_attempt(board: Boar
     assert row.state == "running" and row.progress() == "starting, attempt 2"
 
 
+def test_no_worker_at_all_is_told(board: Board) -> None:
+    board.refresh([])
+    assert board.summary() == "4 cells: 4 waiting; no worker"
+    board.refresh(["tcp://a"])
+    assert board.summary() == "4 cells: 4 waiting"
+
+
 def test_damaged_files_do_not_stop_the_display(board: Board) -> None:
     row = next(iter(board.rows.values()))
     trained(row, 2)

@@ -4,6 +4,7 @@ import asyncio
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import dask
@@ -36,18 +37,29 @@ def test_a_slurm_job_has_one_gpu_one_thread_and_tls(tmp_path: Path) -> None:
     assert f"--tls-key {tmp_path}/keys/key.pem" in command and "CUDA_VISIBLE_DEVICES" not in job  # Slurm's to set
 
 
-@pytest.mark.slow  # a scheduler, a job and kernels through TLS: it has passed, and has also been seen to wait for ever
-def test_a_sweep_through_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    played = tmp_path / "bin"
-    played.mkdir()
-    (played / "sbatch").write_text(
-        f"#!/bin/sh\nPYTHONPATH={ROOT} CUDA_VISIBLE_DEVICES=7 setsid sh $1 > {tmp_path}/job.log 2>&1 &\n"
-        f"echo $! > {tmp_path}/job\necho Submitted batch job $!\n"
+@pytest.fixture
+def slurm_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts shell scripts in the place of sbatch and scancel."""
+
+    def put(sbatch: str, scancel: str) -> None:
+        played = tmp_path / "bin"
+        played.mkdir()
+        for name, script in (("sbatch", sbatch), ("scancel", scancel)):
+            (played / name).write_text(f"#!/bin/sh\n{script}\n")
+            (played / name).chmod(0o755)
+        monkeypatch.setenv("PATH", str(played), prepend=":")
+
+    return put
+
+
+def test_a_sweep_through_sbatch(tmp_path: Path, slurm_commands: Callable[[str, str], None]) -> None:
+    slurm_commands(
+        # as Slurm, it keeps the script: dask-jobqueue removes its file as soon as sbatch has answered
+        f"cp $1 {tmp_path}/job.sh\n"
+        f"PYTHONPATH={ROOT} CUDA_VISIBLE_DEVICES=7 setsid sh {tmp_path}/job.sh > {tmp_path}/job.log 2>&1 &\n"
+        f"echo $! > {tmp_path}/job\necho Submitted batch job $!",
+        "kill -- -$1",
     )
-    (played / "scancel").write_text("#!/bin/sh\nkill -- -$1\n")
-    for command in played.iterdir():
-        command.chmod(0o755)
-    monkeypatch.setenv("PATH", str(played), prepend=":")
     notebook = write_notebook(tmp_path / "trivial.ipynb", [TRIVIAL[0], TRIVIAL[1].replace("0.5", SEES_GPU_7)])
     spec = {"notebook": str(notebook), "out": str(tmp_path / "out"), "grid": {"what": ["a", "b"]}}
     with clusters.slurm(1, shared=tmp_path, memory="1GB", job_directives_skip=["--mem"]) as cluster:
@@ -56,6 +68,22 @@ def test_a_sweep_through_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (table.state == "done").all() and table.acc.tolist() == [1, 1]
     group = ["pgrep", "-g", (tmp_path / "job").read_text().strip()]
     wait_for(lambda: subprocess.run(group, stdout=subprocess.DEVNULL).returncode == 1, "the job is cancelled")
+
+
+def test_jobs_that_do_not_come_up_are_named(
+    tmp_path: Path, slurm_commands: Callable[[str, str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    slurm_commands("echo Submitted batch job 4242", "true")
+    with clusters.slurm(1, shared=tmp_path) as cluster, Client(cluster) as client:
+        wait_for(lambda: any(job.job_id for job in cluster.workers.values()), "the job is submitted")
+        absence = sweep._Absence(client)
+        absence.note([], 2)  # not yet
+        absence._since -= 100
+        absence.note([], 2)
+        absence.note([], 2)  # not again so soon
+    (said,) = (record.getMessage() for record in caplog.records if record.name == sweep.log.name)
+    assert f"no worker at {cluster.scheduler_address} for 2 min; cells that wait for one: 2; " in said
+    assert "SLURMCluster was asked for 1, as jobs 4242: are they queued" in said
 
 
 SEES_GPU_7 = "' + str(int(__import__('os').environ.get('CUDA_VISIBLE_DEVICES') == '7')) + '"

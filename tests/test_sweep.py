@@ -5,15 +5,19 @@ The parts are in test_spec, test_board, test_locks and test_clusters.
 
 import hashlib
 import json
+import logging
 import os
 import pickle
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +26,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from distributed import LocalCluster
 from sweeps import ROOT, WAIT, wait_for, write_notebook
 
 from acertlab import sweep
@@ -214,6 +219,63 @@ def test_ctrl_c_stops_the_kernels_and_keeps_everything(tmp_path: Path) -> None:
     assert process.returncode == 3 and said == "\nstopped; everything is kept, the same command goes on\n"
     wait_for(lambda: not any(child.is_running() for child in below), "all processes end")
     assert [cell.done for cell in read_spec(spec, out=tmp_path / "out").cells] == [False, False]
+
+
+QUICK = [
+    'what = 0\nrun_dir = ""',
+    "from pathlib import Path\nPath(run_dir, 'result.json').write_text('{\"acc\": 0.5}')",
+]
+
+
+class Scaling(logging.Handler):
+    """Starts a worker once a message tells that there is none."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        super().__init__()
+        self.cluster, self.told = cluster, []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append(record.getMessage())
+        self.cluster.scale(1)
+
+
+def test_a_cluster_without_workers_is_told_and_goes_on_once_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "NO_WORKER", 1.0)
+    notebook = write_notebook(tmp_path / "quick.ipynb", QUICK)
+    spec = {"notebook": str(notebook), "out": str(tmp_path / "out"), "grid": {"what": [0, 1]}}
+    with sweep.local_cluster(0) as cluster:
+        scaling = Scaling(cluster)
+        sweep.log.addHandler(scaling)
+        try:
+            table = sweep.run(spec, scheduler=cluster, show=False)
+        finally:
+            sweep.log.removeHandler(scaling)
+        address = cluster.scheduler_address
+    assert (table.state == "done").all() and table.acc.tolist() == [0.5, 0.5]
+    assert re.fullmatch(
+        rf"no worker at {address} for [1-9] s; cells that wait for one: 2; LocalCluster was asked for 0",
+        scaling.told[0],
+    )
+
+
+def test_a_dashboard_that_runs_already_is_no_matter(tmp_path: Path) -> None:
+    """Dask's own default is port 8787, with a warning where that is taken."""
+    notebook = write_notebook(tmp_path / "quick.ipynb", QUICK)
+    spec = tmp_path / "one.yaml"
+    spec.write_text(yaml.safe_dump({"notebook": str(notebook), "out": "out", "grid": {"what": [0]}}))
+    command = [sys.executable, "-W", "always", "-m", "acertlab.sweep", str(spec), "--workers", "1"]
+    with socket.socket() as other:
+        with suppress(OSError):  # a real one is as good
+            other.bind(("127.0.0.1", 8787))
+            other.listen()
+        ran = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+            timeout=WAIT,
+        )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert "8787" not in ran.stdout + ran.stderr and "already in use" not in ran.stderr
 
 
 def assert_nothing_trained_twice(epochs: list[tuple[str, int, int]]) -> None:
