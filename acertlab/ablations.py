@@ -107,7 +107,7 @@ def root_table(runs: Runs, iterations: Sequence[int], step: Mapping[Cell, float]
         seconds = _runtime(runs[cell])
         ours = _mean(runs[cell]) | {"step, ms": 1e3 * step[cell], "step ratio": step[cell] / step[FAST_IBP],
                                     "runtime, s": seconds, "runtime ratio": seconds / base,
-                                    "passes": _passes(runs[cell])}  # fmt: skip
+                                    "passes": passes(runs[cell])}  # fmt: skip
         theirs: dict[str, float] = {}
         for row in (r for r in paper.rows(DATASET, *cell) if r.table == 6):
             ratios = paper.ratios(row)
@@ -131,10 +131,12 @@ def _runtime(runs: Sequence[Run]) -> float:
     return statistics.mean(run.result["seconds"] for run in runs)
 
 
-def _passes(runs: Sequence[Run]) -> float:
-    """Bound passes that the search took a sample, mean over the epochs after the ramp and the seeds."""
-    found = [run.history.passes[run.history.eps_t >= run.result["eps_max"] * (1 - 1e-9)].mean() for run in runs]
-    return statistics.mean(found)
+def passes(runs: Sequence[Run]) -> float:
+    """Bound passes that the search took a sample, mean over the epochs after the ramp (else the last) and the seeds."""
+    after = [run.history.passes[run.history.eps_t >= run.result["eps_max"] * (1 - 1e-9)] for run in runs]
+    return statistics.mean(
+        (a if len(a) else run.history.passes[-1:]).mean() for a, run in zip(after, runs, strict=True)
+    )
 
 
 def shown(table: pd.DataFrame) -> Styler:
@@ -221,8 +223,8 @@ def root_sentence(table: pd.DataFrame) -> str:
             f"{where} {few} iterations instead of {many} change ART by {change:+.2f} points and take a step from "
             f"{ratio[many]:.2f} to {ratio[few]:.2f} times FastIBP's."
         )
-    if (spread := acert["ours", "± ART"].max()) > 0:
-        said.append(f"(Between our seeds ART varies by up to {spread:.2f} points, one standard deviation.)")
+    if (spread := acert["ours", "± ART"].loc[[few, many]].max()) > 0:
+        said.append(f"(Between our seeds the ART of these varies by {spread:.2f} points, one standard deviation.)")
     return " ".join(said)
 
 
@@ -243,7 +245,8 @@ def lead_sentence(radii: Mapping[str, np.ndarray], first: str, second: str, eps_
     for here, after in zip(at, [*at[1:], None], strict=True):
         if after is None or gap[after] != gap[here]:
             leader = first if gap[here] > 0 else second
-            said.append(f"{leader} from {grid[start]:.3g} to {grid[here]:.3g}")
+            stretch = f"from {grid[start]:.4g} to" if start < here else "at"
+            said.append(f"{leader} {stretch} {grid[here]:.4g}")
             start = after
     return f"More images are certified by {', by '.join(said[:6])}{', ...' if len(said) > 6 else '.'}"
 

@@ -343,6 +343,8 @@ def test_who_leads_where():
     high, low = np.array([0.3] * 8 + [0.0] * 2), np.array([0.1] * 9 + [0.05])
     said = ablations.lead_sentence({"a": low, "b": high}, "a", "b", 0.4)
     assert said == "More images are certified by a from 0 to 0.1, by b from 0.101 to 0.3."
+    one_point = ablations.lead_sentence({"a": np.array([0.4, 0.0]), "b": np.array([0.399, 0.399])}, "a", "b", 0.4)
+    assert one_point == "More images are certified by b from 0 to 0.399, by a at 0.4."
     assert "equally many" in ablations.lead_sentence({"a": low, "b": low}, "a", "b", 0.4)
     rows = [row for row in ROWS if row.table == 7 and row.dataset == "mnist"]
     figure = figures.certified_beside_paper({"a": low}, 0.4, rows, methods={"a": "acert"}, ours="ours")
