@@ -26,8 +26,8 @@ from acertlab.train import State, evaluate, initial_state, train_step
 
 COUNT = 10  # steps measured in each phase
 WARM = 2  # and not measured before them
+EVALUATED = 256  # images whose radii are searched to learn what validation costs; a GPU takes a whole batch
 Name = TypeVar("Name")
-EVALUATED = 256  # images whose radii are searched to learn what validation costs, at most
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Duration:
         for phase, name in (("clean", "clean"), ("ramp", "on the ramp"), ("after", "after it")):
             if count := self.epochs[phase]:
                 epochs = f"{count} epoch{'s' if count > 1 else ''} {name}"
-                parts.append(f"{epochs} of {self.steps} steps at {1e3 * self.step[phase]:.3g} ms")
+                parts.append(f"{epochs} of {self.steps} steps at {_short(self.step[phase])}")
         parts += [f"validation {readable(self.validation)} an epoch", f"test {readable(self.test)}"]
         return f"about {readable(self.total)}: {', '.join(parts)}"
 
@@ -165,12 +165,15 @@ def _per_image(
     state: State, config: TrainConfig, images: Tensor, cap: float, xtol: float, rtol: float, device: torch.device
 ) -> float:
     """Seconds that the radius of one image takes."""
-    x = images[: min(EVALUATED, config.eval_batch)]
+    x = images[: min(EVALUATED, config.eval_batch) if device.type == "cpu" else config.eval_batch]
     if not len(x):
         return 0.0
     with torch.no_grad():
         y = state.model.eval()(to_float(x, device)).argmax(1).cpu()
-    return _seconds(lambda: evaluate(state.model, x, y, cap, config, xtol=xtol, rtol=rtol), device) / len(x)
+    search = partial(evaluate, state.model, x, y, cap, config, xtol=xtol, rtol=rtol)
+    if device.type != "cpu":
+        search()  # the first one of a shape is slow
+    return _seconds(search, device) / len(x)
 
 
 def _median(call: Callable[[], object], device: torch.device, count: int) -> float:
@@ -184,6 +187,10 @@ def _seconds(call: Callable[[], object], device: torch.device, clock: Callable[[
     call()
     _wait(device)
     return clock() - start
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def _wait(device: torch.device) -> None:

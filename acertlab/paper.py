@@ -180,9 +180,9 @@ def nearby(dataset: str, method: str, kappa: float, variant: str = "") -> tuple[
 
 
 def as_table(found: Sequence[Row]) -> Styler:
-    """Rows as a notebook shows them, without the columns that none of them has."""
-    table = pd.DataFrame([asdict(row) | {"eps_max": printed_eps(row.eps_max)} for row in found])
-    table = table.replace("", None).dropna(axis="columns", how="all")
+    """Rows as a notebook shows them, the tuned ones with a †, without the columns that none of them has."""
+    shown = [asdict(row) | {"table": _number(row), "eps_max": printed_eps(row.eps_max)} for row in found]
+    table = pd.DataFrame(shown).drop(columns="tuned").replace("", None).dropna(axis="columns", how="all")
     plain = table.style.format(lambda value: f"{value:g}" if isinstance(value, float) else value, na_rep="")
     return plain.hide(axis="index")
 
@@ -264,7 +264,7 @@ def beside(
     table = []
     for row in found:
         stds = dict(zip(("Acc", "ACR", "ART"), row.stds or (None,) * 3, strict=True))
-        head = {"table": f"{row.table}{' †' if row.tuned else ''}", "dataset": row.dataset, "kappa": row.kappa}
+        head = {"table": _number(row), "dataset": row.dataset, "kappa": row.kappa}
         theirs = {"Acc": row.acc, "ACR": row.acr, "ART": row.art} | ratios(row)
         if row.eps is not None:
             theirs[f"certified at {printed_eps(row.eps)}"] = row.certified
@@ -278,6 +278,10 @@ def beside(
     numbers = {name: float for name in ("kappa", "paper", "std", "ours")}
     frame = pd.DataFrame(table).astype(numbers)
     return frame.assign(difference=frame.ours - frame.paper)
+
+
+def _number(row: Row) -> str:
+    return f"{row.table} †" if row.tuned else str(row.table)
 
 
 def ratios(row: Row) -> dict[str, float | None]:

@@ -123,6 +123,7 @@ def test_every_row_has_its_configuration(row):
 def test_rows_are_shown_with_the_columns_that_they_have():
     shown = paper.as_table(paper.rows("cifar10", "acert", 0.0)).to_html()
     assert "delta_art" not in shown and "8.8/255" in shown and "26.61" in shown and "nan" not in shown
+    assert "1 †" in paper.as_table(paper.rows("cifar10", "acert", 0.25)).to_html()
     assert "0.0002" in paper.as_table(paper.rows("cifar10", "standard", 1.0)).to_html()
 
 
@@ -254,7 +255,7 @@ def test_a_duration_adds_up():
         10, {"clean": 1.0, "ramp": 2.0, "after": 3.0}, {"clean": 1, "ramp": 2, "after": 3}, 5.0, 7.0
     )
     assert found.training == 10 * (1 + 4 + 9) and found.total == found.training + 6 * 5 + 7
-    assert str(found).startswith("about 3.0 min: 1 epoch clean of 10 steps at 1e+03 ms, 2 epochs on the ramp")
+    assert str(found).startswith("about 3.0 min: 1 epoch clean of 10 steps at 1 s, 2 epochs on the ramp")
     assert [duration.readable(s) for s in (0.42, 11.8, 200, 9000, 200_000)] == [
         "0.42 s",
         "12 s",
