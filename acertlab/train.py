@@ -320,7 +320,8 @@ def initial_state(config: TrainConfig, data: ImageData, device: torch.device, st
         ibp_init_(model)
     model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    radii = Estimates.none(len(data.train_x), device) if config.radius_history and objective.searches else None
+    kept = config.radius_history and objective.searches and config.solver == "log-secant"  # the others take no guess
+    radii = Estimates.none(len(data.train_x), device) if kept else None
     return State(model, trace(model), objective, optimizer, learning_rate(config, optimizer, steps), radii)
 
 

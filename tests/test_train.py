@@ -504,6 +504,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(few, tmp_path, monkeypatch):
     assert not (tmp_path / "checkpoint").exists()
 
 
+def test_a_history_is_kept_where_the_search_makes_use_of_it(few):
+    for method, solver, kept in (("acert", "log-secant", True), ("acert-sabr", "log-secant", True),
+                                 ("acert", "brentq", False), ("fast-ibp", "log-secant", False)):  # fmt: skip
+        config = replace(SMALL, method=method, solver=solver, radius_history=True)
+        state = train_module.initial_state(config, few, torch.device("cpu"), steps=7)
+        assert (state.radii is not None) == kept
+
+
 def test_shrinking_radii_are_warned_of_once(few, caplog):
     state = train_module.initial_state(SMALL, few, torch.device("cpu"), steps=7)
     shares = [None, 0.1, 0.1, 0.25, 0.4]
