@@ -29,6 +29,8 @@ import dask
 from distributed import Security, SpecCluster
 from distributed.deploy import ssh as dask_ssh
 
+from acertlab.cell import START_TIMEOUT
+
 if TYPE_CHECKING:
     from dask_jobqueue import SLURMCluster
 
@@ -55,6 +57,9 @@ def slurm(
         options: further ones of `dask_jobqueue.SLURMCluster`, as account or job_script_prologue.
     """
     from dask_jobqueue import SLURMCluster
+
+    # else 60 seconds: a job whose worker is not up by then ends, and nobody submits it again
+    options = {"death_timeout": START_TIMEOUT} | options
 
     return SLURMCluster(
         n_workers=jobs, queue=queue, cores=1, processes=1, memory=memory, job_cpu=cpus, walltime=walltime,

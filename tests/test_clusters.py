@@ -33,6 +33,7 @@ def test_a_slurm_job_has_one_gpu_one_thread_and_tls(tmp_path: Path) -> None:
     for line in ("-p gpu", "-A me", "--cpus-per-task=6", "-t 02:30:00", "--gres=gpu:1"):
         assert f"#SBATCH {line}\n" in job
     (command,) = (line for line in job.splitlines() if "distributed.cli.dask_worker" in line)
+    assert "--death-timeout 600 " in command
     assert "--nthreads 1 " in command and "--nworkers" not in command
     assert f"--tls-key {tmp_path}/keys/key.pem" in command and "CUDA_VISIBLE_DEVICES" not in job  # Slurm's to set
 
