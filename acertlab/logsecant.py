@@ -101,7 +101,8 @@ class Trail(NamedTuple):
         failed = ~(point > lower) | ~(point < upper) | lame | bisect
         middle = torch.where(upper > 8 * lower, torch.maximum((lower * upper).sqrt(), upper / 8), (lower + upper) / 2)
         point = torch.where(failed, middle, point)
-        point = torch.where(upper.isinf() & (failed | (point >= cap)), cap, point)
+        at_cap = point >= cap * (1 - 8 * eps)  # exp(log(cap)) may be a rounding below it
+        point = torch.where(upper.isinf() & (failed | at_cap), cap, point)
         aim = torch.where(near & ~failed, torch.where(high, -1.0, 1.0), 0.0).to(lower)
         earlier = torch.where(failed, 0.0, self.step)
         return self._replace(step=length, earlier=earlier, aim=aim), point

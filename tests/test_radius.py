@@ -339,6 +339,17 @@ def test_training_radii(digits_net: Trained) -> None:
     assert (two - exact).abs().mean() < 0.25 * (fast - exact).abs().mean()
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_radius_that_was_the_cap_is_asked_for_once(digits_net: Trained, solver: str) -> None:
+    cold = certified_radius(digits_net.model, digits_net.x, digits_net.y, 0.012, solver=solver)
+    at_cap = cold.status == RadiusStatus.AT_EPS_MAX
+    warm = certified_radius(digits_net.model, digits_net.x, digits_net.y, 0.012, solver=solver, warm_start=cold.radius)
+    assert at_cap.sum() > 50
+    assert (cold.evaluations[at_cap] == 2).all()  # the clean pass, and the one at eps_max
+    assert warm.evaluations[at_cap].max() <= (2 if solver == "log-secant" else 3)
+    assert torch.equal(warm.radius[at_cap], cold.radius[at_cap])
+
+
 def test_empty_batch(digits_net: Trained) -> None:
     result = certified_radius(digits_net.model, digits_net.x[:0], digits_net.y[:0], 0.2)
     assert result.radius.shape == (0,) and result.status.dtype == torch.int8
