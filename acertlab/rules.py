@@ -101,10 +101,11 @@ FEWEST = 16  # rows from which on a matrix product on a CPU sums in the same ord
 def alike(operation: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """operation(x, weight, bias), of which no row depends on how many others there are.
 
-    Of few rows another kernel makes the product, with another order of summation. So is a convolution of 1 x 1 images.
+    Of few rows another kernel makes a matrix product, with another order of summation; and so for a convolution of
+    images of one pixel, which is one.
     """
-    missing = FEWEST - len(x)
-    if missing <= 0 or x.shape[2:].numel() > 1 or x.requires_grad or x.device.type != "cpu":
+    missing, product = FEWEST - len(x), weight.dim() == 2 or x.shape[2:].numel() == 1
+    if missing <= 0 or not product or x.requires_grad or x.device.type != "cpu":
         return operation(x, weight, bias)
     return operation(F.pad(x, (*[0, 0] * (x.dim() - 1), 0, missing)), weight, bias)[: len(x)]
 
@@ -389,10 +390,12 @@ def _matmul(a: Any, b: Any) -> Box:
     """Centre and radius form, as Eq. (16)-(17), with the constant matrix on either side."""
     if isinstance(a, Box) and isinstance(b, Box):
         raise TypeError("model: a matrix product of two activations has no interval rule; only with constants")
-    if isinstance(a, Box):
-        center, radius = a.center @ b, a.radius @ b.abs()
+    box, matrix = (a, b) if isinstance(a, Box) else (b, a)
+    product = (lambda x, w, _: x @ w) if box is a else (lambda x, w, _: w @ x)
+    if box.lower.dim() <= 1 + (box is b):  # the product is along the first dimension: it has no rows
+        center, radius = product(box.center, matrix, None), product(box.radius, matrix.abs(), None)
     else:
-        center, radius = a @ b.center, a.abs() @ b.radius
+        center, radius = alike(product, box.center, matrix, None), alike(product, box.radius, matrix.abs(), None)
     return Box(center - radius, center + radius)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from acertlab import interval
 from acertlab.box import Box, ball
 from acertlab.interval import _difference_radius, clean_pass, freeze, propagate
+from acertlab.margin import margin_at
 from acertlab.models import MODELS, Normalize, cnn7, mlp, residual_cnn, small_cnn
 from acertlab.rules import rule
 
@@ -354,3 +355,48 @@ def test_float32_bounds_agree_with_float64() -> None:
     single = propagate(model, ball(x, 0.1))
     double = propagate(copy.deepcopy(model).double(), ball(x.double(), 0.1))
     assert (single.upper - double.upper).abs().max() <= 1e-5 * double.upper.abs().max()
+
+
+# ---- what a sample's bounds depend on
+
+
+class Tokens(nn.Module):
+    """Linear layers on several vectors of each sample, and a matrix product that is no layer."""
+
+    def __init__(self, count: int, side: str) -> None:
+        super().__init__()
+        self.count, self.side = count, side
+        self.layers = nn.Sequential(nn.Linear(64 // count, 300), nn.ReLU(), nn.Linear(300, 300), nn.ReLU())
+        self.matrix, self.last = nn.Parameter(torch.randn(300, 40) * 0.1), nn.Linear(40 * count, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.layers(x.reshape(-1, self.count, 64 // self.count))
+        product = hidden @ self.matrix if self.side == "right" else self.matrix.t() @ hidden.transpose(1, 2)
+        return self.last(product.flatten(1))
+
+
+class Squeezed(nn.Module):
+    """A convolution of images of one pixel, and a product of vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.point = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 64, 1)
+        self.matrix = nn.Parameter(torch.randn(64, 10) * 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.point(self.wide(x).relu().mean((2, 3), keepdim=True)).relu().flatten(1) @ self.matrix
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: Tokens(2, "right"), lambda: Tokens(4, "right"), lambda: Tokens(2, "left"), Squeezed],
+    ids=["two tokens", "four tokens", "matrix on the left", "one pixel"],
+)
+def test_bounds_of_a_sample_do_not_depend_on_how_many_there_are(build) -> None:
+    torch.manual_seed(0)
+    model, x = build().eval().requires_grad_(False), torch.rand(96, 1, 8, 8)
+    y, eps = model(x).argmax(1), torch.full((96,), 0.01)
+    frozen = freeze(model)
+    whole = margin_at(frozen, x, y, eps)
+    for n in (1, 2, 3, 5, 8, 12, 15, 16, 17, 31):
+        assert torch.equal(margin_at(frozen, x[:n], y[:n], eps[:n]), whole[:n]), n
