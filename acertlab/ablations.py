@@ -16,12 +16,13 @@ from pandas.io.formats.style import Styler
 from acertlab import duration, metrics, paper
 from acertlab.approximate import approximate_radius
 from acertlab.data import ImageData, to_float
-from acertlab.interval import clean_pass, freeze, trace
+from acertlab.interval import clean_pass, freeze
 from acertlab.margin import clean_margin, full_precision
 from acertlab.plots.style import method_style
 from acertlab.radius import margin_function, search_radius
 from acertlab.reproduce import config_of
 from acertlab.runs import Run
+from acertlab.tracing import trace
 
 DATASET = "cifar10"  # of the paper's ablations
 

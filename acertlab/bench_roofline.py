@@ -18,15 +18,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from acertlab.approximate import Estimates
 from acertlab.data import ImageData
 from acertlab.presets import PAPER, TrainConfig, preset
-from acertlab.train import State, initial_state, train_step
+from acertlab.train import State, initial_state, normalisation, train_step
 
-FLOPS, BANDWIDTH = (
-    66.9e12,
-    3.35e12,
-)  # of an H100 SXM in float32, outside tensor cores, and of its HBM3 (NVIDIA's data sheet)
+FLOPS = 66.9e12  # a second, of an H100 SXM in float32, outside tensor cores (NVIDIA's data sheet)
+BANDWIDTH = 3.35e12  # bytes a second, of its HBM3
 SHAPES = {"mnist": ((1, 28, 28), 10), "cifar10": ((3, 32, 32), 10), "tinyimagenet": ((3, 64, 64), 200)}
 STEPS: dict[str, tuple[str, dict[str, object]]] = {  # what a step is called: its method, and what of the preset changes
     "Standard": ("standard", {}),
@@ -78,15 +75,11 @@ def a_step(name: str, dataset: str, batch: int, device: str) -> tuple[State, Tra
     stats = None if dataset == "mnist" else (0.5,) * 3
     names = tuple(map(str, range(classes)))
     data = ImageData(dataset, empty, none, empty, none, empty, none, names, stats, stats)
-    state = initial_state(config, data, torch.device("cpu"), 10)
-    state.model.to(device).train()
-    state.optimizer = torch.optim.Adam(state.model.parameters(), lr=1e-6)
-    state.scheduler = torch.optim.lr_scheduler.LambdaLR(state.optimizer, lambda t: 1.0)
-    state.radii = state.radii and Estimates._make(row.to(device) for row in state.radii)
-    x, y = torch.rand(batch, *shape), torch.randint(0, classes, (batch,))
-    std = torch.full((1, shape[0], 1, 1), 0.5)
-    x, y, index, std = (t.to(device) for t in (x, y, torch.arange(batch), std))
-    return state, config, (x, y, index, config.eps_max, std)
+    state = initial_state(config, data, torch.device(device), 10)
+    state.model.train()
+    x, y, index = torch.rand(batch, *shape), torch.randint(0, classes, (batch,)), torch.arange(batch)
+    std = normalisation(data, torch.device(device))
+    return state, config, (x.to(device), y.to(device), index.to(device), config.eps_max, std)
 
 
 def table(dataset: str, batch: int) -> pd.DataFrame:

@@ -58,7 +58,7 @@ def _bound(frozen: Frozen, box: Box, relu_inputs: list[Box], rows: Tensor, offse
     """Upper bounds (B, K) of rows (B, K, features) times what enters the head, plus offset (B, K)."""
     relus = iter(reversed(relu_inputs))
     start = frozen.nodes.index(frozen.head)
-    coefficients = {_source(frozen, frozen.head.args[0]): rows}
+    coefficients = {frozen.sources(frozen.head)[0]: rows}
     for node in reversed(frozen.nodes[:start]):
         if (a := coefficients.pop(node, None)) is None:
             continue
@@ -66,10 +66,10 @@ def _bound(frozen: Frozen, box: Box, relu_inputs: list[Box], rows: Tensor, offse
             center, radius = (end.flatten(1).unsqueeze(2) for end in (box.center, box.radius))
             a = a.flatten(2)
             return offset + (a @ center + a.abs() @ radius).squeeze(2)
-        inputs = [_source(frozen, n) for n in node.all_input_nodes]
+        inputs = frozen.sources(node)
         if node.op == "call_function" and node.target in ADDITIONS and len(inputs) == len(node.args) == 2:
             back, shift = a, 0.0
-        elif frozen._is_relu(node):
+        elif frozen.is_relu(node):
             back, shift = _through_relu(a, next(relus))
         elif node.op == "call_module":
             back, shift = _through(frozen, node, a, frozen.shapes[inputs[0]])
@@ -79,10 +79,6 @@ def _bound(frozen: Frozen, box: Box, relu_inputs: list[Box], rows: Tensor, offse
         for source in inputs:
             coefficients[source] = coefficients[source] + back if source in coefficients else back
     raise AssertionError("a traced graph begins with its input")
-
-
-def _source(frozen: Frozen, node: fx.Node) -> fx.Node:
-    return frozen.folded.get(node, node)
 
 
 def _through_relu(a: Tensor, box: Box) -> tuple[Tensor, Tensor]:
@@ -104,8 +100,7 @@ def _through(frozen: Frozen, node: fx.Node, a: Tensor, shape: tuple[int, ...]) -
     if isinstance(layer, Normalize):
         layer = Scale(1 / layer.std, -layer.mean / layer.std)
     if isinstance(layer, Scale):
-        ends = (t.view(-1, *[1] * (len(shape) - 1)) for t in (layer.scale, layer.shift))
-        scale, shift = ends
+        scale, shift = layer.spread(len(shape) - 1)
         return a * scale, (a * shift).flatten(2).sum(2)
     if isinstance(layer, RESHAPING) or (isinstance(layer, _DropoutNd) and not (layer.training and layer.p)):
         return a.reshape(*a.shape[:2], *shape), 0.0

@@ -22,7 +22,7 @@ from acertlab.presets import TrainConfig
 from acertlab.reproduce import config_of
 from acertlab.runs import Run
 from acertlab.schedules import RAMPS
-from acertlab.train import State, evaluate, initial_state, train_step
+from acertlab.train import State, evaluate, initial_state, normalisation, train_step
 
 COUNT = 10  # steps measured in each phase
 WARM = 2  # and not measured before them
@@ -146,7 +146,7 @@ class _Batch:
     def __post_init__(self) -> None:
         self.x, self.y = (part[self.index].to(self.device) for part in (self.data.train_x, self.data.train_y))
         self.index = self.index.to(self.device)
-        self.std = torch.tensor(self.data.std or (1.0,), device=self.device).view(1, -1, 1, 1)
+        self.std = normalisation(self.data, self.device)
         self.generator = torch.Generator().manual_seed(0)
 
     def step(self, state: State, config: TrainConfig, eps: float) -> None:

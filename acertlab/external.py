@@ -27,7 +27,7 @@ from acertlab.metrics import summarise
 from acertlab.models import MODELS, Normalize, Stats
 from acertlab.presets import TrainConfig
 from acertlab.runs import EXTERNAL, Run, load_run
-from acertlab.train import CERTIFIED_AT, LOCK_WAIT, history_table, open_folder
+from acertlab.train import LOCK_WAIT, certified_at, history_table, open_folder
 
 # ---- state dicts
 
@@ -293,7 +293,7 @@ def _measure(model: nn.Module, data: ImageData, run_dir: Path, asked: dict[str, 
     report = certify(model, (data.test_x, data.test_y), asked["radius_cap"], **search, run_dir=batches,
                      progress=progress)  # fmt: skip
     cap, eps_max = asked["radius_cap"], asked["eps_max"]
-    grid = sorted({eps for eps in (*CERTIFIED_AT.get(data.name, ()), eps_max) if eps <= cap})
+    grid = certified_at(data.name, eps_max, cap)
     write_parquet(run_dir / "radii.parquet", report.radii)
     write_parquet(run_dir / "history.parquet", history_table([]))
     write_weights(run_dir / "model.safetensors", model.state_dict())

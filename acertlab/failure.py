@@ -1,7 +1,7 @@
 """Where a training run stopped being finite: the layer, found by training the epoch again and looking at every step."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,32 +34,29 @@ def find_layer(state: "State", error: NotFinite, train_again: Callable[[], objec
         error: what stopped it.
         train_again: trains that epoch on ``state``.
     """
-    inputs: list[Tensor] = []
+    latest: dict[str, Tensor] = {}
 
     def look(*_: object) -> None:
         parameters = list(state.model.named_parameters())
         if all(p.grad is None or p.grad.isfinite().all() for _, p in parameters):
             return
-        if name := _first_in_the_clean_pass(state.model, inputs[-1]):
+        if name := _first_in_the_clean_pass(state.model, latest["x"]):
             raise _Found(f"It began in layer {name}: its output is not finite")
-        if state.objective.bounds and (name := _first_bounds(state, inputs[-1], error.eps)):
+        if state.objective.bounds and (name := _first_bounds(state, latest["x"], error.eps)):
             raise _Found(f"It began in layer {name}: its bounds at eps_t are not finite")
         bad = [name for name, p in parameters if p.grad is not None and not p.grad.isfinite().all()]
         raise _Found(f"It began on the way back, in the gradient of {bad[-1]}")
 
-    hooks = [
-        state.optimizer.register_step_pre_hook(look),
-        state.model.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach())),
-    ]
-    try:
-        train_again()
-    except _Found as found:
-        return str(found)
-    except NotFinite:
-        return "Each gradient was finite: the loss itself, or the norm of all gradients, is too large"
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def keep(_: object, args: tuple[Tensor, ...]) -> None:
+        latest["x"] = args[0].detach()
+
+    with state.optimizer.register_step_pre_hook(look), state.model.register_forward_pre_hook(keep):
+        try:
+            train_again()
+        except _Found as found:
+            return str(found)
+        except NotFinite:
+            return "Each gradient was finite: the loss itself, or the norm of all gradients, is too large"
     return "Training that epoch once more from its start, it did not happen again"
 
 
@@ -72,7 +69,10 @@ def _first_in_the_clean_pass(model: nn.Module, x: Tensor) -> str:
         if isinstance(output, Tensor) and not output.isfinite().all():
             found.append(kinds[module])
 
-    with _hooked([m.register_forward_hook(look) for m in kinds if not list(m.children())]), torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad():
+        for module in kinds:
+            if not list(module.children()):
+                hooks.enter_context(module.register_forward_hook(look))
         model(x)
     return found[0] if found else ""
 
@@ -92,12 +92,3 @@ def _name(frozen: Frozen, node: fx.Node) -> str:
     node = frozen.folded.get(node, node)
     kind = type(frozen.traced.model.get_submodule(node.target)).__name__ if node.op == "call_module" else node.op
     return f"'{node.target}' ({kind})"
-
-
-@contextmanager
-def _hooked(handles: list) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

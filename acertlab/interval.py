@@ -8,7 +8,6 @@ Source: Gowal et al. 2019 (IBP); Shi et al. 2021 (BatchNorm with the clean batch
 
 import operator
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,6 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
-from torchvision.ops import StochasticDepth
 
 from acertlab.box import Box
 from acertlab.fused import batch_norm
@@ -32,132 +30,13 @@ from acertlab.rules import (
     alike,
     batch_norm_scale,
     evaluate,
-    has_rule,
     rule,
 )
+from acertlab.tracing import Traced, trace
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
-TILE = (
-    32  # a batch of a multiple of so many rows is computed alike in all its rows, whatever the network and the device
-)
+TILE = 32  # in batches of a multiple of it no row depends on how many there are, whatever the network and the device
 CACHE = 3 * 2**19  # bytes of one end of a box that a core's cache holds, with what else a layer needs (measured)
-
-
-WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
-
-
-class _Tracer(fx.Tracer):
-    failed = ""  # where, in the innermost module
-
-    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        try:
-            return super().call_module(module, forward, args, kwargs)
-        except Exception:
-            self.failed = self.failed or f" in '{self.path_of_module(module)}' of type {type(module).__name__}"
-            raise
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return has_rule(module) or super().is_leaf_module(module, name)
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A network's graph. Valid while the model's structure (not its weights) stays as it is."""
-
-    model: nn.Module
-    graph: fx.Graph
-
-
-def trace(model: nn.Module, *, live_buffers: bool = False) -> Traced:
-    """The graph of ``model``, by ``torch.fx``.
-
-    Args:
-        model: any module.
-        live_buffers: keep what forward computes from buffers in the graph; else torch.fx puts its value there.
-
-    Raises:
-        TypeError: not a module; forward depends on data; or a layer has no rule (the error names it and says how to
-            give it one).
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
-    if (kind := type(model).__name__) in WRAPPERS:
-        raise TypeError(f"model: is wrapped in {kind}; give the model inside, model.{WRAPPERS[kind]}")
-    root = nn.Sequential(model) if has_rule(model) else model
-    tracer = _Tracer()
-    tracer.proxy_buffer_attributes = live_buffers
-    try:
-        graph = tracer.trace(root)
-    except Exception as error:  # fx raises many kinds
-        raise TypeError(
-            f"model: torch.fx cannot trace {type(model).__name__}{tracer.failed}: {error}. Write forward without "
-            "control flow that depends on the data, make that part a module of its own and give it a rule "
-            "(acertlab.rule), or use bound='crown', through auto_LiRPA"
-        ) from error
-    for node in graph.nodes:
-        if node.op == "call_module" and not has_rule(layer := root.get_submodule(node.target)):
-            kind = type(layer).__name__
-            raise TypeError(
-                f"model: no interval rule for layer '{node.target}' of type {kind}. Give it one:\n"
-                f"    @acertlab.rule.register({kind})\n"
-                f"    def {kind.lower()}_rule(layer, box):\n"
-                "        return acertlab.Box(lower, upper)  # must hold layer(x) for every x in box\n"
-                "or use bound='crown', through auto_LiRPA"
-            )
-    _refuse_reuse_after_in_place(root, graph)
-    return Traced(root, graph)
-
-
-SAME_STORAGE = (nn.Identity, nn.Flatten, nn.Unflatten, _DropoutNd, StochasticDepth)
-VIEWS = {
-    *("view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "swapaxes"),
-    *("movedim", "t", "contiguous", "getitem", "narrow", "chunk", "split", "unbind", "expand", "expand_as", "detach"),
-    *("to", "float", "double", "type_as", "dropout", "stochastic_depth", "interpolate", "pad"),
-}
-
-
-def _refuse_reuse_after_in_place(root: nn.Module, graph: fx.Graph) -> None:
-    """Refuses y = relu_(x) followed by another use of x: the model then sees the changed x, and no rule says so."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    storage: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        source = node.all_input_nodes[0] if node.all_input_nodes else None
-        storage[node] = storage[source] if source and _shares_storage(node, root) else node
-        if source is None or not _is_in_place(node, root):
-            continue
-        for other in graph.nodes:
-            if order[other] < order[node] and storage[other] is storage[source]:
-                later = [user for user in other.users if order[user] > order[node]]
-                if later:
-                    raise ValueError(
-                        f"model: '{node.name}' changes '{other.name}' in place, and '{later[0].name}' uses it again "
-                        "afterwards; write that operation out of place (inplace=False)"
-                    )
-
-
-def _is_in_place(node: fx.Node, root: nn.Module) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(root.get_submodule(node.target), "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.op == "call_function":
-        in_operator = name in ("iadd", "isub", "imul", "itruediv")
-        return in_operator or bool(_argument(node, "inplace")) or name.endswith("_")
-    return node.op == "call_method" and name.endswith("_") and not name.endswith("__")
-
-
-def _argument(node: fx.Node, name: str) -> Any:
-    """What a Python function is called with for one of its parameters, by name or by position; else None."""
-    code = getattr(node.target, "__code__", None)
-    names = code.co_varnames[: code.co_argcount] if code else ()
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}.get(name)
-
-
-def _shares_storage(node: fx.Node, root: nn.Module) -> bool:
-    if _is_in_place(node, root) or (node.target is getattr and node.args[1] in ("T", "mT", "data")):
-        return True
-    if node.op == "call_module":
-        return isinstance(root.get_submodule(node.target), SAME_STORAGE)
-    return (node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")) in VIEWS
 
 
 def clean_pass(model: nn.Module, x: Tensor) -> tuple[Tensor, Statistics]:
@@ -234,7 +113,7 @@ class Frozen:
     def __init__(self, traced: Traced, layers: dict[fx.Node, Any], folded: dict[fx.Node, fx.Node]) -> None:
         self.traced, self.layers, self.folded = traced, layers, folded
         self.nodes = [n for n in traced.graph.nodes if n not in folded]
-        last_use = {source: node for node in self.nodes for source in self._sources(node)}
+        last_use = {source: node for node in self.nodes for source in self.sources(node)}
         self.last_uses: dict[fx.Node, list[fx.Node]] = {}
         for source, node in last_use.items():
             self.last_uses.setdefault(node, []).append(source)
@@ -255,7 +134,8 @@ class Frozen:
         made_by = self.layers.get(self.folded.get(sources[0], sources[0]))
         return isinstance(made_by, IntervalAffine) and len(sources[0].users) == 1
 
-    def _sources(self, node: fx.Node) -> list[fx.Node]:
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes whose values enter this one; of a folded BatchNorm the layer that does its work."""
         return [self.folded.get(n, n) for n in node.all_input_nodes]
 
     def _find_head(self) -> fx.Node | None:
@@ -291,7 +171,7 @@ class Frozen:
             )
             if node.op == "output" or node is until:
                 return args[0]
-            if relu_inputs is not None and self._is_relu(node):
+            if relu_inputs is not None and self.is_relu(node):
                 relu_inputs.append(args[0])
             try:
                 if in_place and node in self.own_input and isinstance(args[0], Box):
@@ -308,7 +188,8 @@ class Frozen:
                 del values[done]
         raise AssertionError("a traced graph ends with its output")
 
-    def _is_relu(self, node: fx.Node) -> bool:
+    def is_relu(self, node: fx.Node) -> bool:
+        """Whether the node is a ReLU, as a layer, a function or a method."""
         if node.op == "call_module":
             return isinstance(self.layers[node], nn.ReLU)
         return node.target in (RELU_FUNCTIONS if node.op == "call_function" else RELU_METHODS)

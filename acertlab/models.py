@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from acertlab.box import Box
-from acertlab.interval import trace
 from acertlab.rules import Scale, rule
+from acertlab.tracing import trace
 
 
 class Normalize(nn.Module):

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acertlab.approximate import Estimates, approximate_radius
-from acertlab.attack import training_attack
 from acertlab.box import Box, ball
 from acertlab.crown import crown_ibp_margins
 from acertlab.interval import Frozen
 from acertlab.margin import clean_margin, worst_margin
 from acertlab.radius import margin_function, without_zero
 from acertlab.regularisers import regulariser
+from acertlab.training_attack import training_attack
 
 if TYPE_CHECKING:
     from acertlab.presets import TrainConfig

@@ -86,9 +86,8 @@ class TrainConfig:
     amp: bool = False  # on CUDA: attacks (never bounds, losses or radii) in bfloat16
 
     def __post_init__(self) -> None:
-        for name in ("eps_max", "lr", "clip", "div", "final_div", "attack_step_size"):
-            self._number(name, above=0.0)
-        for name in ("eval_xtol", "eval_rtol", "xtol", "rtol"):
+        for name in ("eps_max", "lr", "clip", "div", "final_div", "attack_step_size", "xtol", "rtol", "eval_xtol",
+                     "eval_rtol"):  # fmt: skip
             self._number(name, above=0.0)
         for name in ("l1", "lambda0"):
             self._number(name, low=0.0)

@@ -27,34 +27,9 @@ SAMPLES = 4  # of either kind, at least, on which the converted network must agr
 # operators of aten that torch or torch.nn.functional has under the same name, with the same arguments in the same order
 SAME = (
     *("relu", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "relu6", "hardtanh", "hardswish", "prelu"),
-    *(
-        "hardsigmoid",
-        "softplus",
-        "sigmoid",
-        "tanh",
-        "clamp",
-        "maximum",
-        "minimum",
-        "abs",
-        "neg",
-        "square",
-        "pow",
-        "add",
-    ),
-    *(
-        "sub",
-        "mul",
-        "div",
-        "mean",
-        "sum",
-        "amax",
-        "amin",
-        "softmax",
-        "log_softmax",
-        "dropout",
-        "alpha_dropout",
-        "matmul",
-    ),
+    *("hardsigmoid", "softplus", "sigmoid", "tanh", "clamp", "maximum", "minimum", "abs", "neg", "square", "pow"),
+    *("add", "sub", "mul", "div", "mean", "sum", "amax", "amin", "softmax", "log_softmax", "dropout"),
+    *("alpha_dropout", "matmul"),
     *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d"),
     *("adaptive_avg_pool2d", "adaptive_avg_pool3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     *("flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "flip", "roll", "narrow"),
@@ -176,9 +151,7 @@ class _Layers(fx.Transformer):
 
     def get_attr(self, target: str, args: tuple, kwargs: dict) -> Tensor:
         value = self.fetch_attr(target).detach()  # weights stay tensors: what is made of them alone is computed
-        self.module.register_buffer(
-            target.lstrip("_"), value
-        )  # as a constant it is a buffer, not "computed" (al.sound)
+        self.module.register_buffer(target.lstrip("_"), value)  # a constant, not something computed (al.sound)
         return value
 
     def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:

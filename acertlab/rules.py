@@ -46,8 +46,8 @@ def evaluate(layer: "nn.Module | Affine | Scale", x: Tensor, *args: Any, **kwarg
     if isinstance(layer, Affine):
         return layer.operation(x, layer.weight, layer.bias)
     if isinstance(layer, Scale):
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        return x * layer.scale.view(shape) + layer.shift.view(shape)
+        scale, shift = layer.spread(x.dim() - 2)
+        return x * scale + shift
     return layer(x, *args, **kwargs)
 
 
@@ -93,6 +93,11 @@ class Scale:
 
     scale: Tensor  # (C,)
     shift: Tensor  # (C,)
+
+    def spread(self, pixels: int) -> tuple[Tensor, Tensor]:
+        """Both, as they apply to (B, C, ...) with so many dimensions of pixels."""
+        shape = (-1, *[1] * pixels)
+        return self.scale.view(shape), self.shift.view(shape)
 
 
 FEWEST = 16  # rows from which on a matrix product on a CPU sums in the same order whatever their number (measured)
@@ -155,8 +160,7 @@ def _convolve(f: Callable[..., Tensor], box: Box, weight: Tensor, bias: Tensor |
 
 @rule.register(Scale)
 def _scale(layer: Scale, box: Box) -> Box:
-    shape = (1, -1, *[1] * (box.lower.dim() - 2))
-    scale, shift = layer.scale.view(shape), layer.shift.view(shape)
+    scale, shift = layer.spread(box.lower.dim() - 2)
     center, radius = box.center * scale + shift, box.radius * scale.abs()
     return Box(center - radius, center + radius)
 

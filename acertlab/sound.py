@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from acertlab.box import Box
-from acertlab.interval import Frozen, Traced, _difference_radius, fold, trace
+from acertlab.interval import Frozen, _difference_radius, fold
 from acertlab.rounding import (
     ROUNDINGS,
     UNROUNDED,
@@ -37,6 +37,7 @@ from acertlab.rounding import (
     sound_tables,
 )
 from acertlab.rules import FUNCTIONS, METHODS
+from acertlab.tracing import Traced, trace
 
 
 class SoundNetwork(Frozen):

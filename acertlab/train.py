@@ -25,7 +25,7 @@ from acertlab.approximate import Estimates
 from acertlab.checkpoints import full_disk_explained, restore, save_checkpoint
 from acertlab.data import ImageData, augment, to_float
 from acertlab.failure import NotFinite, find_layer
-from acertlab.interval import Traced, clean_pass, freeze, trace
+from acertlab.interval import clean_pass, freeze
 from acertlab.locks import locked
 from acertlab.margin import full_precision
 from acertlab.metrics import mean_of_batches, summarise
@@ -36,6 +36,7 @@ from acertlab.radius import certified_radius
 from acertlab.regularisers import l1_norm
 from acertlab.runs import FILES, Run, load_run, write_json, write_parquet, write_weights
 from acertlab.schedules import RAMPS, learning_rate
+from acertlab.tracing import Traced, trace
 
 HISTORY_COLUMNS = (
     "epoch",  # 0, 1, ...
@@ -194,7 +195,7 @@ def _train_epoch(
     torch.manual_seed(generator.initial_seed())  # for layers that draw at random
     n, device = len(train_x), train_x.device
     batches = torch.randperm(n, generator=generator).to(device).tensor_split(math.ceil(n / config.batch_size))
-    steps, std = len(batches), torch.tensor(data.std or (1.0,), device=device).view(1, -1, 1, 1)
+    steps, std = len(batches), normalisation(data, device)
     ramp_first, ramp_last = config.clean_epochs * steps, (config.clean_epochs + config.ramp_epochs) * steps
     totals, bounded = torch.zeros(9, device=device), 0
     first_bad = torch.full((), -1, device=device)
@@ -338,6 +339,16 @@ def _owner(config: TrainConfig, data: ImageData) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
+def normalisation(data: ImageData, device: torch.device) -> Tensor:
+    """(1, C, 1, 1) the standard deviations by which the network's first layer divides; 1 where it does not."""
+    return torch.tensor(data.std or (1.0,), device=device).view(1, -1, 1, 1)
+
+
+def certified_at(dataset: str, eps_max: float, cap: float) -> list[float]:
+    """Where a run reports certified accuracy: at the literature's eps and at eps_max, as far as radii are searched."""
+    return sorted({eps for eps in (*CERTIFIED_AT.get(dataset, ()), eps_max) if eps <= cap})
+
+
 def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run | None:
     """Writes `config.json` into a fresh folder; returns the run of a folder that holds it, finished."""
     path = run_dir / "config.json"
@@ -366,7 +377,7 @@ def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path) -
     if state.best_weights:
         state.model.load_state_dict(state.best_weights)
     table = evaluate(state.model, data.test_x, data.test_y, config.cap, config, **tolerances)
-    grid = sorted({eps for eps in (*CERTIFIED_AT.get(config.dataset, ()), config.eps_max) if eps <= config.cap})
+    grid = certified_at(config.dataset, config.eps_max, config.cap)
     write_parquet(run_dir / "radii.parquet", table)
     write_weights(run_dir / "model.safetensors", state.model.state_dict())
     device = next(state.model.parameters()).device

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from acertlab.attack import training_attack
 from acertlab.box import Box, ball
 from acertlab.crown import crown_ibp_margins
-from acertlab.interval import clean_pass, freeze, trace
+from acertlab.interval import clean_pass, freeze
 from acertlab.lirpa import Bounded
 from acertlab.models import MODELS
 from acertlab.objectives import (
@@ -36,6 +35,8 @@ from acertlab.objectives import (
 from acertlab.presets import TrainConfig
 from acertlab.regularisers import l1_norm, relu_balance, tightness
 from acertlab.schedules import linear_ramp, smooth_ramp
+from acertlab.tracing import trace
+from acertlab.training_attack import training_attack
 
 STD = 0.5
 
