@@ -44,6 +44,7 @@ CONFIG = {
     "distributed.scheduler.worker-saturation": 1.0,  # cells wait at the scheduler, not behind a long one
     "distributed.scheduler.work-stealing": False,  # nothing to steal then
     "distributed.worker.daemon": True,
+    "distributed.worker.profile.enabled": False,  # a worker would keep a profile of every second, 65 kB each
 }
 
 log = logging.getLogger(__name__)

@@ -51,7 +51,8 @@ if what != "no result":
     (folder / "aside").write_text(json.dumps(times))
     os.replace(folder / "aside", folder / "result.json")""",
 ]
-FLAT = 30.0  # MB that a process may grow by
+FLAT = 30.0  # MB that a process may grow by at its start,
+FLAT_LATER = 5.0  # and by in the second half of 500 cells
 
 
 @contextmanager
@@ -109,7 +110,7 @@ def load(folder: Path, cells: int, seconds: float) -> tuple[float, dict[int, tup
 def test_five_hundred_cells(tmp_path: Path) -> None:
     overhead, memory = load(tmp_path, 500, 1.0)
     assert overhead < 3.0
-    assert len(memory) == 3 and all(late - early < FLAT for early, late in memory.values())
+    assert len(memory) == 3 and all(late - early < FLAT_LATER for early, late in memory.values())
 
 
 def test_twelve_cells(tmp_path: Path) -> None:
