@@ -1,5 +1,7 @@
 """`TrainConfig`: all that decides a training run, with reasons; `preset`: settings by name, with their sources."""
 
+import ast
+import difflib
 import hashlib
 import json
 import math
@@ -241,6 +243,46 @@ def _model_or_preset(name: Any) -> str:
     return name
 
 
+def _readable_settings(text: Any) -> str:
+    parse_settings(text)
+    return text
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """Settings of `TrainConfig` written as in a call: "alpha=0.3, scheduler=step, milestones=(10, 15), lr=1/500".
+
+    Raises:
+        ValueError: it cannot be read so, or a name is no setting, or one that has a parameter of its own; the message
+            says what is accepted.
+    """
+    accepted = "NAME=VALUE, NAME=VALUE, ... with the names of TrainConfig"
+    try:
+        call = ast.parse(f"dict({text})", mode="eval").body
+        if not isinstance(text, str) or not isinstance(call, ast.Call) or call.args or ast.unparse(call.func) != "dict":
+            raise ValueError
+        given = {word.arg: _literal(word.value) for word in call.keywords}
+        if len(given) < len(call.keywords):
+            raise ValueError
+    except (ValueError, TypeError, SyntaxError, ZeroDivisionError):
+        raise ValueError(accepted) from None
+    names = [field.name for field in fields(TrainConfig) if field.name not in PARAMETERS]
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            why = "is a parameter of its own" if name in PARAMETERS else "is none of them"
+            raise ValueError(f"{accepted}: {name} {why}{hint}. They are {', '.join(names)}")
+    return given
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return node.id  # a word, such as step
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return ast.literal_eval(node.left) / ast.literal_eval(node.right)
+    return ast.literal_eval(node)
+
+
 # What a training notebook's parameters may be, for `check_parameters`; 0 and "" stand for the preset's value
 PARAMETERS: dict[str, Any] = {
     "dataset": str,
@@ -256,6 +298,7 @@ PARAMETERS: dict[str, Any] = {
     "data_root": str,
     "run_dir": str,
     "budget": BUDGETS,
+    "settings": _readable_settings,
 }
 
 
@@ -293,7 +336,8 @@ def config_from_parameters(parameters: Mapping[str, Any]) -> TrainConfig:
         parameters: names and values as `check_parameters` returns them (a training notebook's: by `PARAMETERS`).
             ``dataset``, ``method`` and ``budget`` choose the preset; ``kappa`` and ``seed`` replace its values, and so
             does every other field of `TrainConfig` that is neither 0 nor "" nor None. Other ``epochs`` keep the
-            preset's shares of clean epochs, ramp and milestones. Names that are no field are passed over.
+            preset's shares of clean epochs, ramp and milestones. ``settings`` is read by `parse_settings`; they replace
+            what the preset and other ``epochs`` say. Names that are no field are passed over.
 
     Raises:
         ValueError: as `preset` and `TrainConfig`.
@@ -304,7 +348,7 @@ def config_from_parameters(parameters: Mapping[str, Any]) -> TrainConfig:
     chosen = {n: v for n, v in parameters.items() if n in names and (n in always or v not in (0, "", None))}
     if epochs := chosen.pop("epochs", None):
         config = _with_epochs(config, epochs)
-    return replace(config, **chosen)
+    return replace(config, **chosen | parse_settings(parameters.get("settings", "")))
 
 
 def _with_epochs(config: TrainConfig, epochs: int) -> TrainConfig:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from acertlab.presets import BUDGETS, TrainConfig, config_from_parameters, preset
+from acertlab.presets import BUDGETS, TrainConfig, config_from_parameters
 
 ALWAYS = ("dataset", "method", "kappa", "seed")  # parameters of notebook 02 that are told in any case
 OPTIONAL = ("eps_max", "model", "width", "epochs", "batch_size")  # and those told where they are not the preset's
@@ -26,33 +26,25 @@ def config_of(settings: Mapping[str, Any]) -> TrainConfig:
 
 
 def training_command(config: TrainConfig) -> str:
-    """What trains this configuration again: a papermill command, or Python where no parameters of 02 lead to it.
+    """The papermill command that trains this configuration again: by the preset from which it differs least.
 
-    Either was followed on paper, and arrives at this very configuration (`device` apart).
+    It was followed on paper, and arrives at this very configuration (`device` apart).
     """
     wanted = replace(config, device="auto")
-    commands = [command for budget in BUDGETS if (command := _papermill(wanted, budget))]
-    return min(commands, key=len) if commands else _python(wanted)
+    return min((_papermill(wanted, budget) for budget in BUDGETS), key=len)
 
 
-def _papermill(wanted: TrainConfig, budget: str) -> str | None:
+def _papermill(wanted: TrainConfig, budget: str) -> str:
     chosen: dict[str, Any] = {name: getattr(wanted, name) for name in ALWAYS} | {"budget": budget}
-    near = config_from_parameters(chosen)
-    chosen |= {name: getattr(wanted, name) for name in OPTIONAL if getattr(wanted, name) != getattr(near, name)}
-    if config_from_parameters(chosen) != wanted:
-        return None
+    chosen |= _differences(wanted, chosen, OPTIONAL)
+    others = _differences(wanted, chosen, [field.name for field in fields(TrainConfig) if field.name not in ALWAYS])
+    if others:
+        chosen["settings"] = ", ".join(f"{name}={value!r}" for name, value in others.items())
+    assert config_from_parameters(chosen) == wanted
     parameters = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in chosen.items())
     return f"papermill notebooks/02_training.ipynb out.ipynb {parameters}"
 
 
-def _python(wanted: TrainConfig) -> str:
-    def changes(budget: str) -> dict[str, Any]:
-        base = preset(wanted.dataset, wanted.method, budget=budget)
-        pairs = ((field.name, getattr(wanted, field.name), getattr(base, field.name)) for field in fields(base))
-        return {name: value for name, value, before in pairs if value != before}
-
-    budget = min(BUDGETS, key=lambda name: len(changes(name)))
-    base = f"al.preset({wanted.dataset!r}, {wanted.method!r}, budget={budget!r})"
-    different = "".join(f", {name}={value!r}" for name, value in changes(budget).items())
-    config = f"dataclasses.replace({base}{different})" if different else base
-    return f"import dataclasses, acertlab as al\nal.train({config}, al.load_dataset({wanted.dataset!r}), RUN_DIR)"
+def _differences(wanted: TrainConfig, chosen: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    near = config_from_parameters(chosen)
+    return {name: getattr(wanted, name) for name in names if getattr(wanted, name) != getattr(near, name)}

@@ -129,11 +129,12 @@ def load_run(path: str | Path) -> Run:
                _read_result(path / "result.json"))  # fmt: skip
 
 
-def load_runs(root: str | Path) -> pd.DataFrame:
+def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
     """Every finished run below a folder, as a table; only `result.json` and `packed.json` files are read.
 
     Args:
         root: A folder that holds run folders or packed folders, at any depth, or is a packed folder itself.
+        settings: Names of `config.json` that become columns too, such as "scheduler"; None where a run has none.
 
     Returns:
         A row a run, in the order of the paths: `path` (str), everything in `result.json` (`cert_acc` as a dict
@@ -152,9 +153,12 @@ def load_runs(root: str | Path) -> pd.DataFrame:
     rows, unfinished = [], []
     for folder, files in _run_folders(root):
         if PACKED in files:
-            rows += [{"path": str(folder / name), **result} for name, (result, _) in _read_packed(folder).items()]
+            rows += [{"path": str(folder / name), **{s: config.get(s) for s in settings}, **result}
+                     for name, (result, config) in _read_packed(folder).items()]  # fmt: skip
         elif "result.json" in files:
-            rows.append({"path": str(folder), **_read_result(folder / "result.json")})
+            config = read_json(folder / "config.json") if settings else {}
+            chosen = {name: config.get(name) for name in settings}
+            rows.append({"path": str(folder), **chosen, **_read_result(folder / "result.json")})
         else:
             unfinished.append(str(folder))
     table = pd.DataFrame(rows, columns=None if rows else ["path", *RESULT_KEYS])

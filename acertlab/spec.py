@@ -6,6 +6,8 @@
       - {method: fast-ibp, kappa: [0, 0.8, 0.95], seed: [0, 1, 2]}
       - {method: acert, kappa: [0, 0.25, 0.5], seed: [0, 1, 2], eps_max: [0.1, 8/255]}
 
+What is no parameter of 02 goes into its `settings`: `settings: ["", "ramp_epochs=4", "scheduler=step, lr=5e-4"]`.
+
 Three names are not parameters: `grid`, `notebook` (relative to the file; default: this project's 02_training.ipynb)
 and `out` (relative to where you are; default: a folder named like the file, in ACERTLAB_RUNS or runs). A notebook of
 your own needs a `parameters` cell with `run_dir`, the folder into which its last cell writes `result.json`
@@ -34,8 +36,11 @@ from acertlab.cell import Cell
 TRAINING = Path(__file__).resolve().parent.parent / "notebooks" / "02_training.ipynb"
 RESERVED = ("grid", "notebook", "out")
 NOT_KEYED = ("run_dir", "data_root")  # where things are on a machine, not what is computed
-# one thread of arithmetic a cell: cells run side by side, and results depend on the number of threads, bit for bit
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+# One thread of arithmetic a cell: cells run side by side, and results depend on the number of threads, bit for bit.
+# Freed memory is kept for the next step: Dask has its workers' children return every 64 kB at once, which made an epoch
+# of a small CNN take twice as long (half of it in the operating system).
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+               "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,7 @@ def _checked(cell: Mapping[str, Any], defaults: Mapping[str, Any], notebook: Pat
             close = difflib.get_close_matches(name, defaults, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             others = ", ".join(n for n in defaults if n != "run_dir")
+            others += '; all else of TrainConfig as settings: "NAME=VALUE"' if "settings" in defaults else ""
             raise ValueError(f"{name!r} is not a parameter that can be swept{hint}; {notebook.name} has {others}")
     parameters = {**defaults, **cell}
     try:

@@ -22,7 +22,7 @@ def followed(command: str) -> al.TrainConfig:
     given = dict(zip(words[1::3], words[2::3], strict=True))
     numbers = {"kappa": float, "eps_max": float, "seed": int, "width": int, "epochs": int, "batch_size": int}
     given = {name: numbers.get(name, str)(value) for name, value in given.items()}  # as papermill's -p reads them
-    texts = dict.fromkeys(("model", "data_root", "run_dir"), "")
+    texts = dict.fromkeys(("model", "data_root", "run_dir", "settings"), "")
     zeros = {"kappa": 0.0, "eps_max": 0.0} | dict.fromkeys(("seed", "width", "epochs", "batch_size"), 0)
     defaults = texts | zeros | {"dataset": "digits", "method": "acert", "device": "auto", "budget": "fast"}
     assert given.keys() <= defaults.keys()
@@ -36,7 +36,16 @@ def followed(command: str) -> al.TrainConfig:
     st.floats(0, 1),
     st.integers(0, 5),
     st.sampled_from(BUDGETS),
-    st.sampled_from([{}, {"width": 8}, {"epochs": 12}, {"eps_max": 2 / 255}, {"batch_size": 32, "model": "mlp"}]),
+    st.sampled_from(
+        [
+            {},
+            {"width": 8},
+            {"epochs": 12},
+            {"eps_max": 2 / 255},
+            {"batch_size": 32, "model": "mlp"},
+            {"settings": "lr=1/300, ramp=linear, domain=None"},
+        ]
+    ),
 )
 def test_the_command_leads_back(dataset, method, kappa, seed, budget, more):
     parameters = {"dataset": dataset, "method": method, "kappa": kappa, "seed": seed, "budget": budget} | more
@@ -44,16 +53,12 @@ def test_the_command_leads_back(dataset, method, kappa, seed, budget, more):
     assert followed(training_command(config)) == config
 
 
-def test_what_no_parameter_leads_to_is_python():
-    config = replace(al.preset("digits", "acert", budget="fast"), kappa=0.25, lr=1e-3, clip=1.0)
-    code = training_command(config)
-    assert "papermill" not in code
-    trained = {}
-    mimic = type(
-        "acertlab", (), {"preset": al.preset, "load_dataset": str, "train": lambda c, _, where: trained.update(c=c)}
-    )
-    exec(code.replace("import dataclasses, acertlab as al", "import dataclasses"), {"al": mimic, "RUN_DIR": ""})
-    assert trained["c"] == config
+def test_settings_that_are_no_parameters_of_their_own_are_told_too():
+    config = replace(al.preset("digits", "acert", budget="fast"), kappa=0.25, lr=1e-3, scheduler="step", domain=None)
+    config = replace(config, milestones=(3, 5), radius_cap=0.5)
+    command = training_command(config)
+    assert "-p settings" in command and "width" not in command
+    assert followed(command) == config
 
 
 def test_from_a_run_folder():

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acertlab import models, runs
+from acertlab.pack import pack_runs
 from acertlab.runs import Within, check_parameters
 
 
@@ -123,6 +124,16 @@ class TestLoadRuns:
         assert table.cert_acc[0] == {0.05: 0.7, 0.1: 0.4}
         assert set(runs.RESULT_KEYS) < set(table.columns)
         assert table.attrs["unfinished"] == []
+
+    def test_settings_become_columns(self, tmp_path):
+        for name in ("a", "b"):
+            write_run(tmp_path / name)
+        runs.write_json(tmp_path / "b/config.json", runs.load_run(tmp_path / "a").config | {"alpha": 0.3})
+        pack_runs(tmp_path, tmp_path.parent / f"{tmp_path.name}-packed")
+        for root in (tmp_path, tmp_path.parent / f"{tmp_path.name}-packed"):
+            table = runs.load_runs(root, settings=["width", "alpha"])
+            assert table.width.tolist() == [CONFIG["width"]] * 2
+            assert table.alpha.isna().tolist() == [True, False] and table.alpha[1] == 0.3
 
     def test_unfinished_runs_are_listed_without_a_warning(self, tmp_path):
         write_run(tmp_path / "done")

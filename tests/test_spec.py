@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import dask.config
+import distributed  # noqa: F401 -- its settings
 import pytest
 import yaml
 from sweeps import write_notebook
@@ -61,6 +63,19 @@ def test_a_cells_name_depends_on_parameters_and_version_alone(monkeypatch: pytes
     assert read_spec({"kappa": 0.5, "eps_max": "1/4"}).cells[0].name != name
 
 
+def test_other_settings_can_be_swept() -> None:
+    grid = {"method": "mtl-ibp", "settings": ["", "alpha=0.3", "alpha=0.3, scheduler=step"]}
+    sweep = read_spec({"dataset": "mnist", "grid": grid})
+    assert [cell.parameters["settings"] for cell in sweep.cells] == grid["settings"]
+    assert "settings" in sweep.varied and len({cell.name for cell in sweep.cells}) == 3
+
+
+def test_a_cell_keeps_its_memory_whatever_dask_tells_its_workers() -> None:
+    told = dask.config.get("distributed.nanny.pre-spawn-environ")["MALLOC_TRIM_THRESHOLD_"]
+    kept = read_spec({"dataset": "mnist"}).cells[0].environment["MALLOC_TRIM_THRESHOLD_"]
+    assert int(kept) >= 2**28 > int(told)  # an epoch of the small CNN took twice as long with dask's 64 kB
+
+
 def test_a_cell_is_done_when_its_result_is_there_and_was_checked(tmp_path: Path) -> None:
     (cell,) = read_spec({"kappa": 0.5}, out=tmp_path).cells
     assert not cell.done
@@ -78,6 +93,8 @@ def test_a_cell_is_done_when_its_result_is_there_and_was_checked(tmp_path: Path)
     ("spec", "message"),
     [
         ({"methd": "acert"}, r"'methd' is not a parameter .*\(did you mean 'method'\?\); 02_training.ipynb has"),
+        ({"alpha": 0.3}, r'settings; all else of TrainConfig as settings: "NAME=VALUE"'),
+        ({"settings": ["", "alhpa=0.3"]}, "cell .*settings = 'alhpa=0.3'.*did you mean alpha"),
         ({"run_dir": "x"}, "'run_dir' is not a parameter that can be swept"),
         ({"grid": {"kappa": [0, 1.5]}}, r"cell kappa=1.5: parameter kappa = 1.5: accepted is a number .* <= 1"),
         ({"grid": {"method": ["acert", "acrt"]}}, "cell acrt: parameter method = 'acrt': .* did you mean 'acert'"),

@@ -171,7 +171,7 @@ def test_presets_are_the_methods_authors():
 def test_notebook_parameters_replace_a_preset_where_they_are_set():
     unset = {"dataset": "mnist", "method": "acert", "budget": "fast", "kappa": 0.0, "seed": 0, "eps_max": 0.0,
              "model": "", "width": 0, "epochs": 0, "batch_size": 0, "device": "auto", "data_root": "",
-             "run_dir": ""}  # fmt: skip
+             "run_dir": "", "settings": ""}  # fmt: skip
     assert unset.keys() == PARAMETERS.keys()
     fast = preset("mnist", "acert", budget="fast")
     assert config_from_parameters(check_parameters(unset, PARAMETERS)) == fast
@@ -187,6 +187,24 @@ def test_notebook_parameters_replace_a_preset_where_they_are_set():
                                   ("epochs", 2.5, "a whole number")):  # fmt: skip
         with pytest.raises(ValueError, match=f"{name} = {value!r}: accepted.*{accepted}"):
             config_from_parameters(check_parameters(unset | {name: value}, PARAMETERS))
+
+
+def test_other_settings_are_read_as_in_a_call():
+    asked = {"dataset": "mnist", "method": "mtl-ibp", "budget": "fast", "kappa": 0.5, "seed": 0, "epochs": 12}
+    text = "alpha=0.3, scheduler=step, milestones=(5, 9), lr=1/500, three_phase=True, ramp_epochs=4, domain=None"
+    config = config_from_parameters(asked | {"settings": text})
+    expected = {"alpha": 0.3, "scheduler": "step", "milestones": (5, 9), "lr": 1 / 500, "three_phase": True,
+                "ramp_epochs": 4, "domain": None, "epochs": 12, "kappa": 0.5}  # fmt: skip
+    assert config == replace(preset("mnist", "mtl-ibp", budget="fast"), **expected)
+    assert PARAMETERS["settings"](text) == text
+    for wrong, what in (("alhpa=0.3", "alhpa is none of them; did you mean alpha"), ("kappa=1", "of its own"),
+                        ("0.3", "NAME=VALUE"), ("alpha=f(x)", "NAME=VALUE"), ("alpha=0.3)(b=1", "NAME=VALUE"),
+                        ("alpha=0.1, alpha=0.2", "NAME=VALUE"), ("**{'alpha': 1}", "NAME=VALUE"),
+                        ("alpha=1/0", "NAME=VALUE"), (0.3, "NAME=VALUE")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"parameter settings = .*accepted.*{what}"):
+            check_parameters(asked | {"settings": wrong}, {"settings": PARAMETERS["settings"]})
+    with pytest.raises(ValueError, match="alpha = 3"):
+        config_from_parameters(asked | {"settings": "alpha=3"})
 
 
 def test_runs_get_folders_of_their_own():
