@@ -79,7 +79,7 @@ class Tuned:
 
 def tuned(samples: Samples, resamples: Resamples, scores: Scores) -> tuple[Tuned, ...]:
     """Every method at its best kappa: by the mean validation ART of the last epoch where all its runs have one."""
-    validation = _validation_art(samples.runs)
+    validation = validation_art(samples.runs)
     found = []
     for method in samples.methods:
         cells = np.flatnonzero(samples.cells.method == method)
@@ -98,7 +98,7 @@ def tuned(samples: Samples, resamples: Resamples, scores: Scores) -> tuple[Tuned
     return tuple(found)
 
 
-def _validation_art(runs: pd.DataFrame) -> np.ndarray:
+def validation_art(runs: pd.DataFrame) -> np.ndarray:
     """(R,) the ART of each run's last epoch on its validation images; NaN where it has none."""
     try:
         histories = load_histories(runs, ["val_art"])

@@ -1,0 +1,168 @@
+"""Methods side by side, each at the kappa that validation chose: `python -m acertlab.table RUNS [--attack EPS ...]`.
+
+A row a method, mean and standard deviation over seeds. `--attack` runs PGD on the chosen networks, image by image where
+neither the prediction nor the certificate has decided yet, and keeps the share of images that withstood it in each
+run's `result.json`, as `adv_acc`; what is there is not computed again.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import pandas as pd
+from tqdm import tqdm
+
+from acertlab.attack import adversarial_accuracy
+from acertlab.data import ImageData, load_dataset, to_float
+from acertlab.files import read_json, write_json
+from acertlab.fronts import eps_text, name_of, validation_art
+from acertlab.metrics import FLOAT32_ROUNDING
+from acertlab.runs import Run, load_run, load_runs
+
+SCORES = {"acc": "Acc", "acr": "ACR", "art": "ART"}
+
+
+def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of each method at the kappa with the highest ART on the validation images, mean over seeds.
+
+    Args:
+        runs: Of one dataset and eps_max, as `load_runs` gives them; the history of each has validation scores.
+
+    Raises:
+        ValueError: Runs of several datasets or eps_max, or one without validation; the message names it.
+    """
+    if len(runs.drop_duplicates(["dataset", "eps_max"])) != 1:
+        raise ValueError("runs: of one dataset and one eps_max; choose them, as runs[runs.dataset == ...]")
+    runs = runs.assign(val_art=validation_art(runs))
+    if runs.val_art.isna().any():
+        raise ValueError(
+            f"runs: {runs.path[runs.val_art.isna()].iloc[0]} was not validated, so that kappa cannot be chosen"
+        )
+    means = runs.groupby(["method", "kappa"], sort=False).val_art.mean()
+    best = {method: of.idxmax()[1] for method, of in means.groupby("method", sort=False)}
+    return runs[runs.kappa == runs.method.map(best)].reset_index(drop=True)
+
+
+def attack_run(
+    run: Run, data: ImageData, eps: Sequence[float], *, steps: int = 40, restarts: int = 3
+) -> dict[str, float]:
+    """The share of test images that is classified correctly under PGD, at each eps: never below what is certified.
+
+    Only images that are classified correctly and not certified at eps are attacked: against the others PGD decides
+    nothing. The result is kept in the run's `result.json` (`adv_acc`) with what the attack was.
+
+    Args:
+        run: With its weights, thus not a packed one.
+        data: The run's dataset; its test part is attacked.
+        eps: Pixel units, up to the run's `radius_cap`.
+        steps, restarts: As in `acertlab.attack.pgd`.
+
+    Raises:
+        ValueError: An eps beyond `radius_cap`; the run is packed.
+    """
+    if beyond := [value for value in eps if not 0 < value <= run.result["radius_cap"]]:
+        raise ValueError(
+            f"eps = {beyond[0]!r}: accepted is > 0 and <= {run.result['radius_cap']:g}, up to where radii are known"
+        )
+    attack = {"steps": steps, "restarts": restarts}
+    known = run.result.get("adv_acc", {}) if run.result.get("attack") == attack else {}
+    missing = [value for value in eps if str(value) not in known]
+    if missing:
+        model, table = run.load_model(), run.radii
+        x, y = to_float(data.test_x), data.test_y
+        found = dict(known)
+        for value in missing:
+            certified = table.radius > 0
+            certified &= table.radius >= value * (1 - FLOAT32_ROUNDING)
+            open_ = ((table.predicted == table.label) & ~certified).to_numpy()
+            at = table["index"].to_numpy()[open_]
+            kept = adversarial_accuracy(model, x[at], y[at], value, **attack) * len(at) if len(at) else 0.0
+            found[str(value)] = (int(certified.sum()) + round(kept)) / len(table)
+        write_json(run.path / "result.json", read_json(run.path / "result.json") | {"adv_acc": found, "attack": attack})
+        known = found
+    return {str(value): known[str(value)] for value in eps}
+
+
+def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame:
+    """A row a method at its chosen kappa: scores in percent as "mean ± standard deviation" over seeds.
+
+    The seconds of an epoch, validation included, are the median over seeds, as they were when the runs were made:
+    whatever else ran on the machine is in them.
+
+    Args:
+        runs: As `chosen_runs` wants them.
+        eps: Where to give certified accuracy, and accuracy under PGD if all chosen runs were attacked there.
+
+    Raises:
+        ValueError: As `chosen_runs`; an eps at which certified accuracy was not measured.
+    """
+    rows = []
+    for (method, kappa), group in chosen_runs(runs).groupby(["method", "kappa"], sort=False):
+        row = {"method": name_of(method), "kappa": f"{kappa:g}", "seeds": len(group)}
+        row |= {shown: _spread(group[name]) for name, shown in SCORES.items()}
+        for value in eps:
+            row[f"cert. at {eps_text(value)}"] = _spread([_at(certified, value) for certified in group.cert_acc])
+        attacked = [result for result in group.get("adv_acc", []) if isinstance(result, dict)]
+        for value in eps:
+            if len(attacked) == len(group) and all(str(value) in result for result in attacked):
+                row[f"PGD at {eps_text(value)}"] = _spread([result[str(value)] for result in attacked])
+        row["s / epoch"] = f"{(group.seconds / group.epochs).median():.1f}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(str(value) for value in line) + " |" for line in lines)
+
+
+def _spread(shares: Sequence[float]) -> str:
+    values = 100 * pd.Series(list(shares), dtype=float)
+    return f"{values.mean():.2f} ± {values.std():.2f}" if len(values) > 1 else f"{values.iloc[0]:.2f}"
+
+
+def _at(certified: dict[float, float], eps: float) -> float:
+    if eps not in certified:
+        raise ValueError(f"eps = {eps!r}: certified accuracy was measured at {', '.join(map(str, certified))}")
+    return certified[eps]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m acertlab.table", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", help="folder of runs, or of packed runs; a table for each dataset and eps_max in it")
+    parser.add_argument(
+        "--eps", nargs="*", type=_number, help="where to give certified accuracy (default: all measured)"
+    )
+    parser.add_argument("--attack", action="store_true", help="run PGD there, on networks that were not attacked yet")
+    given = parser.parse_args(arguments)
+    try:
+        runs = load_runs(given.runs)
+        if runs.empty:
+            raise FileNotFoundError(f"RUNS: there is no finished run below {given.runs}")
+        for (dataset, eps_max), group in runs.groupby(["dataset", "eps_max"]):
+            print(f"\n{dataset}, eps_max {eps_text(eps_max)}:\n\n{markdown(_table(group, given.eps, given.attack))}")
+    except (FileNotFoundError, ValueError) as error:
+        print(f"acertlab.table: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _table(runs: pd.DataFrame, eps: Sequence[float] | None, attack: bool) -> pd.DataFrame:
+    chosen = chosen_runs(runs)
+    eps = sorted(set.intersection(*(set(run) for run in chosen.cert_acc))) if eps is None else eps
+    if attack:
+        data = load_dataset(chosen.dataset[0])
+        withstood = {path: attack_run(load_run(path), data, eps) for path in tqdm(chosen.path, "attack", unit="run")}
+        runs = runs.assign(adv_acc=runs.path.map(withstood))
+    return methods_table(runs, eps)
+
+
+def _number(text: str) -> float:
+    top, _, bottom = text.partition("/")
+    return float(top) / float(bottom or 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
