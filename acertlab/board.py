@@ -116,9 +116,9 @@ class Board:
             self._line(f"{self.described(row)}: {'FAILED: ' if failed else ''}{note} ({seconds:.0f} s)")
 
     def refresh(self, workers: Sequence[str]) -> None:
-        """Looks at what runs; a cell whose worker is gone waits for another one."""
+        """Looks at what runs; a cell whose worker is gone waits for another one, or until its own is heard of again."""
         for row in self.rows.values():
-            if row.state == "running":
+            if row.state == "running" or (row.state == "waiting" and row.worker):
                 row.state = "running" if row.worker in workers else "waiting"
                 row.peek()
         self.slots, self.stalled = max(1, len(workers)), not workers

@@ -55,6 +55,14 @@ def test_every_state_is_told(board: Board, capsys: pytest.CaptureFixture) -> Non
     assert "fast-ibp kappa=0.5 seed=0: FAILED: FloatingPointError" in capsys.readouterr().out  # a line, off a terminal
 
 
+def test_a_worker_that_is_heard_of_again_still_runs_its_cell(board: Board) -> None:
+    row = next(iter(board.rows.values()))
+    board.begun(row.cell.name, "tcp://a")
+    for workers, state in (([], "waiting"), (["tcp://b"], "waiting"), (["tcp://a", "tcp://b"], "running")):
+        board.refresh(workers)
+        assert row.state == state and row.attempts == 1
+
+
 def test_a_cell_whose_worker_is_gone_waits_and_says_its_next_attempt(board: Board) -> None:
     row = next(iter(board.rows.values()))
     board.begun(row.cell.name, "tcp://a")
