@@ -129,7 +129,7 @@ def step_seconds(
         for i in range(-WARM, count):
             batch = _Batch(data, chunks[i % len(chunks)], device)
             for name in names[i % len(names) :] + names[: i % len(names)]:
-                seconds = _seconds(partial(batch.step, *ready[name], config.eps_max), device, clock)
+                seconds = _seconds(partial(batch.step, *ready[name], config.train_eps), device, clock)
                 if i >= 0:
                     spent[name].append(seconds)
     return {name: statistics.median(seconds) for name, seconds in spent.items()}
@@ -157,8 +157,8 @@ class _Batch:
 def _phases(config: TrainConfig, steps: int) -> dict[str, float]:
     """eps_{max,t} in each phase; half-way up the ramp."""
     first, last = config.clean_epochs * steps, (config.clean_epochs + config.ramp_epochs) * steps
-    ramp = RAMPS[config.ramp]((first + last) // 2, first, last, config.eps_max)
-    return {"clean": 0.0, "ramp": ramp, "after": config.eps_max}
+    ramp = RAMPS[config.ramp]((first + last) // 2, first, last, config.train_eps)
+    return {"clean": 0.0, "ramp": ramp, "after": config.train_eps}
 
 
 def _per_image(

@@ -207,7 +207,8 @@ def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_seeds(runs: pd.DataFrame, keys: list[str]) -> None:
-    settings = ("model", "width", "epochs", "batch_size", "verifier", "merged", "domain", "n", "split")
+    settings = ("model", "width", "epochs", "batch_size", "verifier", "merged", "domain", "n", "split",
+                "train_eps_factor")  # fmt: skip
     for column in (name for name in settings if name in runs):
         values = runs[column].astype(str).groupby([runs[key] for key in keys]).nunique()
         if (values > 1).any():

@@ -56,8 +56,9 @@ class Standard:
 
     @classmethod
     def from_config(cls, config: "TrainConfig") -> Self:
-        """The objective with the hyperparameters that ``config`` holds under the same names."""
-        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+        """The objective with the hyperparameters of the same names in ``config``; eps_max is where its ramp ends."""
+        own = {field.name: getattr(config, field.name) for field in fields(cls)}
+        return cls(**own | ({"eps_max": config.train_eps} if "eps_max" in own else {}))
 
     def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor | Estimates]]:
         """The loss of one step.

@@ -37,6 +37,9 @@ class TrainConfig:
     method: str = "acert"  # a key of OBJECTIVES
     kappa: float = 0.0  # share of the clean loss in Eq. (11); 0 as in Table 1. "standard" is kappa = 1 by definition
     eps_max: float = 0.4  # largest radius that counts, pixel units (Table 4, MNIST)
+    train_eps_factor: float = (
+        1.0  # boxes while training reach up to this times eps_max (a dial like kappa; CTRAIN's name)
+    )
     seed: int = 0  # of the weights, the order of the samples and the augmentation
     model: str = "small_cnn"  # a key of MODELS; the paper's is cnn7, which needs a GPU
     width: int = 16  # channels of the model's first layer
@@ -88,8 +91,8 @@ class TrainConfig:
     amp: bool = False  # on CUDA: attacks (never bounds, losses or radii) in bfloat16
 
     def __post_init__(self) -> None:
-        for name in ("eps_max", "lr", "clip", "div", "final_div", "attack_step_size", "xtol", "rtol", "eval_xtol",
-                     "eval_rtol"):  # fmt: skip
+        for name in ("eps_max", "train_eps_factor", "lr", "clip", "div", "final_div", "attack_step_size", "xtol",
+                     "rtol", "eval_xtol", "eval_rtol"):  # fmt: skip
             self._number(name, above=0.0)
         for name in ("l1", "lambda0"):
             self._number(name, low=0.0)
@@ -118,6 +121,11 @@ class TrainConfig:
             object.__setattr__(self, "kappa", 1.0)
         for name in ("milestones", "domain"):  # lists, as JSON has them
             object.__setattr__(self, name, None if getattr(self, name) is None else tuple(getattr(self, name)))
+
+    @property
+    def train_eps(self) -> float:
+        """Where the ramp of eps_{max,t} ends, pixel units."""
+        return self.train_eps_factor * self.eps_max
 
     @property
     def cap(self) -> float:

@@ -201,7 +201,7 @@ def _train_epoch(
     first_bad = torch.full((), -1, device=device)
     for i, index in enumerate(batches):
         t = epoch * steps + i
-        eps, lr = RAMPS[config.ramp](t, ramp_first, ramp_last, config.eps_max), state.optimizer.param_groups[0]["lr"]
+        eps, lr = RAMPS[config.ramp](t, ramp_first, ramp_last, config.train_eps), state.optimizer.param_groups[0]["lr"]
         x, y = augment(to_float(train_x[index]), config.dataset, generator), train_y[index]
         loss, norm, logits, logged = train_step(state, config, x, y, index, eps, std)
         bar.update()
@@ -209,7 +209,7 @@ def _train_epoch(
         bounded += len(y) if eps > 0 else 0
         first_bad = torch.where((first_bad < 0) & ~(loss + norm).isfinite(), t, first_bad)
         if ((i + 1) % CHECK_EVERY == 0 or i + 1 == steps) and (bad := int(first_bad)) >= 0:
-            eps = RAMPS[config.ramp](bad, ramp_first, ramp_last, config.eps_max)
+            eps = RAMPS[config.ramp](bad, ramp_first, ramp_last, config.train_eps)
             raise NotFinite(
                 f"the loss or its gradient stopped being finite in epoch {epoch} at step {bad} (learning rate about "
                 f"{lr:.3g}, eps_t {eps:.4g}); a smaller lr, a longer ramp_epochs or a smaller clip may help", eps,
@@ -382,7 +382,7 @@ def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path) -
     write_weights(run_dir / "model.safetensors", state.model.state_dict())
     device = next(state.model.parameters()).device
     asked = ("dataset", "method", "kappa", "eps_max", "seed", "merged", "domain", "epochs", "batch_size", "model",
-             "width")  # fmt: skip
+             "width", "train_eps_factor")  # fmt: skip
     result = {name: getattr(config, name) for name in asked} | summarise(table, config.eps_max, grid, config.cap)
     result |= {"verifier": "ibp", "radius_cap": config.cap, "protocol": config.protocol}
     if state.best_weights:

@@ -207,6 +207,21 @@ def test_other_settings_are_read_as_in_a_call():
         config_from_parameters(asked | {"settings": "alpha=3"})
 
 
+@pytest.mark.parametrize("method", ["acert", "fast-ibp", "crown-ibp"])
+def test_training_at_another_eps_is_that_training_judged_at_eps_max(method, tmp_path):
+    data = load_dataset("digits").first(150)
+    config = replace(preset("digits", method, budget="fast"), epochs=3, ramp_epochs=1, width=4, eps_max=0.1)
+    half = train(replace(config, train_eps_factor=0.5), data, tmp_path / "half", progress=False)
+    there = train(replace(config, eps_max=0.05, radius_cap=0.125), data, tmp_path / "there", progress=False)
+    assert half.history.eps_t.iloc[-1] == 0.05 and half.result["eps_max"] == 0.1 == 2 * there.result["eps_max"]
+    for a, b in zip(half.load_model().parameters(), there.load_model().parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert (half.radii.radius == there.radii.radius).all()
+    assert half.result["acr"] == pytest.approx(there.radii.radius.clip(upper=0.1).mean() / 0.1)
+    with pytest.raises(ValueError, match="train_eps_factor = 0"):
+        replace(config, train_eps_factor=0)
+
+
 def test_runs_get_folders_of_their_own():
     config = TrainConfig(dataset="mnist", kappa=0.25, eps_max=0.1, seed=3)
     assert default_run_dir(config).as_posix().startswith("runs/mnist-acert-kappa0.25-eps0.1-seed3-")
