@@ -355,11 +355,11 @@ def config_from_parameters(parameters: Mapping[str, Any]) -> TrainConfig:
     always = ("kappa", "seed")
     chosen = {n: v for n, v in parameters.items() if n in names and (n in always or v not in (0, "", None))}
     if epochs := chosen.pop("epochs", None):
-        config = _with_epochs(config, epochs)
+        config = with_epochs(config, epochs)
     return replace(config, **chosen | parse_settings(parameters.get("settings", "")))
 
 
-def _with_epochs(config: TrainConfig, epochs: int) -> TrainConfig:
+def with_epochs(config: TrainConfig, epochs: int) -> TrainConfig:
     """The same schedule, stretched or shrunk to ``epochs``."""
     clean = min(config.clean_epochs, epochs - 1)
     ramp = min(round(config.ramp_epochs * epochs / config.epochs), epochs - clean)

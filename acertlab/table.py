@@ -99,13 +99,13 @@ def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame
     rows = []
     for (method, kappa), group in chosen_runs(runs).groupby(["method", "kappa"], sort=False):
         row = {"method": name_of(method), "kappa": f"{kappa:g}", "seeds": len(group)}
-        row |= {shown: _spread(group[name]) for name, shown in SCORES.items()}
+        row |= {shown: spread(group[name]) for name, shown in SCORES.items()}
         for value in eps:
-            row[f"cert. at {eps_text(value)}"] = _spread([_at(certified, value) for certified in group.cert_acc])
+            row[f"cert. at {eps_text(value)}"] = spread([_at(certified, value) for certified in group.cert_acc])
         attacked = [result for result in group.get("adv_acc", []) if isinstance(result, dict)]
         for value in eps:
             if len(attacked) == len(group) and all(str(value) in result for result in attacked):
-                row[f"PGD at {eps_text(value)}"] = _spread([result[str(value)] for result in attacked])
+                row[f"PGD at {eps_text(value)}"] = spread([result[str(value)] for result in attacked])
         row["s / epoch"] = f"{(group.seconds / group.epochs).median():.1f}"
         rows.append(row)
     return pd.DataFrame(rows)
@@ -117,7 +117,8 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(str(value) for value in line) + " |" for line in lines)
 
 
-def _spread(shares: Sequence[float]) -> str:
+def spread(shares: Sequence[float]) -> str:
+    """Fractions as "mean ± standard deviation" in percent."""
     values = 100 * pd.Series(list(shares), dtype=float)
     return f"{values.mean():.2f} ± {values.std():.2f}" if len(values) > 1 else f"{values.iloc[0]:.2f}"
 
