@@ -1,14 +1,18 @@
 """How long a run will take, from ten of its own steps in each phase; what a step costs beside another method's.
 
+    python -m acertlab.duration cifar10 acert --budget paper --steps 3   # and how much memory
+
 A run has up to three phases: clean steps (eps_{max,t} = 0), the ramp, and what comes after. Where radii are searched a
 step's cost depends on how many images are classified correctly (on a CPU, done ones are dropped), so the steps are
 taken one after the other on one and the same batch, which the network soon knows.
 """
 
+import argparse
 import math
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -16,9 +20,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from acertlab.data import ImageData, augment, to_float
+from acertlab.data import ImageData, augment, load_dataset, to_float
 from acertlab.margin import full_precision
-from acertlab.presets import TrainConfig
+from acertlab.presets import BUDGETS, TrainConfig, preset
 from acertlab.reproduce import config_of
 from acertlab.runs import Run
 from acertlab.schedules import RAMPS
@@ -204,3 +208,45 @@ def readable(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+# ---- the command
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB that this process held at most: of the device's tensors on CUDA, else of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # Windows has none
+
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m acertlab.duration", description=__doc__.splitlines()[0])
+    parser.add_argument("dataset")
+    parser.add_argument("method")
+    parser.add_argument("--budget", choices=BUDGETS, default="paper")
+    parser.add_argument("--steps", type=int, default=COUNT, help="measured in each phase")
+    given = parser.parse_args(arguments)
+    try:
+        if given.steps < 1:
+            raise ValueError(f"--steps = {given.steps}: accepted is a whole number >= 1")
+        config, data = preset(given.dataset, given.method, budget=given.budget), load_dataset(given.dataset)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"acertlab.duration: {error}", file=sys.stderr)
+        return 1
+    device, found = config.torch_device(), estimate(config, data, given.steps)
+    network = f"{config.model} of width {config.width}, batch {config.batch_size}"
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    phases = ", ".join(f"{_short(seconds)} {phase}" for phase, seconds in found.step.items())
+    print(f"{given.dataset}, {given.method}, {network}, {device}{threads}: a step takes {phases}; an epoch of "
+          f"{found.steps} steps after the ramp {readable(found.steps * found.step['after'])}; peak memory "
+          f"{peak_memory(device):.1f} GiB\nthe whole run {found}")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

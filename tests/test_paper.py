@@ -367,3 +367,16 @@ def test_more_iterations_are_nearer(tmp_path):
     assert step_ratio > 0 and runtime_ratio == pytest.approx(1.0)  # all of the time is validation
     drawn = figures.radius_errors(errors.reset_index())
     assert [trace.name for trace in drawn.data] == ["largest", "mean"]
+
+
+def test_the_command_tells_step_epoch_and_memory(capsys):
+    assert duration.main(["digits", "acert", "--budget", "smoke", "--steps", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "digits, acert, small_cnn of width 4, batch 64" in said
+    memory = float(said.partition("peak memory ")[2].split()[0])
+    assert 0.1 < memory < 20  # a process with torch in it holds more than the first
+    for wrong, message in (
+        (["digits", "acrt"], "method = 'acrt'"),
+        (["digits", "acert", "--steps", "0"], "--steps = 0"),
+    ):
+        assert duration.main(wrong) == 1 and message in capsys.readouterr().err
