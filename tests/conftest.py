@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acertlab import data, metrics
+from acertlab import data, metrics, points
 from acertlab.box import ball
 from acertlab.interval import clean_pass, freeze
 from acertlab.models import ibp_init_, small_cnn
-from acertlab.runs import write_json, write_parquet
+from acertlab.runs import load_radii, load_runs, write_json, write_parquet
 
 torch.set_num_threads(1)  # two-thread torch slows down many-fold where another process runs
 
@@ -98,3 +98,13 @@ def synthetic_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "domain": [0, 1], "n": 40, "split": "test", "epochs": 1, "seconds": 1, "version": "0", "radius_cap": cap,
         })  # fmt: skip
     return root
+
+
+@pytest.fixture(scope="session")
+def runs(synthetic_runs: Path) -> pd.DataFrame:
+    return load_runs(synthetic_runs)
+
+
+@pytest.fixture(scope="session")
+def networks(runs: pd.DataFrame) -> points.Points:
+    return points.pool(runs, load_radii(runs))

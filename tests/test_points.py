@@ -7,19 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acertlab import metrics, points
-from acertlab.runs import load_radii, load_runs, rescore
+from acertlab.runs import load_radii, rescore
 
 CAP = 0.25
-
-
-@pytest.fixture(scope="module")
-def runs(synthetic_runs):
-    return load_runs(synthetic_runs)
-
-
-@pytest.fixture(scope="module")
-def networks(runs):
-    return points.pool(runs, load_radii(runs))
 
 
 class TestPool:

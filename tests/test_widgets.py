@@ -16,20 +16,10 @@ from acertlab import metrics, models, points, widgets
 from acertlab.margin import certified_margin
 from acertlab.radius import certified_radius
 from acertlab.reproduce import training_command
-from acertlab.runs import load_radii, load_run, load_runs, rescore, write_json
+from acertlab.runs import load_radii, load_run, rescore, write_json
 from acertlab.widgets import explorer, gallery
 
 CAP = 0.25
-
-
-@pytest.fixture(scope="module")
-def runs(synthetic_runs):
-    return load_runs(synthetic_runs)
-
-
-@pytest.fixture(scope="module")
-def networks(runs):
-    return points.pool(runs, load_radii(runs))
 
 
 def plain(figure):
