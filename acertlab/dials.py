@@ -18,7 +18,8 @@ from acertlab.metrics import front_places
 from acertlab.runs import load_runs
 from acertlab.table import markdown
 
-STEP = 0.01  # between two accuracies
+STEPS = (0.01, 0.005, 0.002, 0.001)  # between two accuracies: the first that leaves `ENOUGH` of them, else the last
+ENOUGH = 4
 DIALS = ("kappa", "train_eps_factor")
 
 
@@ -30,9 +31,9 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
         method, other: Two methods that were run with the same seeds.
 
     Returns:
-        A row an accuracy that all seeds' fronts of both methods reach, in steps of a hundredth: accuracy, acr,
-        other_acr, ratio (means over seeds; fractions), standard_error (of the ratio), low and high (the seeds' smallest
-        and largest ratio), seeds. Empty if there is no such accuracy.
+        A row an accuracy that all seeds' fronts of both methods reach, in even steps: accuracy, acr, other_acr, ratio
+        (means over seeds; fractions), standard_error (of the ratio), low and high (the seeds' smallest and largest
+        ratio), seeds. Empty if there is no such accuracy.
 
     Raises:
         ValueError: Runs of several datasets or eps_max; a method that is not there; seeds that differ; one seed only.
@@ -56,7 +57,9 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
     ]
     ends = [(acc[0], acc[-1]) for of_method in fronts for acc, _ in of_method]
     low, high = max(low for low, _ in ends), min(high for _, high in ends)
-    accuracy = np.arange(np.ceil(low / STEP - 1e-9), np.floor(high / STEP + 1e-9) + 1) * STEP
+    accuracy = next(
+        (grid for step in STEPS if len(grid := _grid(low, high, step)) >= ENOUGH), _grid(low, high, STEPS[-1])
+    )
     acr, other_acr = (np.stack([np.interp(accuracy, *front) for front in of_method]) for of_method in fronts)
     ratio = acr / other_acr
     return pd.DataFrame({
@@ -64,6 +67,11 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
         "standard_error": ratio.std(0, ddof=1) / len(ratio) ** 0.5, "low": ratio.min(0), "high": ratio.max(0),
         "seeds": len(ratio),
     })  # fmt: skip
+
+
+def _grid(low: float, high: float, step: float) -> np.ndarray:
+    """The multiples of a step between two ends, which belong to it."""
+    return np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step
 
 
 def _front(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _shown(found: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
-    rows = [{"Acc %": f"{100 * row.accuracy:.0f}", f"{a}: ACR %": f"{100 * row.acr:.2f}",
+    rows = [{"Acc %": f"{100 * row.accuracy:.1f}", f"{a}: ACR %": f"{100 * row.acr:.2f}",
              f"{b}: ACR %": f"{100 * row.other_acr:.2f}", "ratio": f"{row.ratio:.3f} ± {row.standard_error:.3f}",
              "seeds from": f"{row.low:.3f}", "to": f"{row.high:.3f}"} for row in found.itertuples()]  # fmt: skip
     return pd.DataFrame(rows)

@@ -160,6 +160,9 @@ class TrainConfig:
         self._require(whole and value >= low, name, f"a whole number >= {low}")
 
 
+# Settings that runs of earlier versions do not name, and what those versions did
+LATER: dict[str, Any] = {"train_eps_factor": 1.0}
+
 # The paper's settings: Table 4 (ACERT), with Shi et al. 2021 for what the table leaves open. Where the paper has no
 # such dataset, the source stands beside.
 PAPER: dict[str, dict[str, Any]] = {

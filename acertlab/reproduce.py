@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from acertlab.presets import BUDGETS, TrainConfig, config_from_parameters
+from acertlab.presets import BUDGETS, LATER, TrainConfig, config_from_parameters
 
 ALWAYS = ("dataset", "method", "kappa", "seed")  # parameters of notebook 02 that are told in any case
 OPTIONAL = ("eps_max", "model", "width", "epochs", "batch_size")  # and those told where they are not the preset's
@@ -19,7 +19,7 @@ def config_of(settings: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ValueError: Fields are missing; the message names them. And as `TrainConfig`.
     """
-    names = [field.name for field in fields(TrainConfig)]
+    names, settings = [field.name for field in fields(TrainConfig)], LATER | dict(settings)
     if missing := [name for name in names if name not in settings]:
         raise ValueError(f"config: it lacks {', '.join(missing)}, so that the run cannot be repeated")
     return TrainConfig(**{name: settings[name] for name in names})

@@ -31,7 +31,7 @@ from acertlab.margin import full_precision
 from acertlab.metrics import mean_of_batches, summarise
 from acertlab.models import MODELS, ibp_init_
 from acertlab.objectives import OBJECTIVES, Standard, Step
-from acertlab.presets import TrainConfig
+from acertlab.presets import LATER, TrainConfig
 from acertlab.radius import certified_radius
 from acertlab.regularisers import l1_norm
 from acertlab.runs import FILES, Run, load_run, write_json, write_parquet, write_weights
@@ -334,8 +334,9 @@ def _described(config: TrainConfig, data: ImageData) -> dict[str, Any]:
 
 
 def _owner(config: TrainConfig, data: ImageData) -> str:
-    """What a checkpoint must have been made for: all of `_described` but where it ran."""
-    described = {name: value for name, value in _described(config, data).items() if name not in UNDECISIVE}
+    """What a checkpoint must have been made for: all of `_described` but where it ran; of older versions the same."""
+    described = {name: value for name, value in _described(config, data).items()
+                 if name not in UNDECISIVE and not (name in LATER and value == LATER[name])}  # fmt: skip
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
@@ -361,7 +362,7 @@ def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run |
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         differs = [f"{key} = {before.get(key)!r} there, {value!r} here" for key, value in described.items()
-                   if key not in UNDECISIVE and before.get(key) != value]  # fmt: skip
+                   if key not in UNDECISIVE and before.get(key, LATER.get(key)) != value]  # fmt: skip
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"run_dir: {path} cannot be read ({error}); give another folder") from error
     if differs:

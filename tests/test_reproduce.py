@@ -65,6 +65,8 @@ def test_from_a_run_folder():
     config = replace(al.preset("mnist", "acert"), kappa=0.25)
     written = json.loads(json.dumps(asdict(config) | {"in_shape": [1, 28, 28], "version": "0.1.0"}))
     assert config_of(written) == config
+    del written["train_eps_factor"]  # as in runs of before there was such a setting
+    assert config_of(written) == config
     del written["lr"]
     with pytest.raises(ValueError, match="config: it lacks lr"):
         config_of(written)

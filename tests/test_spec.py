@@ -146,7 +146,7 @@ def test_any_notebook_with_a_run_dir(tmp_path: Path) -> None:
 
 def test_the_shipped_sweep_is_accepted() -> None:
     cells = cells_of(ROOT / "data" / "results" / "fronts" / "sweep.yaml")
-    assert len(cells) == 60
+    assert len(cells) == 69
     assert {(cell["dataset"], cell["method"], cell["seed"]) for cell in cells} == {
         (dataset, method, seed)
         for dataset in ("mnist", "cifar10") for method in ("fast-ibp", "acert") for seed in (0, 1, 2)

@@ -222,6 +222,30 @@ def test_training_at_another_eps_is_that_training_judged_at_eps_max(method, tmp_
         replace(config, train_eps_factor=0)
 
 
+def test_a_run_of_before_a_setting_goes_on(tmp_path, monkeypatch):
+    """A checkpoint and a config.json that do not name `train_eps_factor` are those of the run at its default."""
+    data = load_dataset("digits").first(150)
+    config = replace(preset("digits", "acert", budget="fast"), epochs=4, ramp_epochs=1, width=4)
+    whole = train(config, data, tmp_path / "whole", progress=False)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "_finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, data, tmp_path / "old", progress=False)
+    monkeypatch.undo()
+    path = tmp_path / "old" / "config.json"
+    written = json.loads(path.read_text())
+    del written["train_eps_factor"]
+    path.write_text(json.dumps(written))
+    with pytest.raises(ValueError, match="train_eps_factor = .* there, 0.5 here"):
+        train(replace(config, train_eps_factor=0.5), data, tmp_path / "old", progress=False)
+    monkeypatch.setattr(train_module, "_train_epoch", stop)  # nothing is trained again
+    again = train(config, data, tmp_path / "old", progress=False)
+    assert again.result["art"] == whole.result["art"] and len(again.history) == 4
+
+
 def test_runs_get_folders_of_their_own():
     config = TrainConfig(dataset="mnist", kappa=0.25, eps_max=0.1, seed=3)
     assert default_run_dir(config).as_posix().startswith("runs/mnist-acert-kappa0.25-eps0.1-seed3-")
