@@ -199,7 +199,8 @@ def _sweep(out: Path, notebook: Path, given: list[dict[str, Any]]) -> Sweep:
     shown = tuple(name for name in names if name in varied or name == "dataset")
     cells = {}
     for parameters in given:
-        key = [notebook.stem, acertlab.__version__, {k: v for k, v in parameters.items() if k not in NOT_KEYED}]
+        keyed = {k: v for k, v in parameters.items() if k not in NOT_KEYED and (k, v) != ("settings", "")}
+        key = [notebook.stem, acertlab.__version__, keyed]  # without settings as before there were such
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
         label = "-".join(_label(name, parameters[name]) for name in shown)
         name = "-".join(filter(None, (re.sub(r"[^\w.-]+", "_", label)[:80], digest)))

@@ -63,6 +63,13 @@ def test_a_cells_name_depends_on_parameters_and_version_alone(monkeypatch: pytes
     assert read_spec({"kappa": 0.5, "eps_max": "1/4"}).cells[0].name != name
 
 
+def test_cells_of_before_there_were_settings_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acertlab, "__version__", "0.1.0")
+    grid = {"method": "fast-ibp", "kappa": 0, "seed": 2}
+    (cell,) = read_spec({"dataset": "cifar10", "width": 8, "budget": "fast", "grid": grid}).cells
+    assert cell.name.endswith("-2d1fe7984f")  # or a sweep would train again what is there
+
+
 def test_other_settings_can_be_swept() -> None:
     grid = {"method": "mtl-ibp", "settings": ["", "alpha=0.3", "alpha=0.3, scheduler=step"]}
     sweep = read_spec({"dataset": "mnist", "grid": grid})
