@@ -33,7 +33,7 @@ from acertlab.fronts import name_of
 from acertlab.models import MODELS
 from acertlab.presets import TrainConfig, preset, with_epochs
 from acertlab.schedules import learning_rate
-from acertlab.table import markdown, spread
+from acertlab.table import epoch_seconds, markdown, scores
 from acertlab.train import train
 
 METHODS = {"fast-ibp": "shi_train_model", "sabr": "sabr_train_model", "mtl-ibp": "mtl_ibp_train_model"}
@@ -119,11 +119,8 @@ def compare(root: Path, dataset: str, epochs: int, seeds: int, width: int) -> pd
         result = read_json(folder / "result.json")
         runs.append(result | {"method": name_of(method), "by": "acertlab" if ours else "CTRAIN"})
     table = pd.DataFrame(runs)
-    rows = []
-    for (method, by), group in table.groupby(["method", "by"], sort=False):
-        scores = {shown: spread(group[name]) for name, shown in (("acc", "Acc"), ("acr", "ACR"), ("art", "ART"))}
-        rows.append({"method": method, "by": by, "seeds": len(group)} | scores
-                    | {"s / epoch": f"{(group.seconds / group.epochs).median():.1f}"})  # fmt: skip
+    rows = [{"method": method, "by": by, **scores(group), "s / epoch": epoch_seconds(group)}
+            for (method, by), group in table.groupby(["method", "by"], sort=False)]  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from acertlab.fronts import eps_text, name_of
 from acertlab.metrics import front_places
+from acertlab.presets import LATER
 from acertlab.runs import load_runs
 from acertlab.table import markdown
 
@@ -49,7 +50,7 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
     if seeds[0] != seeds[1] or len(seeds[0]) < 2:
         raise ValueError(f"runs: at least two seeds, the same for both methods; got {seeds[0]} and {seeds[1]}")
     dials = [name for name in DIALS if name in runs]
-    runs = runs.assign(**{name: runs[name].fillna(1.0) for name in dials})
+    runs = runs.fillna({name: LATER[name] for name in dials if name in LATER})
     if (twice := runs.duplicated([*dials, "method", "seed"])).any():
         raise ValueError(f"runs: {runs.path[twice].iloc[0]} is there twice, by {', '.join(dials)}, method and seed")
     fronts = [

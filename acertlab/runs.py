@@ -317,13 +317,13 @@ class Within:
     open_low: bool = False
 
     def __call__(self, value: Any) -> float | int:
-        number = _number(value)
-        if self.kind is int and number == int(number):
-            number = int(number)
-        fits = self.low < number if self.open_low else self.low <= number
-        if not (fits and number <= self.high and (self.kind is float or isinstance(number, int))):
+        found = number(value)
+        if self.kind is int and found == int(found):
+            found = int(found)
+        fits = self.low < found if self.open_low else self.low <= found
+        if not (fits and found <= self.high and (self.kind is float or isinstance(found, int))):
             raise ValueError(str(self))
-        return number
+        return found
 
     def __str__(self) -> str:
         what = "a whole number" if self.kind is int else 'a number (0.1 or "8/255")'
@@ -332,10 +332,12 @@ class Within:
         return " ".join([what, " and ".join(ends)]).strip()
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """A finite number, or one written as text such as "8/255"; else ValueError with what is accepted."""
     if isinstance(value, str):
         top, _, bottom = value.partition("/")
-        value = float(top) / float(bottom or 1)
+        divisor = float(bottom or 1)
+        value = float(top) / divisor if divisor else math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError("a finite number")
     return float(value)
@@ -401,6 +403,6 @@ def _coerced(name: str, value: Any, accepted: type | tuple[str, ...] | Callable[
     check = Within(kind=accepted) if accepted in (int, float) else accepted
     try:
         return check(value)
-    except (ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         wanted = str(check) if isinstance(check, Within) else str(error)
         raise ValueError(f"parameter {name} = {value!r}: accepted is {wanted}") from None

@@ -1,4 +1,4 @@
-"""Methods side by side, each at the kappa that validation chose: `python -m acertlab.table RUNS [--attack EPS ...]`.
+"""Each method at the kappa that validation chose: `python -m acertlab.table RUNS [--eps EPS ...] [--attack]`.
 
 A row a method, mean and standard deviation over seeds. `--attack` runs PGD on the chosen networks, image by image where
 neither the prediction nor the certificate has decided yet, and keeps the share of images that withstood it in each
@@ -16,8 +16,8 @@ from acertlab.attack import adversarial_accuracy
 from acertlab.data import ImageData, load_dataset, to_float
 from acertlab.files import read_json, write_json
 from acertlab.fronts import eps_text, name_of, validation_art
-from acertlab.metrics import FLOAT32_ROUNDING
-from acertlab.runs import Run, load_run, load_runs
+from acertlab.metrics import FLOAT32_ROUNDING, correct
+from acertlab.runs import Run, load_run, load_runs, number
 
 SCORES = {"acc": "Acc", "acr": "ACR", "art": "ART"}
 
@@ -72,9 +72,8 @@ def attack_run(
         x, y = to_float(data.test_x), data.test_y
         found = dict(known)
         for value in missing:
-            certified = table.radius > 0
-            certified &= table.radius >= value * (1 - FLOAT32_ROUNDING)
-            open_ = ((table.predicted == table.label) & ~certified).to_numpy()
+            certified = (table.radius > 0) & (table.radius >= value * (1 - FLOAT32_ROUNDING))
+            open_ = (correct(table) & ~certified).to_numpy()
             at = table["index"].to_numpy()[open_]
             kept = adversarial_accuracy(model, x[at], y[at], value, **attack) * len(at) if len(at) else 0.0
             found[str(value)] = (int(certified.sum()) + round(kept)) / len(table)
@@ -90,25 +89,34 @@ def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame
     whatever else ran on the machine is in them.
 
     Args:
-        runs: As `chosen_runs` wants them.
+        runs: As `chosen_runs` gives them.
         eps: Where to give certified accuracy, and accuracy under PGD if all chosen runs were attacked there.
 
     Raises:
-        ValueError: As `chosen_runs`; an eps at which certified accuracy was not measured.
+        ValueError: An eps at which certified accuracy was not measured.
     """
     rows = []
-    for (method, kappa), group in chosen_runs(runs).groupby(["method", "kappa"], sort=False):
-        row = {"method": name_of(method), "kappa": f"{kappa:g}", "seeds": len(group)}
-        row |= {shown: spread(group[name]) for name, shown in SCORES.items()}
+    for (method, kappa), group in runs.groupby(["method", "kappa"], sort=False):
+        row = {"method": name_of(method), "kappa": f"{kappa:g}", **scores(group)}
         for value in eps:
             row[f"cert. at {eps_text(value)}"] = spread([_at(certified, value) for certified in group.cert_acc])
         attacked = [result for result in group.get("adv_acc", []) if isinstance(result, dict)]
         for value in eps:
             if len(attacked) == len(group) and all(str(value) in result for result in attacked):
                 row[f"PGD at {eps_text(value)}"] = spread([result[str(value)] for result in attacked])
-        row["s / epoch"] = f"{(group.seconds / group.epochs).median():.1f}"
+        row["s / epoch"] = epoch_seconds(group)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def scores(group: pd.DataFrame) -> dict[str, int | str]:
+    """How many seeds, and their Acc, ACR and ART, of the runs of one row."""
+    return {"seeds": len(group)} | {shown: spread(group[name]) for name, shown in SCORES.items()}
+
+
+def epoch_seconds(group: pd.DataFrame) -> str:
+    """The seconds of an epoch, median over the runs of one row."""
+    return f"{(group.seconds / group.epochs).median():.1f}"
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -134,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m acertlab.table", description=__doc__.splitlines()[0])
     parser.add_argument("runs", help="folder of runs, or of packed runs; a table for each dataset and eps_max in it")
     parser.add_argument(
-        "--eps", nargs="*", type=_number, help="where to give certified accuracy (default: all measured)"
+        "--eps", nargs="*", type=number, help="where to give certified accuracy (default: all measured)"
     )
     parser.add_argument("--attack", action="store_true", help="run PGD there, on networks that were not attacked yet")
     given = parser.parse_args(arguments)
@@ -156,13 +164,8 @@ def _table(runs: pd.DataFrame, eps: Sequence[float] | None, attack: bool) -> pd.
     if attack:
         data = load_dataset(chosen.dataset[0])
         withstood = {path: attack_run(load_run(path), data, eps) for path in tqdm(chosen.path, "attack", unit="run")}
-        runs = runs.assign(adv_acc=runs.path.map(withstood))
-    return methods_table(runs, eps)
-
-
-def _number(text: str) -> float:
-    top, _, bottom = text.partition("/")
-    return float(top) / float(bottom or 1)
+        chosen = chosen.assign(adv_acc=chosen.path.map(withstood))
+    return methods_table(chosen, eps)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def test_validation_chooses_kappa_and_the_test_images_do_not(tmp_path: Path) -> 
     runs = al.load_runs(write_sweep(tmp_path, radii, validation))
     chosen = table.chosen_runs(runs)
     assert dict(zip(chosen.method, chosen.kappa, strict=True)) == best and len(chosen) == 4
-    shown = table.methods_table(runs.assign(adv_acc=None), [EPS_MAX])
+    shown = table.methods_table(chosen.assign(adv_acc=None), [EPS_MAX])
     for row in shown.itertuples():
         group = chosen[chosen.method == next(m for m in best if table.name_of(m) == row.method)]
         assert row.Acc == f"{100 * group.acc.mean():.2f} ± {100 * group.acc.std():.2f}" and row.seeds == 2
@@ -82,4 +82,7 @@ def test_the_command(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     write_sweep(tmp_path, radii, {cell: 0.5 + np.mean(radii[cell]) / CAP / 10 for cell in radii})
     assert table.main([str(tmp_path), "--eps", "1/20"]) == 0
     said = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        table.main([str(tmp_path), "--eps", "1/0"])
+    assert "--eps: invalid number value: '1/0'" in capsys.readouterr().err
     assert f"digits, eps_max {EPS_MAX:g}" in said and "| ACERT | " in said and "cert. at 0.05" in said
