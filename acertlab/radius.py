@@ -16,6 +16,7 @@ from acertlab.interval import TILE, freeze
 from acertlab.logsecant import Trail, cross, guard
 from acertlab.margin import (
     BOUNDS,
+    CHECKED,
     Network,
     Sound,
     check_bound,
@@ -163,7 +164,7 @@ def certified_radius(
         return result
 
     with torch.no_grad(), full_precision(x.device):
-        few, labels = x[:32].double() if sound else x[:32], y[:32].long()
+        few, labels = x[:CHECKED].double() if sound else x[:CHECKED], y[:CHECKED].long()
         networks = prepare_checked(model, BOUNDS[: BOUNDS.index(bound) + 1], sound, few, labels)
         size = batch_size or _chunk_size(model, networks[-1], x[:1], labels[:1], eps_max, domain, sound, memory)
         parts = in_chunks(search, len(x), size, desc="certified radii", progress=progress)
@@ -383,7 +384,7 @@ def _chunk_size(
         model(x[first])
         margin_at(network, x[first].double() if sound else x[first], y[first], eps_max, domain=domain)
 
-    return max(1, memory // (8 * max(1, largest_growth(passes, TILE)))) if len(x) else 1
+    return max(1, memory // (8 * max(1, largest_growth(passes, network.tile)))) if len(x) else 1
 
 
 def _check_search(
