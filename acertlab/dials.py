@@ -16,7 +16,7 @@ import pandas as pd
 from acertlab.fronts import eps_text, name_of
 from acertlab.metrics import front_places
 from acertlab.presets import LATER
-from acertlab.runs import load_runs
+from acertlab.runs import load_finished
 from acertlab.table import markdown
 
 STEPS = (0.01, 0.005, 0.002, 0.001)  # between two accuracies: the first that leaves `ENOUGH` of them, else the last
@@ -90,9 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     a, b = name_of(given.method), name_of(given.other)
     try:
-        runs = pd.concat([load_runs(root) for root in given.runs], ignore_index=True)
-        if runs.empty:
-            raise FileNotFoundError(f"RUNS: there is no finished run below {', '.join(given.runs)}")
+        runs = load_finished(*given.runs)
         for (dataset, eps_max), group in runs.groupby(["dataset", "eps_max"]):
             found = ratios_by_seed(group, given.method, given.other)
             print(f"\n{dataset}, eps_max {eps_text(eps_max)}, {a} / {b}, mean ± standard error over seeds:\n")

@@ -21,7 +21,7 @@ from acertlab.anatomy import CapSensitivity, Portrait, cap_sensitivity, order_se
 from acertlab.files import written_aside
 from acertlab.fronts import Analysis, analyse, eps_text, name_of
 from acertlab.plots import analysis as figures
-from acertlab.runs import load_runs
+from acertlab.runs import load_finished
 
 STYLE = """
 :root { color-scheme: light }
@@ -64,14 +64,7 @@ def write_report(root: str | Path, output: str | Path, resamples: int = 1000, pr
         FileNotFoundError: There is no such folder, or no finished run in it.
         ValueError: Nothing could be analysed; nothing is written.
     """
-    runs = load_runs(root)
-    unfinished = runs.attrs["unfinished"]
-    if runs.empty:
-        more = f" ({len(unfinished)} unfinished)" if unfinished else ""
-        raise FileNotFoundError(
-            f"RUNS: there is no finished run below {root}{more}; train with notebooks/02_training.ipynb or `make demo`,"
-            " or give a folder of packed runs"
-        )
+    runs = load_finished(root)
     groups, parts, failed = list(runs.groupby(["dataset", "eps_max"])), [], []
     for (dataset, eps_max), group in tqdm(groups, "report", unit="sweep", disable=not progress):
         heading = f"<h2>{html.escape(dataset)}, eps_max = {eps_text(eps_max)}</h2>"
@@ -83,6 +76,7 @@ def write_report(root: str | Path, output: str | Path, resamples: int = 1000, pr
         parts.append(heading + body + _all_runs(group))
     if len(failed) == len(groups):
         raise ValueError("; ".join(failed))
+    unfinished = runs.attrs["unfinished"]
     left_out = f", {len(unfinished)} unfinished and left out" if unfinished else ""
     page = _page(html.escape(str(root)), f"{len(runs)} runs{left_out}.", parts)
     with written_aside(Path(output)) as aside:

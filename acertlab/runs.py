@@ -166,6 +166,25 @@ def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
     return table
 
 
+def load_finished(*roots: str | Path) -> pd.DataFrame:
+    """`load_runs` of several folders as one table, for a command whose argument RUNS they are: at least one run.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no finished run in any of them; the message says what to do.
+        ValueError: As `load_runs`.
+    """
+    tables = [load_runs(root) for root in roots]
+    runs = pd.concat(tables, ignore_index=True)
+    runs.attrs["unfinished"] = unfinished = [path for table in tables for path in table.attrs["unfinished"]]
+    if runs.empty:
+        more = f" ({len(unfinished)} unfinished)" if unfinished else ""
+        raise FileNotFoundError(
+            f"RUNS: there is no finished run below {', '.join(map(str, roots))}{more}; train with "
+            "notebooks/02_training.ipynb or `make demo`, or give a folder of packed runs"
+        )
+    return runs
+
+
 def load_radii(runs: pd.DataFrame) -> dict[str, np.ndarray]:
     """The certified radii of every run of a table, (n,) float64 in pixel units, by the run's path."""
     return {path: table["radius"].to_numpy(float) for path, table in load_samples(runs, ["radius"]).items()}

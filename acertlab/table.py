@@ -1,4 +1,4 @@
-"""Each method at the kappa that validation chose: `python -m acertlab.table RUNS [--eps EPS ...] [--attack]`.
+"""Each method at the kappa that validation chose: `python -m acertlab.table RUNS... [--eps EPS ...] [--attack]`.
 
 A row a method, mean and standard deviation over seeds. `--attack` runs PGD on the chosen networks, image by image where
 neither the prediction nor the certificate has decided yet, and keeps the share of images that withstood it in each
@@ -17,13 +17,16 @@ from acertlab.data import ImageData, load_dataset, to_float
 from acertlab.files import read_json, write_json
 from acertlab.fronts import eps_text, name_of, validation_art
 from acertlab.metrics import FLOAT32_ROUNDING, correct
-from acertlab.runs import Run, load_run, load_runs, number
+from acertlab.runs import Run, load_finished, load_run, number
 
 SCORES = {"acc": "Acc", "acr": "ACR", "art": "ART"}
 
 
 def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of each method at the kappa with the highest ART on the validation images, mean over seeds.
+    """The runs of each method at the kappa with the highest ART on the validation images.
+
+    It is the mean over those seeds with which all kappas of the method were trained, so that a kappa is not chosen for
+    its seeds; where there are none, over all.
 
     Args:
         runs: Of one dataset and eps_max, as `load_runs` gives them; the history of each has validation scores.
@@ -38,9 +41,14 @@ def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(
             f"runs: {runs.path[runs.val_art.isna()].iloc[0]} was not validated, so that kappa cannot be chosen"
         )
-    means = runs.groupby(["method", "kappa"], sort=False).val_art.mean()
-    best = {method: of.idxmax()[1] for method, of in means.groupby("method", sort=False)}
+    best = {method: _best_kappa(of) for method, of in runs.groupby("method", sort=False)}
     return runs[runs.kappa == runs.method.map(best)].reset_index(drop=True)
+
+
+def _best_kappa(runs: pd.DataFrame) -> float:
+    common = set.intersection(*(set(seeds) for _, seeds in runs.groupby("kappa").seed))
+    fair = runs[runs.seed.isin(common)] if common else runs
+    return fair.groupby("kappa", sort=False).val_art.mean().idxmax()
 
 
 def attack_run(
@@ -140,16 +148,14 @@ def _at(certified: dict[float, float], eps: float) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m acertlab.table", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", help="folder of runs, or of packed runs; a table for each dataset and eps_max in it")
+    parser.add_argument("runs", nargs="+", help="folders of runs, or of packed runs; a table a dataset and eps_max")
     parser.add_argument(
         "--eps", nargs="*", type=number, help="where to give certified accuracy (default: all measured)"
     )
     parser.add_argument("--attack", action="store_true", help="run PGD there, on networks that were not attacked yet")
     given = parser.parse_args(arguments)
     try:
-        runs = load_runs(given.runs)
-        if runs.empty:
-            raise FileNotFoundError(f"RUNS: there is no finished run below {given.runs}")
+        runs = load_finished(*given.runs)
         for (dataset, eps_max), group in runs.groupby(["dataset", "eps_max"]):
             print(f"\n{dataset}, eps_max {eps_text(eps_max)}:\n\n{markdown(_table(group, given.eps, given.attack))}")
     except (FileNotFoundError, ValueError) as error:
