@@ -19,12 +19,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from acertlab.box import Box
+from acertlab.functions import FUNCTIONS, METHODS, RELU_FUNCTIONS, RELU_METHODS
 from acertlab.fused import batch_norm
 from acertlab.rules import (
-    FUNCTIONS,
-    METHODS,
-    RELU_FUNCTIONS,
-    RELU_METHODS,
     Affine,
     IntervalAffine,
     alike,
@@ -213,8 +210,8 @@ class Frozen:
             name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
             raise TypeError(
                 f"model: no interval rule for the {node.op[5:]} '{name}' ({_place(node)}). Put it into a module of its "
-                "own and give that a rule (acertlab.rule.register), add it to acertlab.rules.FUNCTIONS or METHODS, or "
-                "use bound='crown', through auto_LiRPA"
+                "own and give that a rule (acertlab.rule.register), add it to acertlab.functions.FUNCTIONS or METHODS, "
+                "or use bound='crown', through auto_LiRPA"
             )
         return call(*args, **kwargs)
 

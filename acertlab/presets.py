@@ -14,8 +14,9 @@ import torch
 
 from acertlab.models import MODELS
 from acertlab.objectives import OBJECTIVES
+from acertlab.parameters import Within
 from acertlab.radius import SOLVERS
-from acertlab.runs import Within, runs_folder
+from acertlab.runs import runs_folder
 from acertlab.schedules import RAMPS
 
 SCHEDULERS = ("onecycle", "step")

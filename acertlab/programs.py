@@ -18,9 +18,9 @@ from torch.fx.node import map_aggregate
 from torch.nn.utils import skip_init
 
 from acertlab.external import existing_file, normalised
+from acertlab.functions import FUNCTIONS
 from acertlab.models import Stats
 from acertlab.onnx import check_same, drop_softmax
-from acertlab.rules import FUNCTIONS
 
 SAMPLES = 4  # of either kind, at least, on which the converted network must agree with the file
 

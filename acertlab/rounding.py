@@ -39,8 +39,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
 from acertlab.box import Box
+from acertlab.functions import FUNCTIONS, METHODS
 from acertlab.models import Normalize
-from acertlab.rules import BATCH_STATISTICS, FUNCTIONS, METHODS, Affine, has_rule, rule
+from acertlab.rules import BATCH_STATISTICS, Affine, has_rule, rule
 
 SPARE = 18  # roundings beyond those of the sum itself, see above
 COLUMNS = 2**17  # numbers in the table that a convolution is unrolled into: as many as stay in the cache
@@ -370,7 +371,7 @@ UNROUNDED = {
     *("movedim", "t", "flip", "roll", "narrow", "index_select", "expand", "expand_as", "repeat", "contiguous", "clone"),
     *("detach", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
 }
-BY_RULE = {  # called with the rounding and the rule in rules.FUNCTIONS or rules.METHODS
+BY_RULE = {  # called with the rounding and the rule in functions.FUNCTIONS or METHODS
     **dict.fromkeys(("add", "iadd", "sub", "isub"), _add),
     **dict.fromkeys(("mul", "imul", "multiply"), _mul),
     **dict.fromkeys(("div", "divide", "truediv", "itruediv"), _div),
@@ -391,7 +392,7 @@ def name_of(function: Callable | str) -> str:
 
 
 def sound_tables(rounding: Rounding) -> list[dict[Any, Callable[..., Any]]]:
-    """The functions and the methods of `acertlab.rules` that have a proved rounding bound, with their rules."""
+    """The functions and the methods of `acertlab.functions` that have a proved rounding bound, with their rules."""
     tables: list[dict[Any, Callable[..., Any]]] = [{}, {}]
     for plain, table in zip(PLAIN, tables, strict=True):
         for key, call in plain.items():

@@ -1,23 +1,22 @@
-"""One interval rule for every layer and function a network is made of.
+"""One interval rule for every layer a network is made of.
 
-`rule` is dispatched on a layer's type; `FUNCTIONS` and `METHODS` are the tables for what a traced forward calls besides
-layers. Everything is differentiable.
+`rule` is dispatched on a layer's type; what a traced forward calls besides layers is in `acertlab.functions`.
+Everything is differentiable.
 
 Source: Gowal et al. 2019; Appendix A.1 of the ACERT paper, Eq. (14)-(19).
 """
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, singledispatch
-from typing import Any, NamedTuple
+from functools import singledispatch
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.ops import StochasticDepth, stochastic_depth
+from torchvision.ops import StochasticDepth
 
 from acertlab.box import Box
 from acertlab.fused import sum_and_difference
@@ -148,10 +147,10 @@ TRANSPOSED = {
 def _transposed_convolution(layer: nn.Module, box: Box) -> Box:
     function = next(f for kind, f in TRANSPOSED.items() if isinstance(layer, kind))
     sizes = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
-    return _convolve(function, box, layer.weight, layer.bias, *sizes)
+    return convolve(function, box, layer.weight, layer.bias, *sizes)
 
 
-def _convolve(f: Callable[..., Tensor], box: Box, weight: Tensor, bias: Tensor | None = None, *args, **kwargs) -> Box:
+def convolve(f: Callable[..., Tensor], box: Box, weight: Tensor, bias: Tensor | None = None, *args, **kwargs) -> Box:
     """The rule of F.linear and of every convolution, whose weight and bias must not depend on the input."""
     if not isinstance(box, Box) or isinstance(weight, Box) or isinstance(bias, Box):
         raise TypeError(f"model: {f.__name__} has no interval rule where its weight or bias depends on the input")
@@ -159,7 +158,7 @@ def _convolve(f: Callable[..., Tensor], box: Box, weight: Tensor, bias: Tensor |
 
 
 @rule.register(Scale)
-def _scale(layer: Scale, box: Box) -> Box:
+def scaled(layer: Scale, box: Box) -> Box:
     scale, shift = layer.spread(box.lower.dim() - 2)
     center, radius = box.center * scale + shift, box.radius * scale.abs()
     return Box(center - radius, center + radius)
@@ -170,7 +169,7 @@ def _scale(layer: Scale, box: Box) -> Box:
 @rule.register(nn.BatchNorm3d)
 @rule.register(nn.SyncBatchNorm)
 def _batch_norm(layer: _BatchNorm, box: Box) -> Box:
-    return _scale(batch_norm_scale(layer), box)
+    return scaled(batch_norm_scale(layer), box)
 
 
 def batch_norm_scale(layer: _BatchNorm, statistics: tuple[Tensor, Tensor] | None = None) -> Scale:
@@ -178,10 +177,10 @@ def batch_norm_scale(layer: _BatchNorm, statistics: tuple[Tensor, Tensor] | None
     if statistics is None and (layer.training or layer.running_mean is None):
         raise ValueError(BATCH_STATISTICS)
     mean, var = (layer.running_mean, layer.running_var) if statistics is None else statistics
-    return _normalisation(mean, var, layer.weight, layer.bias, layer.eps)
+    return normalisation(mean, var, layer.weight, layer.bias, layer.eps)
 
 
-def _normalisation(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Scale:
+def normalisation(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Scale:
     scale = torch.rsqrt(var + eps)
     if weight is not None:
         scale = scale * weight
@@ -189,7 +188,7 @@ def _normalisation(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tenso
 
 
 @rule.register(nn.ReLU)
-def _relu(layer: nn.ReLU, box: Box) -> Box:
+def relu(layer: nn.ReLU, box: Box) -> Box:
     return Box(box.lower.relu(), box.upper.relu())  # never in place: others may hold the box
 
 
@@ -258,19 +257,19 @@ VALLEYS = {nn.SiLU: -1.2784645427610738, nn.Mish: -1.1924371219615398, nn.Hardsw
 def _one_valley(layer: nn.GELU | nn.SiLU | nn.Mish | nn.Hardswish, box: Box) -> Box:
     if isinstance(layer, nn.GELU):
         valley = -0.7517915246935645 if layer.approximate == "none" else -0.7524614220710163
-        return _valley(layer.forward, valley, box)
+        return with_valley(layer.forward, valley, box)
     kind = next(kind for kind in VALLEYS if isinstance(layer, kind))
-    return _valley(kind(), VALLEYS[kind], box)  # a new one: not in place
+    return with_valley(kind(), VALLEYS[kind], box)  # a new one: not in place
 
 
-def _valley(f: Callable[[Tensor], Tensor], valley: float, box: Box) -> Box:
+def with_valley(f: Callable[[Tensor], Tensor], valley: float, box: Box) -> Box:
     """Falls to one minimum, then rises: the least value is at the point of the box nearest to that minimum."""
     nearest = torch.maximum(box.lower, torch.minimum(box.upper, torch.full_like(box.lower, valley)))
     return Box(f(nearest), torch.maximum(f(box.lower), f(box.upper)))
 
 
 @rule.register(nn.PReLU)
-def _two_lines(f: Callable[[Tensor], Tensor], box: Box) -> Box:
+def two_lines(f: Callable[[Tensor], Tensor], box: Box) -> Box:
     """Two lines that meet at 0, rising or, with a negative slope, a valley: extremes are at the ends or at 0."""
     lower, upper = f(box.lower), f(box.upper)
     crosses = (box.lower < 0) & (box.upper > 0)
@@ -278,53 +277,7 @@ def _two_lines(f: Callable[[Tensor], Tensor], box: Box) -> Box:
     return Box(torch.where(crosses, low.clamp(max=0.0), low), torch.maximum(lower, upper))
 
 
-@rule.register(nn.Upsample)
-def _upsample(layer: nn.Upsample, box: Box) -> Box:
-    sizes = (layer.size, layer.scale_factor, layer.mode, layer.align_corners)
-    return _interpolate(box, *sizes, recompute_scale_factor=layer.recompute_scale_factor)
-
-
-def _interpolate(box: Box, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *args, **kwargs) -> Box:
-    if mode == "bicubic":
-        raise ValueError("model: bicubic interpolation is not monotone; no rule bounds it. Use mode='bilinear'")
-    return _each_end(F.interpolate)(box, size, scale_factor, mode, *args, **kwargs)
-
-
-@rule.register(nn.Dropout)
-@rule.register(nn.Dropout1d)
-@rule.register(nn.Dropout2d)
-@rule.register(nn.Dropout3d)
-@rule.register(nn.AlphaDropout)
-@rule.register(nn.FeatureAlphaDropout)
-def _dropout(layer: nn.Module, box: Box) -> Box:
-    return _no_dropout(box, layer.p, layer.training)
-
-
-def _no_dropout(box: Box, p: float = 0.5, training: bool = True, inplace: bool = False) -> Box:
-    if training and p > 0:
-        raise ValueError(f"model: Dropout with p={p} is active, so outputs are random; call model.eval() first")
-    return box
-
-
-@rule.register(StochasticDepth)
-def _stochastic_depth(layer: StochasticDepth, box: Box) -> Box:
-    return _no_dropout(box, layer.p, layer.training)
-
-
-@rule.register(nn.Softmax)
-@rule.register(nn.LogSoftmax)
-@rule.register(nn.Softmax2d)
-def _softmax(*args: Any, **kwargs: Any) -> Box:
-    raise TypeError(
-        "model: a softmax has no interval rule. If it is the last layer, drop it (put nn.Identity() there): margins "
-        "are differences of logits, and the softmax of logits has the same order"
-    )
-
-
-# ---- functions and methods met in a traced forward ----------------------------------------------------------------
-
-
-def _each_end(f: Callable[..., Any]) -> Callable[..., Any]:
+def each_end(f: Callable[..., Any]) -> Callable[..., Any]:
     """The rule of a function that is non-decreasing in every box among its arguments; a tuple of results stays one."""
 
     def bounds(*args: Any, **kwargs: Any) -> Any:
@@ -341,187 +294,44 @@ def _boxes(low: Any, high: Any) -> Any:
     return tuple(map(_boxes, low, high)) if isinstance(low, (tuple, list)) else Box(low, high)
 
 
-def _as_layer(kind: type[nn.Module]) -> Callable[..., Box]:
-    """The rule of an activation called as a function: its arguments are those of the layer's constructor."""
-    return lambda box, *args, **kwargs: rule(kind(*args, **kwargs), box)
+@rule.register(nn.Upsample)
+def _upsample(layer: nn.Upsample, box: Box) -> Box:
+    sizes = (layer.size, layer.scale_factor, layer.mode, layer.align_corners)
+    return interpolate(box, *sizes, recompute_scale_factor=layer.recompute_scale_factor)
 
 
-def _ends(value: Any) -> tuple[Any, Any]:
-    return (value.lower, value.upper) if isinstance(value, Box) else (value, value)
+def interpolate(box: Box, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *args, **kwargs) -> Box:
+    if mode == "bicubic":
+        raise ValueError("model: bicubic interpolation is not monotone; no rule bounds it. Use mode='bilinear'")
+    return each_end(F.interpolate)(box, size, scale_factor, mode, *args, **kwargs)
 
 
-def _add(a: Any, b: Any, *, alpha: float = 1) -> Box:
-    (a_low, a_high), (b_low, b_high) = _ends(a), _ends(b if alpha == 1 else _mul(b, alpha))
-    return Box(a_low + b_low, a_high + b_high)
+@rule.register(nn.Dropout)
+@rule.register(nn.Dropout1d)
+@rule.register(nn.Dropout2d)
+@rule.register(nn.Dropout3d)
+@rule.register(nn.AlphaDropout)
+@rule.register(nn.FeatureAlphaDropout)
+def _dropout(layer: nn.Module, box: Box) -> Box:
+    return no_dropout(box, layer.p, layer.training)
 
 
-def _sub(a: Any, b: Any, *, alpha: float = 1) -> Box:
-    (a_low, a_high), (b_low, b_high) = _ends(a), _ends(b if alpha == 1 else _mul(b, alpha))
-    return Box(a_low - b_high, a_high - b_low)
+def no_dropout(box: Box, p: float = 0.5, training: bool = True, inplace: bool = False) -> Box:
+    if training and p > 0:
+        raise ValueError(f"model: Dropout with p={p} is active, so outputs are random; call model.eval() first")
+    return box
 
 
-def _mul(a: Any, b: Any) -> Any:
-    """A constant turns the ends or keeps them; of two boxes, the extremes are among the products of their ends."""
-    if a is b:
-        return _power(a, 2)
-    if isinstance(a, Box) and isinstance(b, Box):
-        first, second = _mul(a, b.lower), _mul(a, b.upper)
-        return Box(torch.minimum(first.lower, second.lower), torch.maximum(first.upper, second.upper))
-    if not isinstance(a, Box) and not isinstance(b, Box):
-        return a * b
-    box, factor = (a, b) if isinstance(a, Box) else (b, a)
-    low, high = box.lower * factor, box.upper * factor
-    return Box(torch.minimum(low, high), torch.maximum(low, high))
+@rule.register(StochasticDepth)
+def _stochastic_depth(layer: StochasticDepth, box: Box) -> Box:
+    return no_dropout(box, layer.p, layer.training)
 
 
-def _div(a: Any, b: Any) -> Box:
-    if isinstance(b, Box):
-        raise TypeError("model: division by an activation has no interval rule; only division by constants")
-    low, high = a.lower / b, a.upper / b
-    return Box(torch.minimum(low, high), torch.maximum(low, high))
-
-
-def _power(a: Any, exponent: Any) -> Any:
-    if not isinstance(a, Box):
-        return a**exponent
-    if exponent not in range(1, 65):
-        raise TypeError(f"model: a power {exponent!r} has no interval rule; only whole numbers from 1 to 64")
-    f = partial(torch.pow, exponent=exponent)
-    return _each_end(f)(a) if exponent % 2 else _valley(f, 0.0, a)
-
-
-def _matmul(a: Any, b: Any) -> Box:
-    """Centre and radius form, as Eq. (16)-(17), with the constant matrix on either side."""
-    if isinstance(a, Box) and isinstance(b, Box):
-        raise TypeError("model: a matrix product of two activations has no interval rule; only with constants")
-    box, matrix = (a, b) if isinstance(a, Box) else (b, a)
-    product = (lambda x, w, _: x @ w) if box is a else (lambda x, w, _: w @ x)
-    if box.lower.dim() <= 1 + (box is b):  # the product is along the first dimension: it has no rows
-        center, radius = product(box.center, matrix, None), product(box.radius, matrix.abs(), None)
-    else:
-        center, radius = alike(product, box.center, matrix, None), alike(product, box.radius, matrix.abs(), None)
-    return Box(center - radius, center + radius)
-
-
-class _Values(NamedTuple):
-    """What is known of torch.max(x, dim): its values, not where they are."""
-
-    values: Box
-
-
-def _max_or_min(along: Callable[..., Tensor], pairwise: Callable[..., Tensor]) -> Callable[..., Any]:
-    """torch.max and torch.min: of two tensors, of a whole tensor, or along a dimension."""
-
-    def bounds(x: Any, other: Any = None, keepdim: bool = False, *, dim: int | None = None) -> Any:
-        if isinstance(other, (Box, Tensor)):
-            return _each_end(pairwise)(x, other)
-        dim = other if dim is None else dim
-        return _each_end(along)(x) if dim is None else _Values(_each_end(along)(x, dim, keepdim))
-
-    return bounds
-
-
-def _attribute(value: Any, name: str) -> Any:
-    """x.shape, x.dtype, ...; x.T and x.mT hold values, so both ends are asked."""
-    low, high = (getattr(end, name) for end in _ends(value))
-    return Box(low, high) if isinstance(value, Box) and isinstance(low, Tensor) else low
-
-
-def _of_shape(f: Callable[..., Tensor], box: Box, *args: Any, **kwargs: Any) -> Tensor:
-    return f(box.lower, *args, **kwargs)
-
-
-def _functional_relu(box: Box, inplace: bool = False) -> Box:
-    return _relu(None, box)
-
-
-def _functional_batch_norm(
-    box: Box,
-    mean: Tensor | None,
-    var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Box:
-    if training or mean is None:
-        raise ValueError(BATCH_STATISTICS)
-    return _scale(_normalisation(mean, var, weight, bias, eps), box)
-
-
-RELU_FUNCTIONS = (F.relu, torch.relu, torch.relu_)
-RELU_METHODS = ("relu", "relu_")
-FUNCTIONS: dict[Callable, Callable[..., Any]] = {
-    **dict.fromkeys(RELU_FUNCTIONS, _functional_relu),
-    **{
-        f: _as_layer(kind)
-        for f, kind in {
-            **{F.leaky_relu: nn.LeakyReLU, F.elu: nn.ELU, F.celu: nn.CELU, F.selu: nn.SELU, F.softplus: nn.Softplus},
-            **{F.gelu: nn.GELU, F.silu: nn.SiLU, F.mish: nn.Mish, F.hardswish: nn.Hardswish, F.relu6: nn.ReLU6},
-            **{F.hardtanh: nn.Hardtanh, F.hardsigmoid: nn.Hardsigmoid, F.logsigmoid: nn.LogSigmoid},
-            **{F.softsign: nn.Softsign, F.tanhshrink: nn.Tanhshrink},
-            **{F.avg_pool2d: nn.AvgPool2d, F.avg_pool3d: nn.AvgPool3d},
-        }.items()
-    },
-    **dict.fromkeys((F.prelu, torch.prelu), lambda box, weight: _two_lines(lambda x: F.prelu(x, weight), box)),
-    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout), _no_dropout),
-    stochastic_depth: lambda box, p, mode, training=True: _no_dropout(box, p, training),
-    **dict.fromkeys((F.softmax, F.log_softmax, torch.softmax, torch.log_softmax), _softmax),
-    **{f: partial(_convolve, f) for f in (F.linear, F.conv1d, F.conv2d, F.conv3d, *TRANSPOSED.values())},
-    F.batch_norm: _functional_batch_norm,
-    F.interpolate: _interpolate,
-    getattr: _attribute,
-    **{f: partial(_of_shape, f) for f in (torch.zeros_like, torch.ones_like, torch.full_like)},
-    **dict.fromkeys((operator.add, operator.iadd, torch.add), _add),
-    **dict.fromkeys((operator.sub, operator.isub, torch.sub), _sub),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply), _mul),
-    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, torch.divide), _div),
-    **dict.fromkeys((operator.neg, torch.neg), lambda box: Box(-box.upper, -box.lower)),
-    **dict.fromkeys((operator.pow, torch.pow), _power),
-    torch.square: lambda box: _power(box, 2),
-    **dict.fromkeys((operator.abs, torch.abs), lambda box: _valley(torch.abs, 0.0, box)),
-    **dict.fromkeys((operator.matmul, torch.matmul, torch.mm), _matmul),
-    torch.max: _max_or_min(torch.amax, torch.maximum),
-    torch.min: _max_or_min(torch.amin, torch.minimum),
-    **{
-        f: _each_end(f)
-        for f in (
-            *(torch.tanh, torch.sigmoid, F.tanh, F.sigmoid, torch.clamp, torch.clip, torch.where),
-            *(torch.maximum, torch.minimum, torch.amax, torch.amin, torch.mean, torch.sum),
-            *(F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d),
-            *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-            *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
-            *(torch.cat, torch.concat, torch.stack, torch.chunk, torch.split, torch.unbind, operator.getitem),
-            *(torch.flatten, torch.unflatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute),
-            *(torch.transpose, torch.swapaxes, torch.movedim, torch.flip, torch.roll, torch.narrow),
-            *(torch.index_select, F.pad, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
-        )
-    },
-}
-
-
-def _method(name: str) -> Callable[..., Any]:
-    return _each_end(lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs))
-
-
-METHODS: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(RELU_METHODS, _functional_relu),
-    **dict.fromkeys(("add", "add_"), _add),
-    **dict.fromkeys(("sub", "sub_"), _sub),
-    **dict.fromkeys(("mul", "mul_"), _mul),
-    **dict.fromkeys(("div", "div_"), _div),
-    **dict.fromkeys(("softmax", "log_softmax"), _softmax),
-    **{name: FUNCTIONS[getattr(torch, name)] for name in ("neg", "pow", "square", "abs", "matmul", "max", "min")},
-    **{f"{name}_": _method(name) for name in ("tanh", "sigmoid", "clamp", "clip")},  # not in place
-    **{name: partial(_of_shape, getattr(Tensor, name)) for name in ("size", "dim", "numel")},
-    **{
-        name: _method(name)
-        for name in (
-            *("tanh", "sigmoid", "clamp", "clip", "maximum", "minimum", "amax", "amin", "mean", "sum"),
-            *("flatten", "unflatten", "view", "view_as", "reshape", "squeeze", "unsqueeze", "permute", "transpose"),
-            *("swapaxes", "movedim", "t", "contiguous", "clone", "detach", "expand", "expand_as", "repeat", "flip"),
-            *("roll", "narrow", "index_select", "chunk", "split", "unbind", "to", "float", "double", "type_as"),
-        )
-    },
-}
+@rule.register(nn.Softmax)
+@rule.register(nn.LogSoftmax)
+@rule.register(nn.Softmax2d)
+def no_softmax(*args: Any, **kwargs: Any) -> Box:
+    raise TypeError(
+        "model: a softmax has no interval rule. If it is the last layer, drop it (put nn.Identity() there): margins "
+        "are differences of logits, and the softmax of logits has the same order"
+    )

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from acertlab.box import Box
+from acertlab.functions import FUNCTIONS, METHODS
 from acertlab.interval import Frozen, _difference_radius, fold
 from acertlab.rounding import (
     ROUNDINGS,
@@ -36,7 +37,6 @@ from acertlab.rounding import (
     sound_rule,
     sound_tables,
 )
-from acertlab.rules import FUNCTIONS, METHODS
 from acertlab.tracing import Traced, trace
 
 

@@ -181,8 +181,8 @@ def _checked(cell: Mapping[str, Any], defaults: Mapping[str, Any], notebook: Pat
 
 
 def _check_training(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    from acertlab.parameters import check_parameters
     from acertlab.presets import PARAMETERS, config_from_parameters  # loads torch: where it is needed only
-    from acertlab.runs import check_parameters
 
     known = {name: accepted for name, accepted in PARAMETERS.items() if name in parameters}
     checked = dict(parameters) | check_parameters(parameters, known)

@@ -17,7 +17,8 @@ from acertlab.data import ImageData, load_dataset, to_float
 from acertlab.files import read_json, write_json
 from acertlab.fronts import eps_text, name_of, validation_art
 from acertlab.metrics import FLOAT32_ROUNDING, correct
-from acertlab.runs import Run, load_finished, load_run, number
+from acertlab.parameters import number
+from acertlab.runs import Run, load_finished, load_run
 
 SCORES = {"acc": "Acc", "acr": "ACR", "art": "ART"}
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import acertlab as al
+from acertlab.parameters import check_parameters
 from acertlab.presets import BUDGETS, PARAMETERS, config_from_parameters
 from acertlab.reproduce import config_of, training_command
-from acertlab.runs import check_parameters
 
 
 def followed(command: str) -> al.TrainConfig:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from acertlab import models, runs
 from acertlab.pack import pack_runs
-from acertlab.runs import Within, check_parameters
+from acertlab.parameters import Within, check_parameters
 
 
 def result(**changes):
@@ -247,7 +247,7 @@ class TestParameters:
 def notebook(tmp_path_factory):
     """A notebook with one parameter, whose last cell is run twice over variables of its own."""
     check = (
-        "from acertlab.runs import Within, check_parameters, Within\n"
+        "from acertlab.parameters import Within, check_parameters, Within\n"
         "(kappa,) = check_parameters(globals(), {'kappa': Within(0, 1)}).values()"
     )
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}

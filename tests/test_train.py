@@ -20,6 +20,7 @@ from acertlab.interval import freeze
 from acertlab.margin import margin_at
 from acertlab.models import MODELS
 from acertlab.objectives import OBJECTIVES
+from acertlab.parameters import check_parameters
 from acertlab.presets import (
     BUDGETS,
     DATASETS,
@@ -30,7 +31,7 @@ from acertlab.presets import (
     preset,
 )
 from acertlab.radius import RadiusStatus, certified_radius
-from acertlab.runs import RESULT_KEYS, check_parameters, load_run, load_runs
+from acertlab.runs import RESULT_KEYS, load_run, load_runs
 from acertlab.train import HISTORY_COLUMNS, evaluate, train
 
 train_module = sys.modules[train.__module__]
