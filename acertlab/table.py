@@ -92,14 +92,15 @@ def attack_run(
 
 
 def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame:
-    """A row a method at its chosen kappa: scores in percent as "mean ± standard deviation" over seeds.
+    """A row a method at its chosen kappa: scores in percent as "mean ± standard deviation" over seeds; – where none.
 
     The seconds of an epoch, validation included, are the median over seeds, as they were when the runs were made:
     whatever else ran on the machine is in them.
 
     Args:
         runs: As `chosen_runs` gives them.
-        eps: Where to give certified accuracy, and accuracy under PGD if all chosen runs were attacked there.
+        eps: Where to give certified accuracy, and accuracy under PGD of the methods that were attacked there with
+            every seed.
 
     Raises:
         ValueError: An eps at which certified accuracy was not measured.
@@ -115,7 +116,8 @@ def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame
                 row[f"PGD at {eps_text(value)}"] = spread([result[str(value)] for result in attacked])
         row["s / epoch"] = epoch_seconds(group)
         rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows).fillna("–")
+    return table[[*(name for name in table if name != "s / epoch"), "s / epoch"]]
 
 
 def scores(group: pd.DataFrame) -> dict[str, int | str]:

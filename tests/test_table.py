@@ -32,6 +32,9 @@ def test_validation_chooses_kappa_and_the_test_images_do_not(tmp_path: Path) -> 
         group = chosen[chosen.method == next(m for m in best if table.name_of(m) == row.method)]
         assert row.Acc == f"{100 * group.acc.mean():.2f} ± {100 * group.acc.std():.2f}" and row.seeds == 2
     assert not [name for name in shown if name.startswith("PGD")]
+    attacked = [{str(EPS_MAX): 0.25} if method == "acert" else None for method in chosen.method]
+    shown = table.methods_table(chosen.assign(adv_acc=attacked), [EPS_MAX])
+    assert sorted(shown[f"PGD at {EPS_MAX:g}"]) == ["25.00 ± 0.00", "–"] and list(shown)[-1] == "s / epoch"
     lines = table.markdown(shown).splitlines()
     assert len(lines) == 4 and all(line.count("|") == len(shown.columns) + 1 for line in lines)
 
