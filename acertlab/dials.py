@@ -28,7 +28,7 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
     """The ACR of one method over another's at equal accuracy, interpolated along each seed's own fronts.
 
     Args:
-        runs: Of one dataset and one trained eps_max, as `load_runs` gives them (of several folders: `pandas.concat`).
+        runs: Of one dataset and one trained eps_max, as `load_runs` gives them (of several folders: `load_finished`).
         method, other: Two methods that were run with the same seeds.
 
     Returns:

@@ -16,7 +16,6 @@ from acertlab.interval import TILE, freeze
 from acertlab.logsecant import Trail, cross, guard
 from acertlab.margin import (
     BOUNDS,
-    CHECKED,
     Network,
     Sound,
     check_bound,
@@ -164,9 +163,8 @@ def certified_radius(
         return result
 
     with torch.no_grad(), full_precision(x.device):
-        few, labels = x[:CHECKED].double() if sound else x[:CHECKED], y[:CHECKED].long()
-        networks = prepare_checked(model, BOUNDS[: BOUNDS.index(bound) + 1], sound, few, labels)
-        size = batch_size or _chunk_size(model, networks[-1], x[:1], labels[:1], eps_max, domain, sound, memory)
+        networks = prepare_checked(model, BOUNDS[: BOUNDS.index(bound) + 1], sound, x, y.long())
+        size = batch_size or _chunk_size(model, networks[-1], x[:1], y[:1].long(), eps_max, domain, sound, memory)
         parts = in_chunks(search, len(x), size, desc="certified radii", progress=progress)
     columns = ("radius", "margin", "upper", "status", "evaluations")
     result = RadiusResult(*(torch.cat([getattr(p, name) for p in parts]) for name in columns), networks[-1].monotone)
