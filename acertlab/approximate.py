@@ -1,8 +1,8 @@
 """The radii that training uses (Eq. 9): estimates, which need NOT be certified, from few passes, and their history.
 
-A radius of the last epoch, corrected by the new clean margin, is a good start: mostly one pass tells whether it still
-holds, and corrects it once more. How far to trust that is decided sample by sample: the estimate's own error, predicted
-from the length of its last correction, must be within the tolerance, or another pass is spent.
+A radius of the last epoch, corrected by the new clean margin, is a good start, and mostly a secant's prediction of its
+own error can be believed. Not always: margins have plateaus and kinks. So each estimate lies between two radii that
+were evaluated, one certified and one not.
 """
 
 import math
@@ -12,10 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from acertlab.logsecant import EXPONENT, Trail
+from acertlab.logsecant import EXPONENT, Trail, advance
 from acertlab.radius import METHODS
 
 DOUBT = 0.3  # relative error of an exponent that an earlier epoch found (MNIST and CIFAR-10, small CNN: the median)
+STEEPEST = 5.0  # exponents that are kept for the next epoch are between 1 and this
+PATIENCE = 6  # evaluations; what is not done by then, such as a plateau just below 0, is bisected every other time
 
 
 class Estimates(NamedTuple):
@@ -27,19 +29,19 @@ class Estimates(NamedTuple):
     calls: Tensor  # int64, bound passes spent
 
     @classmethod
-    def none(cls, n: int, device: torch.device | None = None) -> "Estimates":
-        """For ``n`` samples of which nothing is known yet."""
-        zero = torch.zeros(n, device=device)
-        return cls(zero, zero + 1 / EXPONENT, zero.clone(), torch.zeros(n, dtype=torch.int64, device=device))
+    def none(cls, like: Tensor) -> "Estimates":
+        """For as many samples as ``like`` (B,) has, of which nothing is known yet."""
+        zero = torch.zeros_like(like)
+        return cls(zero, zero + 1 / EXPONENT, zero.clone(), torch.zeros_like(like, dtype=torch.int64))
 
     @classmethod
     def given(cls, radius: Tensor) -> "Estimates":
         """Radii that nobody searched for."""
-        return cls.none(len(radius), radius.device)._replace(radius=radius)
+        return cls.none(radius)._replace(radius=radius)
 
     def of(self, index: Tensor) -> "Estimates":
         """Those of the samples at ``index``."""
-        return Estimates._make(row[index] for row in self)
+        return Estimates._make(row.index_select(0, index) for row in self)
 
     def update_(self, index: Tensor, new: "Estimates") -> None:
         """Replaces those of the samples at ``index``, in place."""
@@ -61,6 +63,7 @@ def approximate_radius(
     solver: str = "log-secant",
     xtol: float = 1e-6,
     rtol: float = 1e-4,
+    width: float = math.inf,
     maxiter: int = 10,
     compact: bool = True,
     history: Estimates | None = None,
@@ -73,8 +76,10 @@ def approximate_radius(
         clean: (B,) the margins at 0; < 0: correctly classified.
         eps_max: the largest radius of interest, pixel units.
         solver: "log-secant", or a name of `acertlab.radius.METHODS`.
-        xtol, rtol: tolerances (pixel units, relative). The log secant stops where the error it predicts is within them,
-            without closing the bracket; the other solvers at their own rule, and the radius is their last iterate.
+        xtol, rtol: tolerances (pixel units, relative). The log secant stops where the error it predicts is within them;
+            the other solvers at their own rule, and the radius is their last iterate.
+        width: for solver="log-secant", pixel units: the prediction is believed only between two radii at most so far
+            apart, one certified and one not. Where the passes do not run out before, no error is larger.
         maxiter: passes at most, the one at eps_max not counted; 0: eps_max for every correctly classified sample
             (ACERT-fast).
         compact: drop samples that are done; False: full batches, a fixed number of passes, and no host-device
@@ -91,37 +96,48 @@ def approximate_radius(
             search = _brackets if compact else _brackets_without_sync
             radius, calls = search(margin, args, solver, clean, cap, most, xtol, rtol, maxiter)
             return Estimates(radius, slope, clean, calls)
-        guess = None if history is None else history.guess(clean)
-        below = torch.where(clean < 0, clean, -1.0)  # of samples that are not searched for
-        doubt = math.inf if history is None else torch.where(history.margin < 0, DOUBT, math.inf).to(clean)
-        known = slope if history is None else history.slope
-        trail = Trail.start(torch.zeros_like(clean), below, guess, known, doubt)
-        trail, calls = _follow(margin, args, trail, clean, below, eps_max, xtol, rtol, maxiter + 1, compact)
-        inside = (clean < 0) & (trail.lower < eps_max)
-        radius = torch.where(inside, _inside(trail, eps_max), most)
-        return Estimates(radius, torch.where(inside, trail.slope, slope), torch.where(inside, clean, 0.0), calls)
-
-
-def _follow(margin, args, trail, clean, below, cap, xtol, rtol, passes, compact) -> tuple[Trail, Tensor]:
-    """Up to ``passes`` rounds of the secant, of those whose estimate is not good enough yet."""
-    calls = torch.zeros_like(clean, dtype=torch.int64)
-    for _ in range(passes):
-        enough = (trail.error(DOUBT) <= xtol + rtol * trail.estimate()) & (trail.estimate() < cap)
-        todo = (clean < 0) & ~enough & (trail.lower < cap) & ((trail.upper - trail.lower) > xtol)
         if not compact:
-            new, point = trail.propose(cap, xtol, rtol)
-            new = new.accept(point, margin(point, *args), below)
-            trail = Trail._make(torch.where(todo, b, a) for a, b in zip(trail, new, strict=True))
-            calls = calls + todo
-            continue
-        at = todo.nonzero().squeeze(1)
-        if not len(at):
-            break
-        some, point = Trail._make(row[at] for row in trail).propose(cap, xtol, rtol)
-        some = some.accept(point, margin(point, *(arg[at] for arg in args)), below[at])
-        trail = Trail._make(row.index_copy(0, at, new) for row, new in zip(trail, some, strict=True))
-        calls = calls.index_add(0, at, torch.ones_like(at))
-    return trail, calls
+            below = torch.where(clean < 0, clean, -1.0)  # of samples that are not searched for
+            found = _by_secant(margin, args, below, eps_max, xtol, rtol, width, maxiter + 1, history, clean < 0)
+            unknown = Estimates.none(clean)
+            return Estimates._make(torch.where(clean < 0, b, a) for a, b in zip(unknown, found, strict=True))
+        at = (clean < 0).nonzero().squeeze(1)
+        some, known = tuple(arg.index_select(0, at) for arg in args), None if history is None else history.of(at)
+        found = _by_secant(margin, some, clean.index_select(0, at), eps_max, xtol, rtol, width, maxiter + 1, known)
+        estimates = Estimates.none(clean)
+        estimates.update_(at, found)
+        return estimates
+
+
+def _by_secant(margin, args, clean, cap, xtol, rtol, width, rounds, history, todo=None) -> Estimates:
+    """Of samples whose ``clean`` < 0; with ``todo`` those alone, without host-device synchronisation."""
+    guess = None if history is None else history.guess(clean)
+    slope = 1 / EXPONENT if history is None else history.slope
+    doubt = math.inf if history is None else torch.where(history.margin < 0, DOUBT, math.inf).to(clean)
+    trail = Trail.start(torch.zeros_like(clean), clean, guess, slope, doubt)
+
+    def done(trail: Trail, n: int) -> Tensor:
+        bracket, tolerance = trail.upper - trail.lower, xtol + rtol * trail.lower
+        near = (trail.error(DOUBT) <= tolerance) | (bracket <= tolerance)
+        return (near & (bracket <= width)) | (trail.lower >= cap)
+
+    def propose(trail: Trail, n: int) -> tuple[Trail, Tensor]:
+        return trail.brace(cap, width, DOUBT, bisect=n >= PATIENCE and n % 2 == 0)
+
+    if todo is None:
+        trail, calls = advance(margin, trail, clean, args, rounds, done, propose)
+    else:
+        calls = torch.zeros_like(clean, dtype=torch.int64)
+        for n in range(rounds):
+            go_on = todo & ~done(trail, n)
+            new, point = propose(trail, n)
+            new = new.accept(point, margin(point, *args), clean)
+            trail = Trail._make(torch.where(go_on, b, a) for a, b in zip(trail, new, strict=True))
+            calls = calls + go_on
+    inside = trail.lower < cap
+    radius = torch.where(inside, _inside(trail, cap), cap)
+    slope = torch.where(inside, trail.slope, 1 / EXPONENT).clamp(1 / STEEPEST, 1.0)
+    return Estimates(radius, slope, torch.where(inside, clean, 0.0), calls)
 
 
 def _inside(trail: Trail, cap: float) -> Tensor:

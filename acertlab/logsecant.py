@@ -72,7 +72,7 @@ class Trail(NamedTuple):
         """
         length = (self.g * self.slope).abs()
         share = torch.where(self.step > 0, length / self.step, self.doubt).clamp(min=doubt)
-        error = torch.nan_to_num(self.estimate() * length * share, nan=math.inf)
+        error = torch.nan_to_num((self.estimate() - self.u.exp()).abs() * share, nan=math.inf)
         return torch.where((length == 0) & (self.step == 0), math.inf, error)  # a guess, not evaluated yet
 
     def propose(self, cap: float, xtol: float, rtol: float, bisect: bool = False) -> tuple["Trail", Tensor]:
@@ -85,27 +85,52 @@ class Trail(NamedTuple):
         outside the bracket, or its steps do not shrink), or with ``bisect``: in the middle of the bracket, or at the
         cap.
         """
-        lower, upper, eps = self.lower, self.upper, torch.finfo(self.lower.dtype).eps
+        upper, eps = self.upper, torch.finfo(self.lower.dtype).eps
         guess, length = self.estimate(), (self.g * self.slope).abs()
-        tolerance = xtol + rtol * torch.where(lower > 0, lower, guess)
+        tolerance = xtol + rtol * torch.where(self.lower > 0, self.lower, guess)
         growth = 4.0**self.misses
 
         near = self.error() < tolerance / 4
         high = upper - guess < 0.36 * tolerance  # the uncertified end is where it should be
         away = torch.maximum(guard(guess, tolerance), guess * length / LINEAR)
         below = torch.minimum(guess, upper) - away * growth
-        above = torch.maximum(guess, lower) + (0.34 * tolerance).clamp(min=4 * eps * guess) * growth
+        above = torch.maximum(guess, self.lower) + (0.34 * tolerance).clamp(min=4 * eps * guess) * growth
         point = torch.where(near, torch.where(high, below, above), guess)
+        trail, point, failed = self._within(point, cap, near, bisect)
+        aim = torch.where(near & ~failed, torch.where(high, -1.0, 1.0), 0.0).to(point)
+        return trail._replace(aim=aim), point
 
-        lame = (length > self.earlier) & (self.earlier > 0) & ~near
-        failed = ~(point > lower) | ~(point < upper) | lame | bisect
+    def brace(self, cap: float, width: float, doubt: float, bisect: bool = False) -> tuple["Trail", Tensor]:
+        """Where to look next for an estimate in a bracket of ``width``: in fewer evaluations than by `propose`.
+
+        At the secant's estimate; but once its error is far below the width and the bracket still wider, beyond it, by
+        about as much as it may err, on the side where the bracket is wide.
+        """
+        guess, error = self.estimate(), self.error(doubt)
+        near = (error < width / 4) & (self.upper - self.lower > width)
+        away = (2 * error).clamp(0.05 * width, 0.34 * width) * 4.0**self.misses
+        above = (guess - self.lower <= width / 2) | ((self.upper - guess > width / 2) & (self.g < 0))
+        beyond = torch.where(above, torch.maximum(guess, self.lower) + away, torch.minimum(guess, self.upper) - away)
+        trail, point, failed = self._within(torch.where(near, beyond, guess), cap, near, bisect)
+        aim = torch.where(near & ~failed, torch.where(above, 1.0, -1.0), 0.0).to(point)
+        return trail._replace(aim=aim), point
+
+    def _within(
+        self, point: Tensor, cap: float, near: Tensor | bool = False, bisect: bool = False
+    ) -> tuple["Trail", Tensor, Tensor]:
+        """The step to ``point``, or to the middle where that fails; and where it did."""
+        lower, upper, length = self.lower, self.upper, (self.g * self.slope).abs()
+        lame = (length > self.earlier) & (self.earlier > 0)
+        if near is not False:
+            lame = lame & ~near
+        failed = ~(point > lower) | ~(point < upper) | lame
+        if bisect:
+            failed = torch.ones_like(failed)
         middle = torch.where(upper > 8 * lower, torch.maximum((lower * upper).sqrt(), upper / 8), (lower + upper) / 2)
         point = torch.where(failed, middle, point)
-        at_cap = point >= cap * (1 - 8 * eps)  # exp(log(cap)) may be a rounding below it
+        at_cap = point >= cap * (1 - 8 * torch.finfo(lower.dtype).eps)  # exp(log(cap)) may be a rounding below it
         point = torch.where(upper.isinf() & (failed | at_cap), cap, point)
-        aim = torch.where(near & ~failed, torch.where(high, -1.0, 1.0), 0.0).to(lower)
-        earlier = torch.where(failed, 0.0, self.step)
-        return self._replace(step=length, earlier=earlier, aim=aim), point
+        return self._replace(step=length, earlier=torch.where(failed, 0.0, self.step)), point, failed
 
     def accept(self, eps: Tensor, f: Tensor, f_zero: Tensor) -> "Trail":
         """Takes in f(eps)."""
@@ -151,10 +176,28 @@ def cross(
         The trail, and (B,) int64 evaluations. What is not `Trail.done` then has taken all of its evaluations; its
         upper end is finite.
     """
+
+    def propose(trail: Trail, n: int) -> tuple[Trail, Tensor]:
+        trail, point = trail.propose(cap, xtol, rtol, bisect=n > PATIENCE and n % 2 == 0)
+        return trail, torch.where(trail.upper.isinf(), cap, point) if n == maxiter else point
+
+    return advance(f, trail, f_zero, args, maxiter + 1, lambda trail, n: trail.done(cap, xtol, rtol), propose)
+
+
+def advance(
+    f: Callable[..., Tensor],
+    trail: Trail,
+    f_zero: Tensor,
+    args: tuple[Tensor, ...],
+    rounds: int,
+    done: Callable[[Trail, int], Tensor],
+    propose: Callable[[Trail, int], tuple[Trail, Tensor]],
+) -> tuple[Trail, Tensor]:
+    """Rounds of evaluations, of those elements that are not ``done(trail, n)`` after n of them; see `cross`."""
     calls = torch.zeros_like(f_zero, dtype=torch.int64)
     whole, active = None, None
-    for n in range(maxiter + 1):
-        keep = (~trail.done(cap, xtol, rtol)).nonzero().squeeze(1)  # the one host synchronisation of a round
+    for n in range(rounds):
+        keep = (~done(trail, n)).nonzero().squeeze(1)  # the one host synchronisation of a round
         if not len(keep):
             break
         if len(keep) < len(trail.lower):
@@ -162,9 +205,7 @@ def cross(
             active = keep if active is None else active[keep]
             calls, f_zero, *rows = (t.index_select(0, keep) for t in (calls, f_zero, *trail))
             trail, args = Trail._make(rows), tuple(arg.index_select(0, keep) for arg in args)
-        trail, point = trail.propose(cap, xtol, rtol, bisect=n > PATIENCE and n % 2 == 0)
-        if n == maxiter:
-            point = torch.where(trail.upper.isinf(), cap, point)
+        trail, point = propose(trail, n)
         trail, calls = trail.accept(point, f(point, *args), f_zero), calls + 1
     calls, *rows = _write_back(whole, active, (calls, *trail))
     return Trail._make(rows), calls

@@ -78,7 +78,7 @@ class TrainConfig:
     solver: str = "log-secant"  # the same roots as the paper's "brentq", in fewer passes
     xtol: float = 1e-6  # its tolerance while training, pixel units (paper, section 4)
     rtol: float = 1e-4  # its relative tolerance while training (paper, section 4)
-    radius_history: bool = False  # the log secant starts from the last epoch's radii, to 1e-3 eps_max: fewer passes
+    radius_history: bool = False  # the log secant starts from the last epoch's radii, and stops sooner: fewer passes
     root_iterations: int = 10  # its most iterations while training (published code; Table 6 tries 2 and 100)
 
     # evaluation

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from acertlab.allocator import memory_kept
 from acertlab.approximate import Estimates
 from acertlab.checkpoints import full_disk_explained, restore, save_checkpoint
 from acertlab.data import ImageData, augment, to_float
@@ -123,7 +124,8 @@ def _train(config: TrainConfig, data: ImageData, run_dir: Path, device: torch.de
     steps = math.ceil(len(data.train_x) / config.batch_size)
     train_x, train_y = data.train_x.to(device), data.train_y.to(device)
     label = f"{config.method} kappa={config.kappa:g}"
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), full_precision(device):
+    devices = [device] if device.type == "cuda" else []
+    with memory_kept(), torch.random.fork_rng(devices), full_precision(device):
         state = initial_state(config, data, device, steps)
         restore(state, run_dir / "checkpoint", owner)
         done = len(state.history) * steps
@@ -322,7 +324,7 @@ def initial_state(config: TrainConfig, data: ImageData, device: torch.device, st
     model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     kept = config.radius_history and objective.searches and config.solver == "log-secant"  # the others take no guess
-    radii = Estimates.none(len(data.train_x), device) if kept else None
+    radii = Estimates.none(torch.zeros(len(data.train_x), device=device)) if kept else None
     return State(model, trace(model), objective, optimizer, learning_rate(config, optimizer, steps), radii)
 
 

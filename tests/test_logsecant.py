@@ -1,6 +1,7 @@
 """The secant in double logarithmic axes: brackets of rising functions, whatever their shape; and training radii."""
 
 import math
+from collections.abc import Callable
 
 import hypothesis.strategies as st
 import pytest
@@ -174,8 +175,47 @@ def test_a_wrong_history_costs_passes_and_nothing_else(batch: tuple) -> None:
         assert (found.radius - exact).abs().max() < 2e-3 * 0.2, radius[0]
 
 
+def plateau(eps: Tensor, root: Tensor) -> Tensor:
+    """Rises from -10 to 3.4 around the root and hardly at all beyond: two points there foretell a root near 0."""
+    return solvers_view((100 * (eps - root)).clamp(-10.0, 3.4) + 0.3 * eps)
+
+
+def step_below_zero(eps: Tensor, root: Tensor) -> Tensor:
+    """Soon just below 0, where it stays until the root: a secant through the step foretells a root right behind it."""
+    return solvers_view(-0.05 - 5 * (1 - 20 * eps).clamp(min=0.0) + (eps - root + 1e-3).clamp(min=0.0) * 50)
+
+
+@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize("f", [plateau, step_below_zero])
+@pytest.mark.parametrize("slope", [None, 0.01, 4.0])
+def test_no_estimate_is_believed_without_a_bracket(f: Callable, slope: float | None, compact: bool) -> None:
+    """Margins of MNIST networks: whole estimates were wrong (0 for 0.28) while their predicted errors were tiny."""
+    root, cap = torch.linspace(0.05, 0.38, 34), 0.4
+    clean = f(torch.zeros_like(root), root)
+    history = None
+    if slope is not None:  # radii a little off, exponents from a kink
+        history = Estimates(root * 0.99, torch.full_like(root, slope), clean, torch.ones_like(root).long())
+    seen: list[Tensor] = []
+
+    def margin(eps: Tensor, root: Tensor) -> Tensor:
+        seen.append(torch.stack([root, eps, f(eps, root)]))
+        return f(eps, root)
+
+    found = approximate_radius(margin, (root,), clean, cap, xtol=0.02 * cap, rtol=0.0, width=0.03 * cap, maxiter=30,
+                               compact=compact, history=history)  # fmt: skip
+    exact = torch.tensor(
+        [scipy.optimize.brentq(lambda e, r=r: float(f(torch.tensor(e, dtype=F64), r)), 0, cap) for r in root.double()]
+    )
+    assert ((found.radius - exact).abs() < 0.03 * cap + 1e-6).all()
+    at, eps, values = torch.cat(seen, 1)
+    for r in root.tolist():
+        mine = at == r
+        assert eps[mine & (values > 0)].min() - eps[mine & (values < 0)].max() <= 0.03 * cap + 1e-6
+    assert ((found.slope >= 0.2) & (found.slope <= 1)).all()
+
+
 def test_the_history_keeps_to_its_samples() -> None:
-    kept, index = Estimates.none(6), torch.tensor([4, 1])
+    kept, index = Estimates.none(torch.zeros(6)), torch.tensor([4, 1])
     new = Estimates(
         torch.tensor([0.3, 0.1]), torch.tensor([0.5, 0.25]), torch.tensor([-1.0, -2.0]), torch.tensor([2, 3])
     )
