@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from acertlab import bench_scaling
+from acertlab.allocator import memory_kept
 from acertlab.bench_rows import Case, Figure, bound_pass, eps_at_cap, search, test_set, training_step
 from acertlab.data import DEFAULT_ROOT, ImageData, load_dataset, to_float
 from acertlab.models import MODELS
@@ -75,9 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     head = _header(given, data)
     cases = [trained(name, effort, data, out / "networks") for name in EPS_INSIDE]
     figures, points = [], []
-    for found in _measure(cases, effort, given.solver):
-        figures += found
-        _say(f"{found[0].table}: {found[0].column}")
+    with memory_kept():
+        for found in _measure(cases, effort, given.solver):
+            figures += found
+            _say(f"{found[0].table}: {found[0].column}")
     for found in bench_scaling.measure(cases[0], effort.scaling, EPS_INSIDE["small_cnn"], given.solver):
         points += found
         _say(f"scaling: {found[0].axis} {found[0].size}")

@@ -20,6 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from acertlab.allocator import memory_kept
 from acertlab.data import ImageData, augment, load_dataset, to_float
 from acertlab.margin import full_precision
 from acertlab.presets import BUDGETS, TrainConfig, preset
@@ -72,7 +73,8 @@ def estimate(config: TrainConfig, data: ImageData, count: int = COUNT) -> Durati
     """
     device, n = config.torch_device(), len(data.train_x)
     steps = math.ceil(n / config.batch_size)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), full_precision(device):
+    devices = [device] if device.type == "cuda" else []
+    with memory_kept(), torch.random.fork_rng(devices), full_precision(device):
         state = initial_state(replace(config, scheduler="step", milestones=()), data, device, steps)
         batch = _Batch(data, torch.arange(min(n, config.batch_size)), device)
         state.model.train()
@@ -129,7 +131,7 @@ def step_seconds(
     spent: dict[Name, list[float]] = {name: [] for name in trained}
     names, one_thread = list(trained), device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if one_thread else time.perf_counter
-    with full_precision(device):
+    with memory_kept(), full_precision(device):
         for i in range(-WARM, count):
             batch = _Batch(data, chunks[i % len(chunks)], device)
             for name in names[i % len(names) :] + names[: i % len(names)]:
