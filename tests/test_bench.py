@@ -22,7 +22,7 @@ from acertlab.objectives import FastIBP, Step
 SOLVER = bench.DEFAULT_SOLVER
 TINY = bench.Effort(
     0.0, {"small_cnn": 4, "cnn7": 2}, {"small_cnn": 1024, "cnn7": 1024}, {"small_cnn": 2, "cnn7": 1}, 100, 400,
-    bench_scaling.Sizes((16, 32, 64), (4, 8, 16), (10, 20, 40)),
+    bench_scaling.Sizes((16, 32, 64), (4, 8, 16), (10, 20, 40)), compiled=False,
 )  # fmt: skip
 
 
@@ -101,7 +101,9 @@ def test_the_rows_hold_ratios(case: Case) -> None:
     passes = by_row(bench_rows.bound_pass(case, 64, 0.0))
     eps = bench_rows.eps_at_cap(case, 0.4, SOLVER)
     searches = by_row(bench_rows.search(case, eps, SOLVER, 0.0))
-    steps = by_row(bench_rows.training_step(replace(case, config=replace(case.config, batch_size=32)), 2, 0.2, 0.0))
+    steps = by_row(
+        bench_rows.training_step(replace(case, config=replace(case.config, batch_size=32)), 2, 0.2, 0.0, False)
+    )
     figures = [f for rows in (passes, searches, steps) for f in rows.values()]
     assert all(math.isfinite(f.value) and f.value >= 0 for f in figures)
     ratios = [f for f in figures if f.low is not None]
