@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from acertlab.approximate import Estimates, approximate_radius
 from acertlab.box import Box, ball
+from acertlab.compiled import CompiledLoss
 from acertlab.crown import crown_ibp_margins
-from acertlab.interval import Frozen
+from acertlab.interval import Frozen, Statistics
 from acertlab.margin import clean_margin, worst_margin
 from acertlab.radius import margin_function, without_zero
 from acertlab.regularisers import regulariser
@@ -25,8 +26,8 @@ from acertlab.training_attack import training_attack
 if TYPE_CHECKING:
     from acertlab.presets import TrainConfig
 
-HISTORY_TOLERANCE = 2e-2  # of eps_max: error predicted for a radius that starts from the last epoch's
-BRACKET = 3e-2  # of eps_max: between how distant ends a prediction is believed. Mean error then: 3e-5 to 2e-4
+HISTORY_TOLERANCE = 2e-2  # of eps_{max,t}: error predicted for a radius that starts from the last epoch's
+BRACKET = 3e-2  # of eps_{max,t}: between how distant ends a prediction is believed. Mean error then: 3e-5 to 2e-4
 REGULARISER_EPS = 1e-6  # a box of radius 0 has no tightness: while regularising, boxes are at least this large
 SMALLEST = 1e-12  # of a loss that is raised to a power below 1, whose gradient is infinite at 0
 
@@ -44,6 +45,8 @@ class Step:
     history: Estimates | None = None  # what the last epoch found for these samples
     model: nn.Module | None = None  # the network itself, for methods that attack it
     x_adv: Tensor | None = None  # (B, C, H, W) what the attack at eps_{max,t} found
+    statistics: Statistics | None = None  # of the clean pass, which ``frozen`` was prepared with
+    compiled: CompiledLoss | None = None  # evaluates the robust loss once the ramp is over; None: nothing is compiled
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,10 @@ class IBP(Standard):
         """() L_rob of the worst-case margins."""
         return F.cross_entropy(margins, step.y)
 
+    def robust_loss(self, step: Step, radii: Tensor) -> Tensor:
+        """() L_rob with boxes of these radii: a function of the step's tensors, which `CompiledLoss` traces."""
+        return self.robust(step, self.margins(step, self.box(step, radii), None))
+
     def regulariser_weight(self, eps: float) -> float:
         """The weight of both regularisers at eps_{max,t}: none here."""
         return 0.0
@@ -118,15 +125,16 @@ class IBP(Standard):
         """The loss of one step; see `Standard.__call__`. Where eps_{max,t} = 0 the robust term is the clean loss."""
         clean = robust = F.cross_entropy(step.logits, step.y)
         penalty, found, weight = clean.new_zeros(()), self.radii(step), self.regulariser_weight(step.eps)
-        if step.eps > 0 or weight > 0:
-            relu_inputs = [] if weight > 0 else None
-            radii = found.radius.clamp(min=REGULARISER_EPS) if weight > 0 else found.radius
-            box = self.box(step, radii)
+        if weight > 0:
+            relu_inputs: list[Box] = []
+            box = self.box(step, found.radius.clamp(min=REGULARISER_EPS))
             margins = self.margins(step, box, relu_inputs)
             if step.eps > 0:
                 robust = self.robust(step, margins)
-            if weight > 0:
-                penalty = weight * regulariser(relu_inputs, (box.radius / step.std).mean())
+            penalty = weight * regulariser(relu_inputs, (box.radius / step.std).mean())
+        elif step.eps > 0:
+            compiled = step.compiled if step.eps == self.eps_max else None
+            robust = (compiled or type(self).robust_loss)(self, step, found.radius)
         loss = self.kappa * clean + (1 - self.kappa) * robust + penalty
         return loss, self._log(clean, robust, penalty, found)
 
@@ -207,10 +215,10 @@ class ACERT(FastIBP):
         if step.eps == 0:
             return Estimates.given(step.x.new_zeros(len(step.y)))
         margin, args = self.searched(step)
-        xtol = self.xtol if step.history is None else max(self.xtol, HISTORY_TOLERANCE * self.eps_max)
+        xtol = self.xtol if step.history is None else max(self.xtol, HISTORY_TOLERANCE * step.eps)
         return approximate_radius(
             margin, args, clean_margin(step.logits.detach(), step.y), step.eps, solver=self.solver, xtol=xtol,
-            rtol=self.rtol, width=BRACKET * self.eps_max, maxiter=self.root_iterations,
+            rtol=self.rtol, width=BRACKET * step.eps, maxiter=self.root_iterations,
             compact=step.x.device.type == "cpu", history=step.history,
         )  # fmt: skip
 
