@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from acertlab.cell import Cell
+from acertlab.duration import readable
 from acertlab.spec import Sweep, describe
 
 STATES = ("running", "failed", "done", "waiting")  # in the order of the table
@@ -138,7 +139,7 @@ class Board:
         if self.stalled:
             return f"{len(self.rows)} cells: {states}; no worker"
         left = time_left(list(self.rows.values()), self.slots)
-        return f"{len(self.rows)} cells: {states}" + (f"; about {shown_time(left)} left" if left else "")
+        return f"{len(self.rows)} cells: {states}" + (f"; about {readable(left)} left" if left else "")
 
     def described(self, row: Row) -> str:
         return describe(row.cell.parameters, self.sweep.varied) or row.cell.name
@@ -154,7 +155,8 @@ class Board:
             shown, room = rows[-room:] if state == "done" else rows[:room], max(0, room - len(rows))
             for row in shown:
                 clock = row.seconds if state != "running" else time.monotonic() - row.began
-                table.add_row(self.described(row), state, row.progress(), shown_time(clock), style=STYLES[state])
+                took = "" if clock is None else readable(clock)
+                table.add_row(self.described(row), state, row.progress(), took, style=STYLES[state])
         return table
 
     def _line(self, text: str) -> None:
@@ -190,14 +192,6 @@ def time_left(rows: Sequence[Row], slots: int) -> float | None:
                 return None
             left.append(max(0.1 * whole, whole - (time.monotonic() - row.began if row.state == "running" else 0)))
     return max(sum(left) / slots, max(left)) if left else 0.0
-
-
-def shown_time(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _notebook_display() -> Any:

@@ -28,8 +28,9 @@ from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Security
 from distributed.deploy import Cluster
 
-from acertlab.board import Board, shown_time
+from acertlab.board import Board
 from acertlab.cell import Cell, KernelDied, run_cell
+from acertlab.duration import readable
 from acertlab.locks import Held, locked
 from acertlab.spec import Sweep, describe, is_training, read_spec
 
@@ -217,7 +218,7 @@ class _Absence:
         elif (absent := time.monotonic() - self._since) >= self._patience:
             self._patience = 2 * absent
             log.warning("no worker at %s for %s; cells that wait for one: %d%s", self._client.scheduler.address,
-                        shown_time(absent), waiting, _asked_for(self._client.cluster))  # fmt: skip
+                        readable(absent), waiting, _asked_for(self._client.cluster))  # fmt: skip
 
 
 def _asked_for(cluster: Cluster | None) -> str:

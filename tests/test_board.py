@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from acertlab import board as board_module
-from acertlab.board import Board, Row, shown_time, time_left
+from acertlab.board import Board, Row, time_left
 from acertlab.runs import write_json, write_parquet
 from acertlab.spec import read_spec
 
@@ -133,7 +133,3 @@ def test_off_a_terminal_what_runs_is_told_once_in_a_while(
         monkeypatch.setattr(board_module, "EVERY", 0.0)
         board.refresh(["tcp://a"])
     assert "acert kappa=0 seed=0: starting  [4 cells: 1 running, 3 waiting]" in capsys.readouterr().out
-
-
-def test_shown_time() -> None:
-    assert [shown_time(s) for s in (None, 3.2, 99, 600, 7200)] == ["", "3 s", "99 s", "10 min", "2.0 h"]
