@@ -90,7 +90,7 @@ class TrainConfig:
 
     device: str = "auto"  # cuda, else mps, else cpu
     amp: bool = False  # on CUDA: attacks (never bounds, losses or radii) in bfloat16
-    compile: bool = False  # the robust loss after the ramp by torch.compile: quicker steps after a minute of compiling
+    compile: bool = False  # the robust loss after the ramp by torch.compile; little gained on a CPU (make bench)
 
     def __post_init__(self) -> None:
         for name in ("eps_max", "train_eps_factor", "lr", "clip", "div", "final_div", "attack_step_size", "xtol",
