@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from acertlab.presets import TrainConfig
 
 HISTORY_TOLERANCE = 2e-2  # of eps_{max,t}: error predicted for a radius that starts from the last epoch's
-BRACKET = 3e-2  # of eps_{max,t}: between how distant ends a prediction is believed. Mean error then: 3e-5 to 2e-4
+BRACKET = 3e-2  # of eps_{max,t}: between how distant ends a prediction is believed. Mean error: 2e-5 to 3e-4
 REGULARISER_EPS = 1e-6  # a box of radius 0 has no tightness: while regularising, boxes are at least this large
 SMALLEST = 1e-12  # of a loss that is raised to a power below 1, whose gradient is infinite at 0
 
