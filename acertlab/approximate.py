@@ -116,7 +116,7 @@ def _by_secant(margin, args, clean, cap, xtol, rtol, width, rounds, history, tod
     doubt = math.inf if history is None else torch.where(history.margin < 0, DOUBT, math.inf).to(clean)
     trail = Trail.start(torch.zeros_like(clean), clean, guess, slope, doubt)
 
-    def done(trail: Trail, n: int) -> Tensor:
+    def done(trail: Trail) -> Tensor:
         bracket, tolerance = trail.upper - trail.lower, xtol + rtol * trail.lower
         near = (trail.error(DOUBT) <= tolerance) | (bracket <= tolerance)
         return (near & (bracket <= width)) | (trail.lower >= cap)
@@ -129,7 +129,7 @@ def _by_secant(margin, args, clean, cap, xtol, rtol, width, rounds, history, tod
     else:
         calls = torch.zeros_like(clean, dtype=torch.int64)
         for n in range(rounds):
-            go_on = todo & ~done(trail, n)
+            go_on = todo & ~done(trail)
             new, point = propose(trail, n)
             new = new.accept(point, margin(point, *args), clean)
             trail = Trail._make(torch.where(go_on, b, a) for a, b in zip(trail, new, strict=True))

@@ -115,17 +115,11 @@ class Trail(NamedTuple):
         aim = torch.where(near & ~failed, torch.where(above, 1.0, -1.0), 0.0).to(point)
         return trail._replace(aim=aim), point
 
-    def _within(
-        self, point: Tensor, cap: float, near: Tensor | bool = False, bisect: bool = False
-    ) -> tuple["Trail", Tensor, Tensor]:
+    def _within(self, point: Tensor, cap: float, near: Tensor, bisect: bool) -> tuple["Trail", Tensor, Tensor]:
         """The step to ``point``, or to the middle where that fails; and where it did."""
         lower, upper, length = self.lower, self.upper, (self.g * self.slope).abs()
-        lame = (length > self.earlier) & (self.earlier > 0)
-        if near is not False:
-            lame = lame & ~near
-        failed = ~(point > lower) | ~(point < upper) | lame
-        if bisect:
-            failed = torch.ones_like(failed)
+        lame = (length > self.earlier) & (self.earlier > 0) & ~near
+        failed = ~(point > lower) | ~(point < upper) | lame | bisect
         middle = torch.where(upper > 8 * lower, torch.maximum((lower * upper).sqrt(), upper / 8), (lower + upper) / 2)
         point = torch.where(failed, middle, point)
         at_cap = point >= cap * (1 - 8 * torch.finfo(lower.dtype).eps)  # exp(log(cap)) may be a rounding below it
@@ -181,7 +175,7 @@ def cross(
         trail, point = trail.propose(cap, xtol, rtol, bisect=n > PATIENCE and n % 2 == 0)
         return trail, torch.where(trail.upper.isinf(), cap, point) if n == maxiter else point
 
-    return advance(f, trail, f_zero, args, maxiter + 1, lambda trail, n: trail.done(cap, xtol, rtol), propose)
+    return advance(f, trail, f_zero, args, maxiter + 1, lambda trail: trail.done(cap, xtol, rtol), propose)
 
 
 def advance(
@@ -190,14 +184,14 @@ def advance(
     f_zero: Tensor,
     args: tuple[Tensor, ...],
     rounds: int,
-    done: Callable[[Trail, int], Tensor],
+    done: Callable[[Trail], Tensor],
     propose: Callable[[Trail, int], tuple[Trail, Tensor]],
 ) -> tuple[Trail, Tensor]:
-    """Rounds of evaluations, of those elements that are not ``done(trail, n)`` after n of them; see `cross`."""
+    """Rounds of evaluations at ``propose(trail, round)``, of those elements that are not ``done(trail)``; see `cross`."""
     calls = torch.zeros_like(f_zero, dtype=torch.int64)
     whole, active = None, None
     for n in range(rounds):
-        keep = (~done(trail, n)).nonzero().squeeze(1)  # the one host synchronisation of a round
+        keep = (~done(trail)).nonzero().squeeze(1)  # the one host synchronisation of a round
         if not len(keep):
             break
         if len(keep) < len(trail.lower):
