@@ -187,7 +187,7 @@ def advance(
     done: Callable[[Trail], Tensor],
     propose: Callable[[Trail, int], tuple[Trail, Tensor]],
 ) -> tuple[Trail, Tensor]:
-    """Rounds of evaluations at ``propose(trail, round)``, of those elements that are not ``done(trail)``; see `cross`."""
+    """Rounds of evaluations, at ``propose(trail, round)``, of elements that are not ``done(trail)``; see `cross`."""
     calls = torch.zeros_like(f_zero, dtype=torch.int64)
     whole, active = None, None
     for n in range(rounds):
