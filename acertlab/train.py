@@ -103,7 +103,8 @@ def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: boo
         progress: show a bar with Acc, ACR and ART of the last validation.
 
     Returns:
-        The finished run. On a CPU the same configuration, data and number of threads give the same weights bit for bit.
+        The finished run. On one machine's CPU the same configuration, data and number of threads give the same
+        weights bit for bit.
 
     Raises:
         ValueError: ``data`` is not what ``config`` asks for, the device is not there, or ``run_dir`` holds a run of
