@@ -89,6 +89,15 @@ class _Recording(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class LinearAlike(TorchFunctionMode):
+    """Inside, fully connected layers of a model's own forward compute each row alike, see `acertlab.rules.alike`."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is F.linear and not kwargs and len(args) == 3 and args[0].dim() > 1:
+            return alike(F.linear, *args)
+        return func(*args, **(kwargs or {}))
+
+
 class Frozen:
     """A network prepared by `freeze` for many bound passes with the same weights.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from acertlab.box import Domain
 from acertlab.chunks import in_chunks, largest_growth
-from acertlab.interval import TILE, freeze
+from acertlab.interval import TILE, LinearAlike, freeze
 from acertlab.logsecant import Trail, cross, guard
 from acertlab.margin import (
     BOUNDS,
@@ -155,7 +155,8 @@ def certified_radius(
         if sound:
             clean = margin_at(networks[0], xs, ys, 0.0, merged=merged, domain=domain)
         else:
-            clean = clean_margin(model(pad(xs.clone(), TILE))[: len(xs)], ys)  # in place, perhaps
+            with LinearAlike():
+                clean = clean_margin(model(pad(xs.clone(), TILE))[: len(xs)], ys)  # in place, perhaps
         result = None
         for network in networks:
             guess = warm_start[part] if warm_start is not None and network is networks[-1] else None

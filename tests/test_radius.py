@@ -374,3 +374,18 @@ def test_no_point_of_a_certified_box_changes_the_label(seed: int, eps_max: float
 def test_statuses_have_a_sentence() -> None:
     assert len({status.sentence for status in RadiusStatus}) == 5
     assert all(np.issubdtype(type(int(s)), np.integer) for s in RadiusStatus)
+
+
+@pytest.mark.parametrize("features", [33, 50, 51])
+def test_a_sample_is_computed_alike_wherever_it_is(features: int) -> None:
+    """Rows of such a length begin at other fractions of 16 bytes, and AVX2 kernels sum them in another order."""
+    torch.manual_seed(features)
+    model = nn.Sequential(nn.Linear(20, features), nn.ReLU(), nn.Linear(features, 10)).eval()
+    x = torch.rand(64, 20)
+    y, order = model(x).argmax(1), torch.randperm(64)[:51]
+    with torch.no_grad():
+        whole, some = certified_margin(model, x, y, 0.01), certified_margin(model, x[order], y[order], 0.01)
+    assert torch.equal(some, whole[order])
+    assert torch.equal(certified_margin(model, x, y, 0.01), whole)  # with a graph, too
+    found, again = certified_radius(model, x, y, 0.1), certified_radius(model, x[order], y[order], 0.1)
+    assert torch.equal(again.radius, found.radius[order]) and (found.radius > 0).any()
