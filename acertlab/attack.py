@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from acertlab.box import Domain, ball, check_eps
 from acertlab.chunks import in_chunks
-from acertlab.interval import TILE
-from acertlab.margin import check_samples, clean_margin, full_precision, pad
+from acertlab.margin import check_samples, clean_logits, clean_margin, full_precision
 from acertlab.radius import check_eps_max
 from acertlab.rootfind import brentq
 
@@ -89,7 +88,7 @@ def pgd(
         raise ValueError(f"start: must be a tensor like x, of shape {tuple(x.shape)} and {x.dtype}")
     with _attacking(x, y) as (x, y):
         ascent = _Ascent(model, domain, steps, step_size)
-        logits = ascent.logits(x)
+        logits = clean_logits(model, x)
         best, margin = x.clone(), clean_margin(logits, y)
         generator = torch.Generator().manual_seed(seed)
         starts = [x + eps.view(-1, *[1] * (x.dim() - 1)) * _noise(x, generator, restart) for restart in range(restarts)]
@@ -209,21 +208,17 @@ class _Ascent:
             if step < self.steps:
                 value, gradient = self._margin_and_gradient(point, y, target)
             else:
-                value = clean_margin(self.logits(point), y)
+                value = clean_margin(clean_logits(self.model, point), y)
             better = (value > margin) | (margin.isnan() & ~value.isnan())
             margin = torch.where(better, value, margin)
             best = torch.where(better.view(-1, *[1] * (x.dim() - 1)), point, best)
         return best, margin
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Padded as in the certificate, so that a witness has the same logits whichever batch it is in."""
-        return self.model(pad(x, TILE).clone())[: len(x)]  # a clone: the model may work in place
-
     def _margin_and_gradient(self, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The margin at x, (B,), and the gradient there of the target's own margin, (B, ...)."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            logits = self.logits(leaf)
+            logits = clean_logits(self.model, leaf)
             margin = clean_margin(logits, y)
             margins = logits - logits.gather(1, y.unsqueeze(1))
             pushed = margins.gather(1, target.clamp(min=0).unsqueeze(1)).squeeze(1)
@@ -240,7 +235,7 @@ class _Search:
     def __init__(self, ascent: _Ascent, x: Tensor, y: Tensor, eps_max: float, xtol: float, rtol: float) -> None:
         self.ascent, self.x, self.y, self.xtol, self.rtol = ascent, x, y, xtol, rtol
         self.eps_max = torch.tensor(eps_max, dtype=x.dtype, device=x.device)
-        self.logits = ascent.logits(x)
+        self.logits = clean_logits(ascent.model, x)
         self.clean = clean_margin(self.logits, y)
         self.radius = torch.where(self.clean >= 0, 0.0, torch.inf).to(x.dtype)
         self.witness, self.margin = x.clone(), self.clean.clone()
@@ -306,7 +301,7 @@ class _Search:
             lower, upper = _inner_ball(x, further, self.ascent.domain)
             stretch = (further / radius).view(-1, *[1] * (x.dim() - 1))
             point = (x + (self.witness[index] - x) * stretch).clamp(lower, upper)
-            value = clean_margin(self.ascent.logits(point), self.y[index])
+            value = clean_margin(clean_logits(self.ascent.model, point), self.y[index])
             self.evaluations[index] += 1
             value = torch.where(value > self.margin[index], value, -torch.inf)
             self.keep(index, point, value, closer_only=False)

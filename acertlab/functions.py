@@ -17,10 +17,10 @@ from acertlab.box import Box
 from acertlab.rules import (
     BATCH_STATISTICS,
     TRANSPOSED,
-    alike,
     convolve,
     each_end,
     interpolate,
+    matmul_alike,
     no_dropout,
     no_softmax,
     normalisation,
@@ -86,11 +86,8 @@ def _matmul(a: Any, b: Any) -> Box:
     if isinstance(a, Box) and isinstance(b, Box):
         raise TypeError("model: a matrix product of two activations has no interval rule; only with constants")
     box, matrix = (a, b) if isinstance(a, Box) else (b, a)
-    product = (lambda x, w, _: x @ w) if box is a else (lambda x, w, _: w @ x)
-    if box.lower.dim() <= 1 + (box is b):  # the product is along the first dimension: it has no rows
-        center, radius = product(box.center, matrix, None), product(box.radius, matrix.abs(), None)
-    else:
-        center, radius = alike(product, box.center, matrix, None), alike(product, box.radius, matrix.abs(), None)
+    product = matmul_alike if box is a else (lambda x, w: matmul_alike(w, x))
+    center, radius = product(box.center, matrix), product(box.radius, matrix.abs())
     return Box(center - radius, center + radius)
 
 

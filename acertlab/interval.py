@@ -27,6 +27,7 @@ from acertlab.rules import (
     alike,
     batch_norm_scale,
     evaluate,
+    matmul_alike,
     rule,
 )
 from acertlab.tracing import Traced, trace
@@ -89,12 +90,17 @@ class _Recording(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class LinearAlike(TorchFunctionMode):
-    """Inside, fully connected layers of a model's own forward compute each row alike, see `acertlab.rules.alike`."""
+class ProductsAlike(TorchFunctionMode):
+    """Inside, matrix products of a model's own forward compute each row alike, see `acertlab.rules.alike`."""
+
+    PRODUCTS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is F.linear and not kwargs and len(args) == 3 and args[0].dim() > 1:
-            return alike(F.linear, *args)
+        if not kwargs:
+            if func is F.linear and len(args) == 3 and args[0].dim() > 1:
+                return alike(F.linear, *args)
+            if func in self.PRODUCTS:
+                return matmul_alike(*args)
         return func(*args, **(kwargs or {}))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from acertlab.box import Box, Domain, ball, check_eps, check_input
-from acertlab.interval import freeze
+from acertlab.interval import TILE, ProductsAlike, freeze
 from acertlab.lirpa import BOUNDS, Bounded
 from acertlab.sound import prepare_sound
 
@@ -58,6 +58,12 @@ def prepare_checked(model: nn.Module, bounds: Sequence[str], sound: Sound, x: Te
     return networks
 
 
+def clean_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's own logits, (B, ...) -> (B, classes); a sample's are the same whichever batch it is in."""
+    with ProductsAlike():
+        return model(pad(x, TILE).clone())[: len(x)]  # a clone: the model may work in place
+
+
 def clean_margin(logits: Tensor, y: Tensor) -> Tensor:
     """R(x, 0) = max_{i != y} z_i - z_y of clean logits: (B, classes), (B,) -> (B,). NaN logits give NaN."""
     return worst_margin(logits - logits.gather(1, y.unsqueeze(1)), y)
@@ -80,8 +86,9 @@ def margin_at(
 def pad(rows: float | Tensor, tile: int) -> float | Tensor:
     """Repeats the last row until the batch is a multiple of ``tile``; numbers and empty batches stay as they are.
 
-    Matrix products choose another kernel, with another order of summation, for a few rows than for many. Padded, a
-    sample's margin does not depend on how many others are evaluated with it: measured on CPU, to the last bit.
+    Kernels choose another order of summation for a few rows than for many. Padded, and with matrix products that are
+    `acertlab.rules.alike`, a sample's margin does not depend on the others in its batch: measured on CPU, to the last
+    bit.
     """
     if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) % tile == 0:
         return rows

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from acertlab.box import Domain
 from acertlab.chunks import in_chunks, largest_growth
-from acertlab.interval import TILE, LinearAlike, freeze
+from acertlab.interval import freeze
 from acertlab.logsecant import Trail, cross, guard
 from acertlab.margin import (
     BOUNDS,
@@ -21,10 +21,10 @@ from acertlab.margin import (
     check_bound,
     check_dense,
     check_samples,
+    clean_logits,
     clean_margin,
     full_precision,
     margin_at,
-    pad,
     prepare_checked,
 )
 from acertlab.rootfind import RootResult, RootStatus, bisect, brentq, chandrupatla
@@ -155,8 +155,7 @@ def certified_radius(
         if sound:
             clean = margin_at(networks[0], xs, ys, 0.0, merged=merged, domain=domain)
         else:
-            with LinearAlike():
-                clean = clean_margin(model(pad(xs.clone(), TILE))[: len(xs)], ys)  # in place, perhaps
+            clean = clean_margin(clean_logits(model, xs), ys)
         result = None
         for network in networks:
             guess = warm_start[part] if warm_start is not None and network is networks[-1] else None
@@ -361,12 +360,15 @@ def _attach_gradient(
     """Theorem 3.4: d radius / d w = -(dR/dw) / (dR/deps) at the root, for w the inputs and the parameters."""
     inside = (result.status == RadiusStatus.CONVERGED).nonzero().squeeze(1)
     if not len(inside):
-        return result.radius
+        with torch.enable_grad():  # zero everywhere, and still with a graph: whoever asked for one may call backward
+            leaves = [t for t in (x, *model.parameters()) if t.requires_grad]
+            return result.radius + sum(t.flatten()[:0].sum() for t in leaves)
     with torch.enable_grad(), full_precision(x.device):
         eps = result.radius[inside].requires_grad_()
         value = margin_at(freeze(model), x[inside], y[inside], eps, merged=merged, domain=domain)
         (slope,) = torch.autograd.grad(value.sum(), eps, retain_graph=True)
-        step = torch.where(slope > 0, (value.detach() - value) / slope, 0.0)  # zero in value, Theorem 3.4 in gradient
+        slope = torch.where(slope > 0, slope, torch.inf)
+        step = (value.detach() - value) / slope  # zero in value, Theorem 3.4 in gradient
         return result.radius.index_put((inside,), eps.detach() + step)
 
 

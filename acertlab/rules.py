@@ -106,17 +106,32 @@ ALIGNED = 4  # numbers; where rows are a multiple of it long, the order does not
 def alike(operation: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """operation(x, weight, bias), of which no row depends on how many others there are, or on its place among them.
 
-    Of few rows another kernel makes a matrix product, with another order of summation; and so for a convolution of
-    images of one pixel, which is one. On some processors (AVX2) so do rows that begin at another fraction of 16 bytes.
+    Few rows go to another kernel of a matrix product, with another order of summation, and so do images of one pixel in
+    a convolution; on some processors (AVX2) so do all rows where there is a single output, where one factor is a
+    transposed view, and where rows begin at another fraction of 16 bytes.
     """
-    product = weight.dim() == 2 or x.shape[2:].numel() == 1
-    missing = max(0, FEWEST - len(x))
-    rest = -x.shape[-1] % ALIGNED if operation is F.linear else 0
-    if not (missing or rest) or not product or x.device.type != "cpu":
+    if x.device.type != "cpu" or not (weight.dim() == 2 or x.shape[2:].numel() == 1):
         return operation(x, weight, bias)
+    linear, rows = operation is F.linear, len(x)
+    if linear and len(weight) == 1:
+        return alike(operation, x, weight.expand(2, -1), None if bias is None else bias.expand(2))[..., :1]
+    missing, rest = max(0, FEWEST - rows), -x.shape[-1] % ALIGNED if linear else 0
     if rest:
         weight = F.pad(weight, (0, rest))
-    return operation(F.pad(x, (0, rest, *[0, 0] * (x.dim() - 2), 0, missing)), weight, bias)[: len(x)]
+    if missing or rest:
+        x = F.pad(x, (0, rest, *[0, 0] * (x.dim() - 2), 0, missing))
+    if linear:
+        x, weight = x.contiguous(), weight.contiguous()
+    return operation(x, weight, bias)[:rows]
+
+
+def matmul_alike(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, see `alike`: where one of them is a matrix, it is the weight of the other's rows."""
+    if b.dim() == 2 <= a.dim():
+        return alike(F.linear, a, b.mT, None)
+    if a.dim() == 2 < b.dim():
+        return alike(F.linear, b.mT, a, None).mT
+    return a @ b
 
 
 @rule.register(IntervalAffine)

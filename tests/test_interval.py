@@ -14,7 +14,7 @@ from acertlab.box import Box, ball
 from acertlab.interval import _difference_radius, clean_pass, freeze, propagate
 from acertlab.margin import margin_at
 from acertlab.models import MODELS, Normalize, cnn7, mlp, residual_cnn, small_cnn
-from acertlab.rules import rule
+from acertlab.rules import matmul_alike, rule
 
 
 class Function(nn.Module):
@@ -400,3 +400,20 @@ def test_bounds_of_a_sample_do_not_depend_on_how_many_there_are(build) -> None:
     whole = margin_at(frozen, x, y, eps)
     for n in (1, 2, 3, 5, 8, 12, 15, 16, 17, 31):
         assert torch.equal(margin_at(frozen, x[:n], y[:n], eps[:n]), whole[:n]), n
+
+
+SIZE = st.integers(1, 70)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZE, SIZE, st.integers(1, 4), st.booleans(), st.booleans(), st.data())
+def test_matrix_products_sum_a_sample_alike(
+    inputs: int, outputs: int, tokens: int, left: bool, turned: bool, data: st.DataObject
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, matrix = torch.randn(64, tokens, inputs, generator=generator), torch.randn(inputs, outputs, generator=generator)
+    product = (lambda x: matmul_alike(matrix.t(), x.mT)) if left else (lambda x: matmul_alike(x, matrix))
+    whole, first = product(x), data.draw(st.integers(0, 63))
+    part = x[first : data.draw(st.integers(first + 1, 64))]
+    assert torch.equal(product(part.mT.contiguous().mT if turned else part), whole[first : first + len(part)])
+    assert torch.allclose(whole, matrix.t() @ x.mT if left else x @ matrix, atol=1e-4)

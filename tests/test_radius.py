@@ -1,8 +1,10 @@
 """Def. 3.1 on trained networks and real images: every promise of certified_radius, and what it refuses."""
 
 import copy
+import operator
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import hypothesis.strategies as st
 import numpy as np
@@ -14,11 +16,19 @@ from hypothesis import given, settings
 from torch import nn
 
 from acertlab.approximate import approximate_radius
+from acertlab.attack import attacked_radius
 from acertlab.box import Box
 from acertlab.interval import Frozen, freeze
 from acertlab.margin import certified_margin, clean_margin, margin_at
 from acertlab.models import mlp, residual_cnn
-from acertlab.radius import SOLVERS, RadiusStatus, certified_radius, margin_function
+from acertlab.radius import (
+    SOLVERS,
+    RadiusResult,
+    RadiusStatus,
+    _attach_gradient,
+    certified_radius,
+    margin_function,
+)
 
 XTOL, RTOL = 1e-8, 1e-5
 
@@ -260,6 +270,33 @@ def _assert_central_differences(radii: Callable, direction: object, exact: torch
     return smooth
 
 
+@pytest.mark.parametrize("which", ["none inside", "none correct", "empty"])
+def test_gradient_is_zero_and_not_missing_where_no_radius_moves(digits_net: Trained, which: str) -> None:
+    x, y = digits_net.x[:20].clone(), digits_net.y[:20]
+    right = certified_radius(digits_net.model, x, y, 0.2).radius > 0
+    keep = ~right if which == "none correct" else right if which == "none inside" else torch.zeros_like(right)
+    x, y = (x[keep], y[keep]) if keep.any() or which == "empty" else (x, (y + 1) % 10)
+    x.requires_grad_()
+    radius = certified_radius(digits_net.model, x, y, 1e-6, differentiable=True).radius
+    assert torch.equal(radius, torch.full_like(radius, 1e-6 if which == "none inside" else 0.0))
+    parameters = [p for p in digits_net.model.parameters() if p.requires_grad]
+    for gradient in torch.autograd.grad(radius.sum(), [x, *parameters]):
+        assert not gradient.any()
+
+
+def test_gradient_is_zero_on_a_plateau() -> None:
+    """Where the whole domain lies in the box, the margin does not move with eps."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0], [0.0]])), model[1].bias.copy_(torch.tensor([1.0, 0.0]))
+    x, y, one = torch.full((1, 1), 0.5, requires_grad=True), torch.zeros(1, dtype=torch.long), torch.ones(1)
+    status = torch.full((1,), int(RadiusStatus.CONVERGED), dtype=torch.int8)
+    flat = RadiusResult(0.7 * one, -one, 0.8 * one, status, y, True)
+    radius = _attach_gradient(model, x, y, flat, True, (0.0, 1.0))
+    gradients = torch.autograd.grad(radius.sum(), [x, *model.parameters()])
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
 def test_gradient_takes_the_memory_of_one_backward_pass(digits_net: Trained) -> None:
     x = digits_net.x[:200].clone().requires_grad_()
     saved: list[int] = []
@@ -376,11 +413,27 @@ def test_statuses_have_a_sentence() -> None:
     assert all(np.issubdtype(type(int(s)), np.integer) for s in RadiusStatus)
 
 
-@pytest.mark.parametrize("features", [33, 50, 51])
-def test_a_sample_is_computed_alike_wherever_it_is(features: int) -> None:
+class Products(nn.Module):
+    """A fully connected layer whose forward calls a matrix product, as networks from ONNX files do."""
+
+    def __init__(self, product: Callable, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.product, self.weight = product, nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.product(x, self.weight)
+
+
+KINDS = {f.__name__: partial(Products, f) for f in (operator.matmul, torch.mm)} | {"linear": nn.Linear}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("features", "outputs"), [(33, 10), (50, 1), (51, 12)])
+def test_a_sample_is_computed_alike_wherever_it_is(features: int, outputs: int, kind: str) -> None:
     """Rows of such a length begin at other fractions of 16 bytes, and AVX2 kernels sum them in another order."""
     torch.manual_seed(features)
-    model = nn.Sequential(nn.Linear(20, features), nn.ReLU(), nn.Linear(features, 10)).eval()
+    hidden = [KINDS[kind](20, features), nn.ReLU(), KINDS[kind](features, outputs), nn.ReLU()]
+    model = nn.Sequential(*hidden, KINDS[kind](outputs, 10)).eval()
     x = torch.rand(64, 20)
     y, order = model(x).argmax(1), torch.randperm(64)[:51]
     with torch.no_grad():
@@ -389,3 +442,5 @@ def test_a_sample_is_computed_alike_wherever_it_is(features: int) -> None:
     assert torch.equal(certified_margin(model, x, y, 0.01), whole)  # with a graph, too
     found, again = certified_radius(model, x, y, 0.1), certified_radius(model, x[order], y[order], 0.1)
     assert torch.equal(again.radius, found.radius[order]) and (found.radius > 0).any()
+    broken = attacked_radius(model, x[:1].expand(51, -1), y[:1].expand(51), 0.5, steps=5, restarts=1)
+    assert (broken.margin == broken.margin[0]).all() and (broken.radius[0].isfinite() or outputs == 1)
