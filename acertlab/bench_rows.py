@@ -2,11 +2,14 @@
 
 import copy
 import io
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -75,13 +78,13 @@ def interleaved(
     With one thread it is processor time, so that other processes count little; else wall time.
 
     Args:
-        calls: by name.
+        calls: by name. One that returns a float was timed elsewhere, and says how long it took.
         seconds: rounds go on for about so long; at least `LEAST`, at most `MOST`. The first one warms up, and is not
             counted, where it takes less than a third of the time.
         before: called with the name before each call, outside of the time.
     """
     names = list(calls)
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = _clock()
     rounds: list[dict[str, float]] = []
     begun = time.perf_counter()
     warm = False
@@ -90,12 +93,16 @@ def interleaved(
         for name in names[turn:] + names[:turn]:
             before(name)
             start = clock()
-            calls[name]()
-            times[name] = clock() - start
+            spent = calls[name]()
+            times[name] = spent if isinstance(spent, float) else clock() - start
         if warm or time.perf_counter() - begun > seconds / 3:
             rounds.append(times)
         warm = True
     return {name: [each[name] for each in rounds] for name in names}
+
+
+def _clock() -> Callable[[], float]:
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def ratio(table: str, row: str, column: str, times: Sequence[float], reference: Sequence[float]) -> Figure:
@@ -251,20 +258,24 @@ def training_step(case: Case, steps: int, eps_max: float, seconds: float, compil
     ago: what a method remembers of a sample is as old as it is in training. The learning rate is so small that the
     weights stay.
     """
-    indices = torch.arange(steps * case.config.batch_size).split(case.config.batch_size)
-    batches = [(to_float(case.data.train_x[index]), case.data.train_y[index], index) for index in indices]
+    batches = _batches(case, steps)
     methods = METHODS | (COMPILED if compiled else {})
     begun = {name: _begun(case, batches, method, eps_max, **changes) for name, (method, changes) in methods.items()}
     ready: dict[str, tuple[State, TrainConfig]] = {}
     calls = {name: lambda name=name: _run(*ready[name], batches) for name in begun}
     lirpa = _through_lirpa(*copy.deepcopy(begun["FastIBP"]), batches)
     calls["FastIBP through auto_LiRPA"] = lambda: _run(*lirpa, batches)
+    process, calls["FastIBP through auto_LiRPA, in a process of its own"] = _lirpa_elsewhere(case, steps, eps_max)
 
     def fresh(name: str) -> None:
         if name in begun:
             ready[name] = copy.deepcopy(begun[name])
 
-    times = interleaved(calls, seconds, fresh)
+    try:
+        times = interleaved(calls, seconds, fresh)
+    finally:
+        process.kill()
+        process.join()
     table, column = "training step / FastIBP's", f"{case.label}, eps_max {eps_max:g}"
     reference = times.pop("FastIBP")
     rows = [Figure(table, "FastIBP, ms a step", column, 1e3 * statistics.median(reference) / steps)]
@@ -273,6 +284,11 @@ def training_step(case: Case, steps: int, eps_max: float, seconds: float, compil
         values = _radius_errors(*copy.deepcopy(begun[name]), batches)
         rows += [Figure(table, f"{name}: {what}", column, value) for what, value in values.items()]
     return rows
+
+
+def _batches(case: Case, steps: int) -> Steps:
+    indices = torch.arange(steps * case.config.batch_size).split(case.config.batch_size)
+    return [(to_float(case.data.train_x[index]), case.data.train_y[index], index) for index in indices]
 
 
 def _begun(case: Case, batches: Steps, method: str, eps_max: float, **changes: Any) -> tuple[State, TrainConfig]:
@@ -303,6 +319,37 @@ def _through_lirpa(state: State, config: TrainConfig, batches: Steps) -> tuple[S
     state.optimizer = torch.optim.Adam(state.model.parameters(), lr=config.lr)
     state.scheduler = torch.optim.lr_scheduler.ConstantLR(state.optimizer, 1.0)
     return state, config
+
+
+def _lirpa_elsewhere(case: Case, steps: int, eps_max: float) -> tuple[BaseProcess, Callable[[], float]]:
+    """The same steps in a new process, whose allocator is as the C library has it; and what has it run them once.
+
+    A loop of one's own through auto_LiRPA does without `acertlab.allocator.memory_kept`, from which every contender in
+    this process gains.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    arguments = (there, case, steps, eps_max, torch.get_num_threads())
+    process = context.Process(target=_serve_lirpa, args=arguments, daemon=True)
+    process.start()
+    there.close()  # so that recv fails, and does not wait, once the process is gone
+
+    def call() -> float:
+        here.send("once")
+        return here.recv()
+
+    return process, call
+
+
+def _serve_lirpa(connection: Connection, case: Case, steps: int, eps_max: float, threads: int) -> None:
+    torch.set_num_threads(threads)
+    batches, clock = _batches(case, steps), _clock()
+    run = _through_lirpa(*_begun(case, batches, "fast-ibp", eps_max), batches)
+    with suppress(EOFError):  # of a connection whose other end is gone
+        while connection.recv():
+            start = clock()
+            _run(*run, batches)
+            connection.send(clock() - start)
 
 
 def _radius_errors(state: State, config: TrainConfig, batches: Steps) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +111,8 @@ def test_the_rows_hold_ratios(case: Case) -> None:
     assert len(ratios) >= 10
     assert all(0 < f.low <= f.value <= f.high < 1000 for f in ratios)
     assert "auto_LiRPA's IBP" in passes and "FastIBP through auto_LiRPA" in steps
+    assert "FastIBP through auto_LiRPA, in a process of its own" in steps
+    assert not multiprocessing.active_children()
     certified, cap = (
         (bench_rows.ours(batch_of(case, eps), SOLVER)[0] > 0).float().mean(),
         searches["certified at eps_max, %"],
@@ -127,6 +130,22 @@ def test_contenders_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order[1::2] == list("abcbcacab")
     figure = bench_rows.ratio("t", "r", "c", [2.0, 4.0, 9.0], [1.0, 1.0, 3.0])  # of each round: 2, 4, 3
     assert (figure.low, figure.value, figure.high) == (2.5, 3.0, 3.5)
+
+
+def test_a_call_that_was_timed_elsewhere_says_so() -> None:
+    times = bench_rows.interleaved({"here": lambda: None, "elsewhere": lambda: 2.5}, 0.0)
+    assert set(times["elsewhere"]) == {2.5} and max(times["here"]) < 1
+
+
+def test_auto_lirpas_steps_in_a_process_of_its_own(case: Case) -> None:
+    process, call = bench_rows._lirpa_elsewhere(replace(case, config=replace(case.config, batch_size=32)), 1, 0.2)
+    try:
+        assert 0 < call() < 60 and 0 < call() < 60
+    finally:
+        process.kill()
+    process.join()
+    with pytest.raises((EOFError, OSError)):  # of a process that is gone, and no waiting for ever
+        call()
 
 
 def test_the_earlier_network_is_an_epoch_younger(case: Case) -> None:
