@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from acertlab.box import Domain
 from acertlab.chunks import in_chunks, largest_growth
+from acertlab.growth import Growth
 from acertlab.interval import freeze
-from acertlab.logsecant import Trail, cross, guard
+from acertlab.logsecant import EXPONENT, Trail, cross, guard
 from acertlab.margin import (
     BOUNDS,
     Network,
@@ -62,7 +63,8 @@ class RadiusResult:
         margin: R_cert evaluated at ``radius``; for a radius of 0 the clean margin.
         upper: smallest eps seen NOT certified; inf where certified at eps_max.
         status: int8, a `RadiusStatus` each.
-        evaluations: int64, how often the margin of the sample was evaluated, the clean pass included.
+        evaluations: int64, how often the margin of the sample was evaluated, the clean pass included (and not the one
+            pass of eight rows that tells where a search should begin, see `acertlab.growth`).
         monotone: whether the bound is known to grow with eps. If not (the CROWN family), the radius is certified like
             any other, but ``upper`` is *an* eps that is not certified, next to the radius; smaller ones may exist.
     """
@@ -210,7 +212,11 @@ def search_radius(
         args = (x[correct], y[correct])
         lower, at_lower = result.radius[correct], result.margin[correct]
         guess = None if warm_start is None else warm_start[correct].to(clean)
-        search = _by_log_secant if solver == "log-secant" else partial(_by_bracket, METHODS[solver])
+        if solver == "log-secant":
+            growth = None if start else Growth.of(network, x, eps_max, merged, domain)
+            search = partial(_by_log_secant, growth)
+        else:
+            search = partial(_by_bracket, METHODS[solver])
         found = search(margin, args, lower, at_lower, clean[correct], eps_max, guess, xtol, rtol, maxiter)
         found = _settle(margin, args, found, xtol, rtol)
         kept = found.lower >= lower  # the guard must not take what a cheaper bound gave
@@ -233,12 +239,14 @@ class _Found(NamedTuple):
 
 
 def _by_log_secant(
-    margin: Callable, args: tuple[Tensor, ...], lower: Tensor, at_lower: Tensor, clean: Tensor, eps_max: float,
-    guess: Tensor | None, xtol: float, rtol: float, maxiter: int,
+    growth: Growth | None, margin: Callable, args: tuple[Tensor, ...], lower: Tensor, at_lower: Tensor,
+    clean: Tensor, eps_max: float, guess: Tensor | None, xtol: float, rtol: float, maxiter: int,
 ) -> _Found:  # fmt: skip
+    """Without ``growth`` and ``guess`` its first evaluation is at the cap."""
     rtol = max(rtol, 8 * torch.finfo(lower.dtype).eps)
     eps_max = torch.tensor(eps_max, dtype=lower.dtype).item()  # as it is evaluated
-    trail = Trail.start(lower, at_lower, guess)
+    guess = growth.guess(clean) if growth and guess is None else guess
+    trail = Trail.start(lower, at_lower, guess, growth.slope(guess) if growth else 1 / EXPONENT)
     trail, calls = cross(margin, trail, clean, eps_max, args, xtol=xtol, rtol=rtol, maxiter=maxiter)
     status = torch.full_like(calls, int(RadiusStatus.CONVERGED), dtype=torch.int8)
     status = status.masked_fill(~trail.done(eps_max, xtol, rtol), int(RadiusStatus.MAXITER))
