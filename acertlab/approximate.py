@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from acertlab.growth import Growth
 from acertlab.logsecant import EXPONENT, Trail, advance
 from acertlab.radius import METHODS
 
@@ -67,6 +68,7 @@ def approximate_radius(
     maxiter: int = 10,
     compact: bool = True,
     history: Estimates | None = None,
+    growth: Growth | None = None,
 ) -> Estimates:
     """Estimates of the certified radii, capped by eps_max.
 
@@ -85,6 +87,7 @@ def approximate_radius(
         compact: drop samples that are done; False: full batches, a fixed number of passes, and no host-device
             synchronisation (for a GPU).
         history: of the same samples, an epoch ago; for solver="log-secant". A bad one costs passes.
+        growth: without a history, what tells where to begin; for solver="log-secant".
     """
     with torch.no_grad():
         clean = clean.detach()
@@ -98,23 +101,22 @@ def approximate_radius(
             return Estimates(radius, slope, clean, calls)
         if not compact:
             below = torch.where(clean < 0, clean, -1.0)  # of samples that are not searched for
-            found = _by_secant(margin, args, below, eps_max, xtol, rtol, width, maxiter + 1, history, clean < 0)
+            known = (history, growth)
+            found = _by_secant(margin, args, below, eps_max, xtol, rtol, width, maxiter + 1, known, clean < 0)
             unknown = Estimates.none(clean)
             return Estimates._make(torch.where(clean < 0, b, a) for a, b in zip(unknown, found, strict=True))
         at = (clean < 0).nonzero().squeeze(1)
-        some, known = tuple(arg.index_select(0, at) for arg in args), None if history is None else history.of(at)
+        some = tuple(arg.index_select(0, at) for arg in args)
+        known = (None if history is None else history.of(at), growth)
         found = _by_secant(margin, some, clean.index_select(0, at), eps_max, xtol, rtol, width, maxiter + 1, known)
         estimates = Estimates.none(clean)
         estimates.update_(at, found)
         return estimates
 
 
-def _by_secant(margin, args, clean, cap, xtol, rtol, width, rounds, history, todo=None) -> Estimates:
+def _by_secant(margin, args, clean, cap, xtol, rtol, width, rounds, known, todo=None) -> Estimates:
     """Of samples whose ``clean`` < 0; with ``todo`` those alone, without host-device synchronisation."""
-    guess = None if history is None else history.guess(clean)
-    slope = 1 / EXPONENT if history is None else history.slope
-    doubt = math.inf if history is None else torch.where(history.margin < 0, DOUBT, math.inf).to(clean)
-    trail = Trail.start(torch.zeros_like(clean), clean, guess, slope, doubt)
+    trail = _begin(clean, *known)
 
     def done(trail: Trail) -> Tensor:
         bracket, tolerance = trail.upper - trail.lower, xtol + rtol * trail.lower
@@ -138,6 +140,17 @@ def _by_secant(margin, args, clean, cap, xtol, rtol, width, rounds, history, tod
     radius = torch.where(inside, _inside(trail, cap), cap)
     slope = torch.where(inside, trail.slope, 1 / EXPONENT).clamp(1 / STEEPEST, 1.0)
     return Estimates(radius, slope, torch.where(inside, clean, 0.0), calls)
+
+
+def _begin(clean: Tensor, history: Estimates | None, growth: Growth | None) -> Trail:
+    nothing = torch.zeros_like(clean)
+    if history is not None:
+        doubt = torch.where(history.margin < 0, DOUBT, math.inf).to(clean)
+        return Trail.start(nothing, clean, history.guess(clean), history.slope, doubt)
+    if growth is None:
+        return Trail.start(nothing, clean)
+    guess = growth.guess(clean)
+    return Trail.start(nothing, clean, guess, growth.slope(guess))
 
 
 def _inside(trail: Trail, cap: float) -> Tensor:

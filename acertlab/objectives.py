@@ -17,6 +17,7 @@ from acertlab.approximate import Estimates, approximate_radius
 from acertlab.box import Box, ball
 from acertlab.compiled import CompiledLoss
 from acertlab.crown import crown_ibp_margins
+from acertlab.growth import Growth
 from acertlab.interval import Frozen, Statistics
 from acertlab.margin import clean_margin, worst_margin
 from acertlab.radius import margin_function, without_zero
@@ -210,6 +211,13 @@ class ACERT(FastIBP):
         """The margin as a function of the radius, and its further arguments."""
         return margin_function(step.frozen, self.merged, self.domain), (step.x, step.y)
 
+    def growth(self, step: Step) -> Growth | None:
+        """Where the search begins, if no history tells."""
+        if step.history is not None or self.solver != "log-secant":
+            return None
+        with torch.no_grad():
+            return Growth.of(step.frozen, step.x, step.eps, self.merged, self.domain)
+
     def radii(self, step: Step) -> Estimates:
         """Radii in [0, eps_{max,t}] to the training tolerance, which need not be certified."""
         if step.eps == 0:
@@ -219,7 +227,7 @@ class ACERT(FastIBP):
         return approximate_radius(
             margin, args, clean_margin(step.logits.detach(), step.y), step.eps, solver=self.solver, xtol=xtol,
             rtol=self.rtol, width=BRACKET * step.eps, maxiter=self.root_iterations,
-            compact=step.x.device.type == "cpu", history=step.history,
+            compact=step.x.device.type == "cpu", history=step.history, growth=self.growth(step),
         )  # fmt: skip
 
 
@@ -324,6 +332,9 @@ class ACERTSABR(SABR, ACERT):
     clamp(x_adv, x - (1 - lambda) r, x + (1 - lambda) r). Such boxes do not hold each other, so that r is a root and
     not always the first. Ours; not published.
     """
+
+    def growth(self, step: Step) -> None:
+        """None: the small box is not the ball by which a network's margins are known to grow."""
 
     def searched(self, step: Step) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
         """The margin over the small box as a function of r."""

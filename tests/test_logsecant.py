@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from acertlab.approximate import Estimates, approximate_radius
+from acertlab.growth import Growth
 from acertlab.interval import freeze
 from acertlab.logsecant import Trail, cross
 from acertlab.margin import clean_margin
@@ -148,6 +149,20 @@ def test_estimates_are_as_good_as_they_say(batch: tuple) -> None:
         assert torch.equal(found.radius == 0, exact == 0) and torch.equal(found.radius == 0.2, exact == exact.max())
         spent.append(found.calls.double().mean().item())
     assert spent == sorted(spent) and spent[0] < 4
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_the_networks_own_growth_saves_passes(batch: tuple, digits_net: Trained, compact: bool) -> None:
+    (margin, args, clean, _), cap = batch[0], 0.8  # all roots far below it
+    exact = certified_radius(digits_net.model, *args, cap).radius
+    with torch.no_grad():
+        growth = Growth.of(freeze(digits_net.model), args[0], cap, True, (0.0, 1.0))
+    settings = {"xtol": 1e-5, "compact": compact}
+    found, plain = (approximate_radius(margin, args, clean, cap, **settings, growth=g) for g in (growth, None))
+    inside = (exact > 0) & (exact < cap)
+    spent = [f.calls[inside].double().mean() for f in (found, plain)]
+    assert inside.sum() > 50 and spent[0] < spent[1] - 0.5, spent
+    assert ((found.radius - exact).abs() / cap).max() < 1e-3
 
 
 @pytest.mark.parametrize("compact", [True, False])
