@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from acertlab.bench_roofline import STEPS, Cost, table
+from acertlab.growth import POINTS
 
 WIDTH, LINEAR, BATCH = 64, 512, 32  # of smaller batches a search pads its passes to 32
 
@@ -37,7 +38,7 @@ def test_flops_are_those_of_table_3(found) -> None:
     assert found.GFLOP["FastIBP"] / found.GFLOP["Standard"] == pytest.approx(3, rel=0.01)
     for name, passes in (("ACERT, 2 iterations", 3), ("ACERT, 10 iterations", 11)):
         more = (found.GFLOP[name] - found.GFLOP["FastIBP"]) * 1e9
-        assert more / passes == pytest.approx(2 * forward, rel=0.01)
+        assert more / (passes + (1 + POINTS) / BATCH) == pytest.approx(2 * forward, rel=0.01)  # a few rows of growth
 
 
 def test_time_is_at_least_that_of_the_arithmetic(found) -> None:
