@@ -79,7 +79,7 @@ def restore(state: "State", root: Path, owner: str) -> None:
             moments.setdefault(int(index), {})[name] = value
         state.model.load_state_dict(parts["model"])
         state.best_weights, state.best_epoch = parts.get("best"), plain["best_epoch"]
-        if state.radii:
+        if state.radii and parts["radii"].keys() == set(state.radii._fields):  # else another version's: costs passes
             device = state.radii.radius.device
             state.radii = Estimates(*(parts["radii"][name].to(device) for name in state.radii._fields))
         state.optimizer.load_state_dict({"state": moments, "param_groups": plain["param_groups"]})

@@ -19,6 +19,7 @@ POINTS = 7  # radii that are looked at, and 0: one call of 8 rows
 RANGE = 3e-2  # the smallest of them, relative to eps_max
 PERIOD = 14  # pixels from one blob to the next
 STEEPEST = 20.0  # exponents between 1 / STEEPEST and this are believed
+MOST = 100.0  # factors between 1 / MOST and this are believed
 CLOSE = 0.7  # of eps_max: from there on a search begins at eps_max itself
 
 
@@ -61,6 +62,12 @@ class Growth(NamedTuple):
         """(B,) d log radius / d log margin at radii (B,): one by the exponent."""
         _, slope = self._piece(self.eps, eps.log())
         return torch.where(slope.isfinite() & (slope > 0), slope, 1 / EXPONENT).clamp(1 / STEEPEST, STEEPEST)
+
+    def factor(self, u: Tensor, g: Tensor, clean: Tensor) -> Tensor:
+        """(B,) this growth over that of a sample's margin, which at exp(u) is -clean exp(g); 1 where there is none."""
+        left, slope = self._piece(self.eps, u)
+        factor = self.most / -clean * (self.rise[left] + (u - self.eps[left]) / slope - g).exp()
+        return torch.where(factor.isfinite(), factor, 1.0).clamp(1 / MOST, MOST)
 
     def _piece(self, axis: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Of the lines that (B,) values are on, or closest to: the index of the left end, and the slope."""

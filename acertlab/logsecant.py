@@ -17,6 +17,8 @@ from torch import Tensor
 EXPONENT = 1.75  # before an element has two points of its own; margins of trained networks have 1 to 5
 LINEAR = 512  # next to its root f is a line, to this share of the distance from which the line is known
 PATIENCE = 12  # evaluations; what is not done by then, such as a jump, is bisected every other time
+DOUBT = 0.3  # relative error of a slope that is not an element's own, and of one that spans a kink
+BEYOND = 0.15  # of the width that a bracket should have: how far beyond the root its other end is looked for
 GUARD = 32  # units of rounding that the certified end keeps from the root
 
 
@@ -37,7 +39,6 @@ class Trail(NamedTuple):
     slope: Tensor  # du / dg through the last two points, or 1 / exponent
     step: Tensor  # |log| length of the last step of the secant; 0 before the first
     earlier: Tensor  # and of the one before it
-    doubt: Tensor  # relative error of the slope, while it is not the elements' own; inf: unknown
     aim: Tensor  # the sign of f that the newest eps was chosen to have; 0: either
     misses: Tensor  # how often in a row f had the other sign
 
@@ -48,12 +49,11 @@ class Trail(NamedTuple):
         f_lower: Tensor,
         guess: Tensor | None = None,
         slope: Tensor | float = 1 / EXPONENT,
-        doubt: Tensor | float = math.inf,
     ) -> "Trail":
         """Before any evaluation above ``lower``; the first is at ``guess``, or, where that is none, at the cap."""
         zero, inf = torch.zeros_like(lower), torch.full_like(lower, math.inf)
         u = torch.full_like(lower, math.nan) if guess is None else guess.log()
-        return cls(lower, f_lower, inf, inf, u, zero, zero + slope, zero, zero, zero + doubt, zero, zero)
+        return cls(lower, f_lower, inf, inf, u, zero, zero + slope, zero, zero, zero, zero)
 
     def done(self, cap: float, xtol: float, rtol: float) -> Tensor:
         """(B,) bool: the bracket is narrow, with room for one more guard; or f < 0 at the cap."""
@@ -65,13 +65,21 @@ class Trail(NamedTuple):
         """(B,) where the secant crosses zero; NaN before the first point."""
         return torch.exp(self.u - self.g * self.slope)
 
-    def error(self, doubt: float = 0.0) -> Tensor:
+    def crossing(self, f_zero: Tensor) -> Tensor:
+        """(B,) where the line through the ends of the bracket crosses zero; NaN where there is no upper end."""
+        grown, more = (torch.log((f - f_zero) / -f_zero) for f in (self.f_lower, self.f_upper))
+        power = (self.lower.log() - grown * (self.upper / self.lower).log() / (more - grown)).exp()
+        line = self.lower + (self.upper - self.lower) * (self.f_lower / (self.f_lower - self.f_upper))
+        return torch.where(power.isfinite(), power, line).clamp(self.lower, self.upper)  # lower is 0 at first
+
+    def error(self, first: float = math.inf, least: float = 0.0) -> Tensor:
         """(B,) that of the estimate, predicted from the shrinking of the last two steps; inf while nothing is known.
 
-        ``doubt``: relative error at least of every slope. Two points on either side of a kink may deceive.
+        ``first``: relative error of the slope before an element has two points of its own; ``least``: and ever after,
+        since two points on either side of a kink may deceive.
         """
         length = (self.g * self.slope).abs()
-        share = torch.where(self.step > 0, length / self.step, self.doubt).clamp(min=doubt)
+        share = torch.where(self.step > 0, length / self.step, first).clamp(min=least)
         error = torch.nan_to_num((self.estimate() - self.u.exp()).abs() * share, nan=math.inf)
         return torch.where((length == 0) & (self.step == 0), math.inf, error)  # a guess, not evaluated yet
 
@@ -79,11 +87,11 @@ class Trail(NamedTuple):
         """Where to look next.
 
         Far from the root: at the secant's estimate. Once its error, as the lengths of the last steps predict it, is far
-        below the tolerance: less than half a tolerance above the estimate, which gives the bracket its upper end; and
-        then a guard below the estimate, which now is exact where f is linear so close to its root: the radius. Both
-        distances grow fourfold as often as they miss the sign they aim at. Where the secant fails (its estimate is
-        outside the bracket, or its steps do not shrink), or with ``bisect``: in the middle of the bracket, or at the
-        cap.
+        below the tolerance: less than half a tolerance above the estimate, unless the bracket has an upper end that
+        will do; and then a guard below the estimate, which now is exact where f is linear so close to its root: the
+        radius. Both distances grow fourfold as often as they miss the sign they aim at. Where the secant fails (its
+        estimate is outside the bracket, or its steps do not shrink), or with ``bisect``: in the middle of the bracket,
+        or at the cap.
         """
         upper, eps = self.upper, torch.finfo(self.lower.dtype).eps
         guess, length = self.estimate(), (self.g * self.slope).abs()
@@ -91,7 +99,7 @@ class Trail(NamedTuple):
         growth = 4.0**self.misses
 
         near = self.error() < tolerance / 4
-        high = upper - guess < 0.36 * tolerance  # the uncertified end is where it should be
+        high = upper - guess + guard(guess, tolerance) < 0.9 * tolerance  # its uncertified end will do
         away = torch.maximum(guard(guess, tolerance), guess * length / LINEAR)
         below = torch.minimum(guess, upper) - away * growth
         above = torch.maximum(guess, self.lower) + (0.34 * tolerance).clamp(min=4 * eps * guess) * growth
@@ -100,20 +108,24 @@ class Trail(NamedTuple):
         aim = torch.where(near & ~failed, torch.where(high, -1.0, 1.0), 0.0).to(point)
         return trail._replace(aim=aim), point
 
-    def brace(self, cap: float, width: float, doubt: float, bisect: bool = False) -> tuple["Trail", Tensor]:
-        """Where to look next for an estimate in a bracket of ``width``: in fewer evaluations than by `propose`.
+    def brace(self, cap: float, width: Tensor, left: float) -> tuple["Trail", Tensor]:
+        """Where to look next for a bracket of ``width`` (B,): fewer evaluations than by `propose`, if it is wide.
 
-        At the secant's estimate; but once its error is far below the width and the bracket still wider, beyond it, by
-        about as much as it may err, on the side where the bracket is wide.
+        At the secant's estimate; but once its error is far below the width, beyond it, on the side where the bracket is
+        wide. In any case so close to the bracket's middle that bisection could end the search in ``left`` more
+        evaluations (the projection of the ITP method: Oliveira and Takahashi, ACM TOMS 47(1), 2020).
         """
-        guess, error = self.estimate(), self.error(doubt)
-        near = (error < width / 4) & (self.upper - self.lower > width)
-        away = (2 * error).clamp(0.05 * width, 0.34 * width) * 4.0**self.misses
+        guess = self.estimate()
+        near = self.error(DOUBT, DOUBT) < width / 4
+        away = BEYOND * width * 4.0**self.misses
         above = (guess - self.lower <= width / 2) | ((self.upper - guess > width / 2) & (self.g < 0))
         beyond = torch.where(above, torch.maximum(guess, self.lower) + away, torch.minimum(guess, self.upper) - away)
-        trail, point, failed = self._within(torch.where(near, beyond, guess), cap, near, bisect)
+        trail, point, failed = self._within(torch.where(near, beyond, guess), cap, near, bisect=False)
         aim = torch.where(near & ~failed, torch.where(above, 1.0, -1.0), 0.0).to(point)
-        return trail._replace(aim=aim), point
+        half = (self.upper.clamp(max=cap) - self.lower) / 2
+        reach = (width * 2.0**left - half).clamp(min=0.0)
+        point = point.clamp(self.lower + half - reach, self.lower + half + reach)
+        return trail._replace(aim=aim), torch.where(self.upper.isinf() & (2 * half <= width), cap, point)
 
     def _within(self, point: Tensor, cap: float, near: Tensor, bisect: bool) -> tuple["Trail", Tensor, Tensor]:
         """The step to ``point``, or to the middle where that fails; and where it did."""

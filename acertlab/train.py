@@ -331,7 +331,7 @@ def initial_state(config: TrainConfig, data: ImageData, device: torch.device, st
     model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     kept = config.radius_history and objective.searches and config.solver == "log-secant"  # the others take no guess
-    radii = Estimates.none(torch.zeros(len(data.train_x), device=device)) if kept else None
+    radii = Estimates.given(torch.zeros(len(data.train_x), device=device)) if kept else None
     traced, rate = trace(model), learning_rate(config, optimizer, steps)
     return State(model, traced, objective, optimizer, rate, radii, CompiledLoss(traced) if config.compile else None)
 

@@ -11,8 +11,8 @@ from conftest import Trained
 from hypothesis import given, settings
 from torch import Tensor
 
-from acertlab.approximate import Estimates, approximate_radius
-from acertlab.growth import Growth
+from acertlab.approximate import SLACK, Estimates, approximate_radius
+from acertlab.growth import CLOSE, POINTS, Growth
 from acertlab.interval import freeze
 from acertlab.logsecant import Trail, cross
 from acertlab.margin import clean_margin
@@ -142,13 +142,19 @@ def batch(digits_net: Trained) -> tuple:
 def test_estimates_are_as_good_as_they_say(batch: tuple) -> None:
     call, exact = batch
     spent = []
-    for tolerance, worst, mean in ((2e-3, 2e-2, 2e-3), (2e-4, 2e-3, 1e-4), (2e-6, 2e-5, 2e-6)):
-        found = approximate_radius(*call, xtol=tolerance * 0.2, rtol=0.0)
+    for tolerance, mean in ((4e-2, 1e-3), (1e-2, 1e-4), (1e-3, 5e-6), (1e-5, 5e-6)):
+        found = approximate_radius(*call, xtol=tolerance * 0.2, rtol=0.0, maxiter=30)
         error = (found.radius - exact).abs() / 0.2
-        assert error.max() < worst and error.mean() < mean
+        assert error.max() < tolerance and error.mean() < mean  # the reference keeps some roundings from the root
         assert torch.equal(found.radius == 0, exact == 0) and torch.equal(found.radius == 0.2, exact == exact.max())
         spent.append(found.calls.double().mean().item())
-    assert spent == sorted(spent) and spent[0] < 4
+    assert spent == sorted(spent) and spent[0] < 3
+
+
+@pytest.fixture(scope="module")
+def growth(batch: tuple, digits_net: Trained) -> Growth:
+    with torch.no_grad():
+        return Growth.of(freeze(digits_net.model), batch[0][1][0], 0.2, True, (0.0, 1.0))
 
 
 @pytest.mark.parametrize("compact", [True, False])
@@ -166,28 +172,75 @@ def test_the_networks_own_growth_saves_passes(batch: tuple, digits_net: Trained,
 
 
 @pytest.mark.parametrize("compact", [True, False])
-def test_a_history_saves_passes(batch: tuple, compact: bool) -> None:
-    call, exact = batch
-    cold = approximate_radius(*call, xtol=2e-4, compact=compact)
-    generator = torch.Generator().manual_seed(0)
-    drift = 1 + 0.05 * torch.randn(len(exact), generator=generator)
-    history = cold._replace(radius=cold.radius * drift)
-    warm = approximate_radius(*call, xtol=2e-4, compact=compact, history=history)
-    inside = (exact > 0) & (exact < 0.2)
+def test_a_history_saves_passes(batch: tuple, growth: Growth, compact: bool) -> None:
+    (margin, args, clean, cap), exact = batch
+    settings = {"xtol": 0.04 * cap, "compact": compact, "growth": growth}
+    cold = approximate_radius(margin, args, clean, cap, **settings)
+    drift = 1 + 0.05 * torch.randn(len(exact), generator=torch.Generator().manual_seed(0))
+    warm = approximate_radius(margin, args, clean, cap, **settings, history=cold._replace(factor=cold.factor * drift))
+    inside = (exact > 0) & (exact < cap)
     assert inside.sum() > 50
-    assert warm.calls[inside].double().mean() < 0.7 * cold.calls[inside].double().mean()
-    error = (warm.radius - exact).abs() / 0.2
+    assert warm.calls[inside].double().mean() < 0.8 * cold.calls[inside].double().mean()
+    error = (warm.radius - exact).abs() / cap
     assert error.mean() < 1e-3 and error.max() < 2e-2
 
 
-def test_a_wrong_history_costs_passes_and_nothing_else(batch: tuple) -> None:
-    call, exact = batch
-    good = approximate_radius(*call, xtol=1e-6)
-    n = len(exact)
-    for radius in (torch.full((n,), 1e-6), torch.full((n,), 0.2), torch.rand(n), torch.full((n,), math.nan)):
-        history = Estimates(radius, torch.full((n,), 0.9), torch.full((n,), -1.0), good.calls)
-        found = approximate_radius(*call, xtol=1e-6, history=history)
-        assert (found.radius - exact).abs().max() < 2e-3 * 0.2, radius[0]
+def test_the_factor_leads_back_to_the_radius(batch: tuple, growth: Growth) -> None:
+    """Unless the network or the sample change, the next guess is the radius; at the cap as well."""
+    (margin, args, clean, cap), exact = batch
+    found = approximate_radius(margin, args, clean, cap, xtol=1e-4 * cap, growth=growth)
+    guess, correct = growth.guess(clean * found.factor), exact > 0
+    expected = torch.where(exact > CLOSE * cap, cap, exact)
+    torch.testing.assert_close(guess[correct], expected[correct], rtol=0.02, atol=0.0)
+    assert (found.factor[~correct] == 1).all()
+
+
+def test_a_wrong_history_costs_passes_and_nothing_else(batch: tuple, growth: Growth) -> None:
+    (margin, args, clean, cap), exact = batch
+    none = Estimates.given(torch.zeros_like(exact))
+    for factor in (1e-9, 1e-2, 1e2, 1e9, math.nan):
+        history = none._replace(factor=torch.full_like(exact, factor))
+        found = approximate_radius(margin, args, clean, cap, xtol=2e-3 * cap, growth=growth, history=history)
+        assert (found.radius - exact).abs().max() < 2e-3 * cap, factor
+
+
+def test_what_is_misclassified_now_keeps_its_history(batch: tuple, growth: Growth) -> None:
+    (margin, args, clean, cap), _ = batch
+    known = Estimates.given(torch.full_like(clean, 0.1))._replace(factor=torch.rand_like(clean) + 1)
+    for compact in (True, False):
+        found = approximate_radius(margin, args, clean, cap, xtol=0.01, compact=compact, growth=growth, history=known)
+        wrong = clean >= 0
+        assert wrong.any() and torch.equal(found.factor[wrong], known.factor[wrong])
+        assert (found.radius[wrong] == 0).all() and (found.calls[wrong] == 0).all()
+
+
+@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize("tolerance", [4e-2, 1e-2, 1e-4])
+@pytest.mark.parametrize("name", SHAPES)
+def test_no_shape_takes_many_more_passes_than_bisection(name: str, tolerance: float, compact: bool) -> None:
+    """From wherever a search begins, each estimate has its bracket in time: what a step may cost is bounded."""
+    g, n = SHAPES[name], 48
+    top = g(torch.tensor(CAP, dtype=F64)).item()
+    levels = torch.linspace(0.01, 1.1, n, dtype=F64) * top  # the last few have no root below the cap
+
+    def f(x: Tensor, m: Tensor) -> Tensor:
+        return solvers_view(g(x) - m)
+
+    for exponent, factor in ((None, 1.0), (1.0, 1.0), (0.2, 30.0), (5.0, 0.03), (1.0, 1e-6)):
+        growth = None if exponent is None else power(exponent, CAP, top)
+        history = Estimates.given(levels)._replace(factor=torch.full_like(levels, factor))
+        settings = {"xtol": tolerance * CAP, "rtol": 0.0, "maxiter": 100, "compact": compact}
+        found = approximate_radius(f, (levels,), -levels, CAP, **settings, growth=growth, history=history)
+        assert found.calls.max() <= math.ceil(math.log2(1 / tolerance) + SLACK) + 1
+        r, away = found.radius, tolerance * CAP * (1 + 1e-9)
+        assert (f((r - away).clamp(min=0.0), levels) < 0).all()
+        assert ((f(r + away, levels) > 0) | (r >= CAP)).all() and torch.equal(r == CAP, f(0 * r + CAP, levels) < 0)
+
+
+def power(exponent: float, cap: float, most: float) -> Growth:
+    """Margins that grow like eps^exponent, to ``most`` at the cap."""
+    eps = torch.linspace(math.log(0.03 * cap), math.log(cap), POINTS, dtype=F64)
+    return Growth(eps, exponent * (eps - math.log(cap)), torch.tensor(most, dtype=F64))
 
 
 def plateau(eps: Tensor, root: Tensor) -> Tensor:
@@ -202,22 +255,23 @@ def step_below_zero(eps: Tensor, root: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("compact", [True, False])
 @pytest.mark.parametrize("f", [plateau, step_below_zero])
-@pytest.mark.parametrize("slope", [None, 0.01, 4.0])
-def test_no_estimate_is_believed_without_a_bracket(f: Callable, slope: float | None, compact: bool) -> None:
+@pytest.mark.parametrize("exponent", [None, 0.2, 1.0, 5.0])
+def test_no_estimate_is_believed_without_a_bracket(f: Callable, exponent: float | None, compact: bool) -> None:
     """Margins of MNIST networks: whole estimates were wrong (0 for 0.28) while their predicted errors were tiny."""
     root, cap = torch.linspace(0.05, 0.38, 34), 0.4
     clean = f(torch.zeros_like(root), root)
-    history = None
-    if slope is not None:  # radii a little off, exponents from a kink
-        history = Estimates(root * 0.99, torch.full_like(root, slope), clean, torch.ones_like(root).long())
+    growth, history = None, None
+    if exponent is not None:  # the search begins a little off
+        growth = Growth._make(t.float() for t in power(exponent, cap, 5.0))
+        history = Estimates.given(root)._replace(factor=5.0 * (0.99 * root / cap) ** exponent / -clean)
     seen: list[Tensor] = []
 
     def margin(eps: Tensor, root: Tensor) -> Tensor:
         seen.append(torch.stack([root, eps, f(eps, root)]))
         return f(eps, root)
 
-    found = approximate_radius(margin, (root,), clean, cap, xtol=0.02 * cap, rtol=0.0, width=0.03 * cap, maxiter=30,
-                               compact=compact, history=history)  # fmt: skip
+    found = approximate_radius(margin, (root,), clean, cap, xtol=0.03 * cap, rtol=0.0, compact=compact, growth=growth,
+                               history=history)  # fmt: skip
     exact = torch.tensor(
         [scipy.optimize.brentq(lambda e, r=r: float(f(torch.tensor(e, dtype=F64), r)), 0, cap) for r in root.double()]
     )
@@ -226,16 +280,12 @@ def test_no_estimate_is_believed_without_a_bracket(f: Callable, slope: float | N
     for r in root.tolist():
         mine = at == r
         assert eps[mine & (values > 0)].min() - eps[mine & (values < 0)].max() <= 0.03 * cap + 1e-6
-    assert ((found.slope >= 0.2) & (found.slope <= 1)).all()
 
 
 def test_the_history_keeps_to_its_samples() -> None:
-    kept, index = Estimates.none(torch.zeros(6)), torch.tensor([4, 1])
-    new = Estimates(
-        torch.tensor([0.3, 0.1]), torch.tensor([0.5, 0.25]), torch.tensor([-1.0, -2.0]), torch.tensor([2, 3])
-    )
+    kept, index = Estimates.given(torch.zeros(6)), torch.tensor([4, 1])
+    new = Estimates(torch.tensor([0.3, 0.1]), torch.tensor([0.5, 0.25]), torch.tensor([2, 3]))
     kept.update_(index, new)
     assert all(torch.equal(a, b) for a, b in zip(kept.of(index), new, strict=True))
     assert kept.radius.tolist() == pytest.approx([0, 0.1, 0, 0, 0.3, 0])
-    guess = kept.guess(torch.full((6,), -2.0))
-    assert guess[4] == pytest.approx(0.3 * 2**0.5) and guess[1] == pytest.approx(0.1) and guess[0].isnan()
+    assert kept.factor.tolist() == pytest.approx([1, 0.25, 1, 1, 0.5, 1])
