@@ -18,7 +18,8 @@ from acertlab.growth import Growth
 from acertlab.logsecant import Trail, advance
 from acertlab.radius import METHODS
 
-SLACK = 4  # evaluations more than a bisection would take at most
+SLACK = 4  # evaluations more than a bisection would take, at most: a search may be lucky at first
+SLACK_FOR_ALL = 1  # the same, where all samples take part in every evaluation
 
 
 class Estimates(NamedTuple):
@@ -70,8 +71,8 @@ def approximate_radius(
             rule, and the radius is their last iterate.
         maxiter: passes at most, the one at eps_max not counted; 0: eps_max for every correctly classified sample
             (ACERT-fast).
-        compact: drop samples that are done; False: full batches, a fixed number of passes, and no host-device
-            synchronisation (for a GPU).
+        compact: drop samples that are done; False: full batches, a fixed number of passes, a few more than bisection's,
+            and no host-device synchronisation (for a GPU).
         growth: what tells where to begin; None: the cap. For solver="log-secant".
         history: of the same samples, an epoch ago, by which ``growth`` is corrected. A bad one costs passes.
     """
@@ -105,7 +106,7 @@ def approximate_radius(
 def _by_secant(margin, cap, xtol, rtol, maxiter, growth, args, clean, factor, todo=None) -> Estimates:
     """Of samples whose ``clean`` < 0; with ``todo`` those alone, without host-device synchronisation."""
     rtol = max(rtol, 8 * torch.finfo(clean.dtype).eps)
-    most = math.log2(max(1.0, cap / xtol)) + SLACK
+    most = math.log2(max(1.0, cap / xtol)) + (SLACK if todo is None else SLACK_FOR_ALL)
     rounds = min(maxiter, math.ceil(most)) + 1  # and the cap
     trail = _begin(clean, factor, growth)
 

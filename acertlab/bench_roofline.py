@@ -30,7 +30,8 @@ STEPS: dict[str, tuple[str, dict[str, object]]] = {  # what a step is called: it
     "FastIBP": ("fast-ibp", {}),
     "ACERT-fast": ("acert-fast", {}),
     "ACERT, 2 iterations": ("acert", {"root_iterations": 2}),
-    "ACERT, 10 iterations": ("acert", {"root_iterations": 10}),
+    "ACERT, from the radii of an epoch ago": ("acert", {"radius_history": True}),
+    "ACERT": ("acert", {}),
 }
 
 

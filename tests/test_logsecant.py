@@ -11,7 +11,7 @@ from conftest import Trained
 from hypothesis import given, settings
 from torch import Tensor
 
-from acertlab.approximate import SLACK, Estimates, approximate_radius
+from acertlab.approximate import SLACK, SLACK_FOR_ALL, Estimates, approximate_radius
 from acertlab.growth import CLOSE, POINTS, Growth
 from acertlab.interval import freeze
 from acertlab.logsecant import Trail, cross
@@ -180,7 +180,8 @@ def test_a_history_saves_passes(batch: tuple, growth: Growth, compact: bool) -> 
     warm = approximate_radius(margin, args, clean, cap, **settings, history=cold._replace(factor=cold.factor * drift))
     inside = (exact > 0) & (exact < cap)
     assert inside.sum() > 50
-    assert warm.calls[inside].double().mean() < 0.8 * cold.calls[inside].double().mean()
+    share = 0.8 if compact else 0.9  # near to bisection's passes anyway
+    assert warm.calls[inside].double().mean() < share * cold.calls[inside].double().mean()
     error = (warm.radius - exact).abs() / cap
     assert error.mean() < 1e-3 and error.max() < 2e-2
 
@@ -231,10 +232,11 @@ def test_no_shape_takes_many_more_passes_than_bisection(name: str, tolerance: fl
         history = Estimates.given(levels)._replace(factor=torch.full_like(levels, factor))
         settings = {"xtol": tolerance * CAP, "rtol": 0.0, "maxiter": 100, "compact": compact}
         found = approximate_radius(f, (levels,), -levels, CAP, **settings, growth=growth, history=history)
-        assert found.calls.max() <= math.ceil(math.log2(1 / tolerance) + SLACK) + 1
+        slack = SLACK if compact else SLACK_FOR_ALL
+        assert found.calls.max() <= math.ceil(math.log2(1 / tolerance) + slack) + 1
         r, away = found.radius, tolerance * CAP * (1 + 1e-9)
         assert (f((r - away).clamp(min=0.0), levels) < 0).all()
-        assert ((f(r + away, levels) > 0) | (r >= CAP)).all() and torch.equal(r == CAP, f(0 * r + CAP, levels) < 0)
+        assert ((f(r + away, levels) > 0) | (r >= CAP)).all() and (r[f(0 * r + CAP, levels) < 0] == CAP).all()
 
 
 def power(exponent: float, cap: float, most: float) -> Growth:
