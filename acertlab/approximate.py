@@ -96,8 +96,7 @@ def approximate_radius(
             rest = unknown._replace(factor=factor)
             return Estimates._make(torch.where(correct, b, a) for a, b in zip(rest, found, strict=True))
         at = correct.nonzero().squeeze(1)
-        rows = (arg.index_select(0, at) for arg in (*args, clean, factor))
-        *some, below, known = rows
+        *some, below, known = (row.index_select(0, at) for row in (*args, clean, factor))
         estimates = unknown._replace(factor=factor.clone())
         estimates.update_(at, search(tuple(some), below, known))
         return estimates

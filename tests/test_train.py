@@ -1,5 +1,6 @@
 """Training: settings, one run from end to end, and what happens when it is killed, damaged, repeated or diverges."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -12,7 +13,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from acertlab.data import load_dataset, to_float
 from acertlab.failure import NotFinite
@@ -460,6 +461,21 @@ def test_a_foreign_checkpoint_is_named_and_never_loaded(few, tmp_path, monkeypat
     assert "epoch-0003 is passed over: it belongs to another run" in caplog.text
     assert "epoch-0002" not in caplog.text
     assert_same_weights(weights(resumed.path), weights(train(SMALL, few, tmp_path / "whole", progress=False).path))
+
+
+def test_radii_that_an_earlier_version_kept_are_left_out(few, tmp_path, monkeypatch, caplog):
+    """What was remembered of a sample is another thing now: the run goes on from the weights, and searches anew."""
+    config = replace(SMALL, method="acert", radius_history=True)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        stop_after(3, patched)
+        train(config, few, tmp_path, progress=False)
+    folder = tmp_path / "checkpoint" / "epoch-0003"
+    state = load_file(folder / "state.safetensors")
+    state["radii.slope"] = state.pop("radii.factor")
+    save_file(state, folder / "state.safetensors")
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("state.*")}
+    (folder / "sha256.json").write_text(json.dumps(sums))
+    assert len(train(config, few, tmp_path, progress=False).history) == 4 and "passed over" not in caplog.text
 
 
 FULL = textwrap.dedent("""
