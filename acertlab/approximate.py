@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from acertlab.growth import Growth
+from acertlab.growth import Growth, begin
 from acertlab.logsecant import Trail, advance
 from acertlab.radius import METHODS
 
@@ -79,12 +79,12 @@ def approximate_radius(
     with torch.no_grad():
         clean = clean.detach()
         correct = clean < 0
-        most = torch.where(correct, torch.full_like(clean, eps_max), 0.0)
+        cap = torch.full_like(clean, eps_max)
+        most = torch.where(correct, cap, 0.0)
         if maxiter == 0:
             return Estimates.given(most)
         if solver != "log-secant":
             search = _brackets if compact else _brackets_without_sync
-            cap = torch.full_like(clean, eps_max)
             radius, calls = search(margin, args, solver, clean, cap, most, xtol, rtol, maxiter)
             return Estimates.given(radius)._replace(calls=calls)
         unknown = Estimates.given(torch.zeros_like(clean))
@@ -107,7 +107,7 @@ def _by_secant(margin, cap, xtol, rtol, maxiter, growth, args, clean, factor, to
     rtol = max(rtol, 8 * torch.finfo(clean.dtype).eps)
     most = math.log2(max(1.0, cap / xtol)) + (SLACK if todo is None else SLACK_FOR_ALL)
     rounds = min(maxiter, math.ceil(most)) + 1  # and the cap
-    trail = _begin(clean, factor, growth)
+    trail = begin(growth, torch.zeros_like(clean), clean, clean * factor)
 
     def done(trail: Trail) -> Tensor:
         return (trail.upper - trail.lower <= xtol + rtol * trail.lower) | (trail.lower >= cap)
@@ -128,14 +128,6 @@ def _by_secant(margin, cap, xtol, rtol, maxiter, growth, args, clean, factor, to
     radius = torch.where(trail.upper.isfinite(), trail.crossing(clean), (trail.lower + cap) / 2)
     radius = torch.where(trail.lower < cap, radius, cap)
     return Estimates(radius, factor if growth is None else growth.factor(trail.u, trail.g, clean), calls)
-
-
-def _begin(clean: Tensor, factor: Tensor, growth: Growth | None) -> Trail:
-    nothing = torch.zeros_like(clean)
-    if growth is None:
-        return Trail.start(nothing, clean)
-    guess = growth.guess(clean * factor)
-    return Trail.start(nothing, clean, guess, growth.slope(guess))
 
 
 def _brackets(margin, args, solver, clean, cap, most, xtol, rtol, maxiter) -> tuple[Tensor, Tensor]:

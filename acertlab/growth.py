@@ -7,13 +7,14 @@ a guarantee. The image is made up, so that a sample's radius does not depend on 
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from acertlab.box import Box, Domain, ball
-from acertlab.logsecant import EXPONENT
+from acertlab.box import Domain, ball
+from acertlab.logsecant import EXPONENT, Trail
+from acertlab.margin import Network
 
 POINTS = 7  # radii that are looked at, and 0: one call of 8 rows
 RANGE = 3e-2  # the smallest of them, relative to eps_max
@@ -21,13 +22,6 @@ PERIOD = 14  # pixels from one blob to the next
 STEEPEST = 20.0  # exponents between 1 / STEEPEST and this are believed
 MOST = 100.0  # factors between 1 / MOST and this are believed
 CLOSE = 0.7  # of eps_max: from there on a search begins at eps_max itself
-
-
-class Bounds(Protocol):
-    """What is asked of a network, see `acertlab.margin.Network`."""
-
-    def margins(self, box: Box, y: Tensor, *, merged: bool = True) -> Tensor:
-        """(B, classes) upper bounds of logit_i - logit_y."""
 
 
 class Growth(NamedTuple):
@@ -38,7 +32,7 @@ class Growth(NamedTuple):
     most: Tensor  # the growth at eps_max, a number; as a factor, so that logits twice as large change no bit
 
     @classmethod
-    def of(cls, network: Bounds, like: Tensor, eps_max: float, merged: bool, domain: Domain) -> "Growth":
+    def of(cls, network: Network, like: Tensor, eps_max: float, merged: bool, domain: Domain) -> "Growth":
         """That of a network whose inputs are like ``like`` (B, ...), in one bound pass."""
         exponents = torch.linspace(math.log10(RANGE), 0, POINTS, dtype=like.dtype, device=like.device)
         eps = torch.cat([exponents.new_zeros(1), eps_max * 10**exponents])
@@ -74,6 +68,14 @@ class Growth(NamedTuple):
         right = torch.searchsorted(axis, value).clamp(1, POINTS - 1)
         left = right - 1
         return left, (self.eps[right] - self.eps[left]) / (self.rise[right] - self.rise[left])
+
+
+def begin(growth: Growth | None, lower: Tensor, f_lower: Tensor, clean: Tensor, guess: Tensor | None = None) -> Trail:
+    """A search before its first evaluation, which is at ``guess``, else where the growth says, else at the cap."""
+    if growth is None:
+        return Trail.start(lower, f_lower, guess)
+    guess = growth.guess(clean) if guess is None else guess
+    return Trail.start(lower, f_lower, guess, growth.slope(guess))
 
 
 def made_up(like: Tensor, domain: Domain) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from acertlab.box import Domain
 from acertlab.chunks import in_chunks, largest_growth
-from acertlab.growth import Growth
+from acertlab.growth import Growth, begin
 from acertlab.interval import freeze
-from acertlab.logsecant import EXPONENT, Trail, cross, guard
+from acertlab.logsecant import cross, guard
 from acertlab.margin import (
     BOUNDS,
     Network,
@@ -245,8 +245,7 @@ def _by_log_secant(
     """Without ``growth`` and ``guess`` its first evaluation is at the cap."""
     rtol = max(rtol, 8 * torch.finfo(lower.dtype).eps)
     eps_max = torch.tensor(eps_max, dtype=lower.dtype).item()  # as it is evaluated
-    guess = growth.guess(clean) if growth and guess is None else guess
-    trail = Trail.start(lower, at_lower, guess, growth.slope(guess) if growth else 1 / EXPONENT)
+    trail = begin(growth, lower, at_lower, clean, guess)
     trail, calls = cross(margin, trail, clean, eps_max, args, xtol=xtol, rtol=rtol, maxiter=maxiter)
     status = torch.full_like(calls, int(RadiusStatus.CONVERGED), dtype=torch.int8)
     status = status.masked_fill(~trail.done(eps_max, xtol, rtol), int(RadiusStatus.MAXITER))

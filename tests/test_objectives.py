@@ -153,7 +153,7 @@ def assert_same(model, loss, expected):
         assert torch.allclose(torch.as_tensor(ours), torch.as_tensor(theirs), rtol=1e-6, atol=1e-10)
 
 
-TOLERANCES = [("log-secant", BRACKET), ("brentq", 1e-3), ("chandrupatla", 1e-3)]  # of eps
+solvers = pytest.mark.parametrize("solver", ["log-secant", "brentq", "chandrupatla"])
 both = pytest.mark.parametrize("build", [mlp, cnn])
 
 
@@ -207,11 +207,16 @@ def test_acert_fast_gives_misclassified_samples_the_clean_loss(build):
     assert torch.allclose(at_zero, F.cross_entropy(model(x), y, reduction="none")[:3])
 
 
+def tolerance(solver, radii, eps):
+    """By how much the radii of a training step may be off."""
+    return BRACKET * eps if solver == "log-secant" else 1e-3 * radii + 1e-5
+
+
 @both
 @pytest.mark.parametrize("kappa", [0.0, 0.25])
 @pytest.mark.parametrize("merged", [True, False])
-@pytest.mark.parametrize(("solver", "allowed"), TOLERANCES)
-def test_acert_bounds_each_sample_at_its_own_radius(build, kappa, merged, solver, allowed):
+@solvers
+def test_acert_bounds_each_sample_at_its_own_radius(build, kappa, merged, solver):
     model, x, y = setup(build)
     eps = 0.05
     objective = ACERT(kappa=kappa, merged=merged, eps_max=eps, solver=solver, root_iterations=60)
@@ -226,8 +231,9 @@ def test_acert_bounds_each_sample_at_its_own_radius(build, kappa, merged, solver
         margins, _, _ = reference(model, x, y, at, merged)
         return margins.scatter(1, y[:, None], -math.inf).amax(1)
 
-    assert (worst((radii - allowed * eps).clamp(min=0))[inside] < 0).all()  # the root, to the training tolerance
-    assert (worst(radii + allowed * eps)[inside] > 0).all()
+    away = tolerance(solver, radii, eps)
+    assert (worst((radii - away).clamp(min=0))[inside] < 0).all()  # the root, to the training tolerance
+    assert (worst(radii + away)[inside] > 0).all()
     assert (worst(radii)[radii == eps] < 0).all()
     margins, _, _ = reference(model, x, y, radii, merged)
     clean = F.cross_entropy(model(x), y)
@@ -341,9 +347,9 @@ def test_the_ends_of_the_expressive_losses():
     assert losses[MTLIBP, 0.0] < ibp
 
 
-@pytest.mark.parametrize(("solver", "allowed"), TOLERANCES)
+@solvers
 @pytest.mark.parametrize("merged", [True, False])
-def test_acert_sabr_finds_the_root_of_the_small_box(merged, solver, allowed):
+def test_acert_sabr_finds_the_root_of_the_small_box(merged, solver):
     model, x, y = setup(cnn)
     eps, share = 0.1, 0.4
     objective = ACERTSABR(eps_max=eps, small_box=share, merged=merged, solver=solver, root_iterations=60)
@@ -360,11 +366,13 @@ def test_acert_sabr_finds_the_root_of_the_small_box(merged, solver, allowed):
 
     inside = (radii > 0) & (radii < eps)
     assert (radii[:3] == 0).all() and inside.any()
-    assert (worst((radii - allowed * eps).clamp(min=0))[inside] < 0).all()
-    assert (worst(radii + allowed * eps)[inside] > 0).all()
+    away = tolerance(solver, radii, eps)
+    assert (worst((radii - away).clamp(min=0))[inside] < 0).all()
+    assert (worst(radii + away)[inside] > 0).all()
     assert (worst(radii)[radii == eps] < 0).all()
     _, whole = ACERT(eps_max=eps, merged=merged, solver=solver, root_iterations=60)(step_of(model, x, y, eps))
-    assert (radii >= whole["radii"].radius - 2 * allowed * eps).all()  # a small box lies in the whole ball
+    spread = 2 * BRACKET * eps if solver == "log-secant" else 1e-5
+    assert (radii >= whole["radii"].radius - spread).all()  # a small box lies in the whole ball
     assert_same(model, loss, F.cross_entropy(margins_at(radii), y))
 
 
