@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from acertlab.bench_peers import Batch, FastIBPThroughLirpa, LirpaIBP, brentq_one_by_one, find_root
 from acertlab.data import ImageData, to_float
@@ -28,6 +29,7 @@ from acertlab.train import State, initial_state, train_step
 XTOL = 1e-6  # of every search, pixel units; the relative tolerance is 0
 AGREE = 1e-4  # what roundings may change: a radius, relative to eps_max; a margin, relative to the largest
 LEAST, MOST = 3, 25  # rounds
+SQUARE = 1024  # rows and columns of the matrices whose product shows how fast this machine's arithmetic is
 ONE_BY_ONE = 8  # samples of a loop over scipy.optimize.brentq
 
 
@@ -112,6 +114,13 @@ def ratio(table: str, row: str, column: str, times: Sequence[float], reference: 
     return Figure(table, row, column, middle, low, high)
 
 
+def flops(call: Callable[[], object]) -> int:
+    """Of the matrix products and convolutions of a call, gradients included; two a multiplication and addition."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
 def _agree(name: str, reference: Tensor, other: Tensor, tolerance: float) -> None:
     """Refuses to compare the cost of things that give different results."""
     gap = float((reference - other).abs().max())
@@ -139,7 +148,10 @@ def bound_pass(case: Case, size: int, seconds: float) -> list[Figure]:
     table, column = "bound pass / clean forward", f"{case.label}, batch {size}"
     clean = times.pop("clean forward")
     rows = [Figure(table, "clean forward, ms", column, 1e3 * statistics.median(clean))]
-    return rows + [ratio(table, row, column, spent, clean) for row, spent in times.items()]
+    rows += [ratio(table, row, column, spent, clean) for row, spent in times.items()]
+    with torch.no_grad():
+        mine, once = (flops(calls[name]) for name in ("ours, weights prepared before", "clean forward"))
+    return [*rows, Figure(table, "ours: arithmetic alone", column, mine / once)]
 
 
 # ---- the search
@@ -266,6 +278,8 @@ def training_step(case: Case, steps: int, eps_max: float, seconds: float, compil
     lirpa = _through_lirpa(*copy.deepcopy(begun["FastIBP"]), batches)
     calls["FastIBP through auto_LiRPA"] = lambda: _run(*lirpa, batches)
     process, calls["FastIBP through auto_LiRPA, in a process of its own"] = _lirpa_elsewhere(case, steps, eps_max)
+    square = torch.rand(SQUARE, SQUARE)
+    calls["product"] = lambda: square @ square
 
     def fresh(name: str) -> None:
         if name in begun:
@@ -277,13 +291,16 @@ def training_step(case: Case, steps: int, eps_max: float, seconds: float, compil
         process.kill()
         process.join()
     table, column = "training step / FastIBP's", f"{case.label}, eps_max {eps_max:g}"
-    reference = times.pop("FastIBP")
+    reference, product = times.pop("FastIBP"), statistics.median(times.pop("product"))
     rows = [Figure(table, "FastIBP, ms a step", column, 1e3 * statistics.median(reference) / steps)]
     rows += [ratio(table, row, column, spent, reference) for row, spent in times.items()]
+    least = flops(lambda: _run(*copy.deepcopy(begun["FastIBP"]), batches))
     for name in ("ACERT", "ACERT, from the radii of an epoch ago"):
-        values = _radius_errors(*copy.deepcopy(begun[name]), batches)
+        more = flops(lambda name=name: _run(*copy.deepcopy(begun[name]), batches))
+        values = {"arithmetic alone": more / least} | _radius_errors(*copy.deepcopy(begun[name]), batches)
         rows += [Figure(table, f"{name}: {what}", column, value) for what, value in values.items()]
-    return rows
+    speeds = {"FastIBP": least / statistics.median(reference), f"{SQUARE} x {SQUARE} matrices": 2 * SQUARE**3 / product}
+    return rows + [Figure(table, f"GFLOP a second: {name}", column, 1e-9 * value) for name, value in speeds.items()]
 
 
 def _batches(case: Case, steps: int) -> Steps:

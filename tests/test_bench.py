@@ -110,6 +110,10 @@ def test_the_rows_hold_ratios(case: Case) -> None:
     ratios = [f for f in figures if f.low is not None]
     assert len(ratios) >= 10
     assert all(0 < f.low <= f.value <= f.high < 1000 for f in ratios)
+    assert 2 < passes["ours: arithmetic alone"].value < 3  # centre and radius; in a small net pairs of classes count
+    kept = steps["ACERT, from the radii of an epoch ago: arithmetic alone"].value
+    assert 1 < kept < 1 + 0.25 * (steps["ACERT, from the radii of an epoch ago: passes a sample"].value + 1)
+    assert steps["GFLOP a second: FastIBP"].value > 0 and steps["GFLOP a second: 1024 x 1024 matrices"].value > 0
     assert "auto_LiRPA's IBP" in passes and "FastIBP through auto_LiRPA" in steps
     assert "FastIBP through auto_LiRPA, in a process of its own" in steps
     assert not multiprocessing.active_children()
@@ -119,6 +123,12 @@ def test_the_rows_hold_ratios(case: Case) -> None:
     )
     assert 0.8 * float(certified) <= cap.value / 100 <= float(certified)  # eps_max is where nine in ten reach it
     assert 0 <= searches["widest bracket, 1e-6"].value <= 1 + 1e-2  # plus the spacing of float32
+
+
+def test_arithmetic_is_counted_with_its_gradient() -> None:
+    a, b = torch.ones(50, 20, requires_grad=True), torch.ones(20, 30)
+    assert bench_rows.flops(lambda: (a @ b).relu()) == 2 * 50 * 20 * 30
+    assert bench_rows.flops(lambda: (a @ b).sum().backward()) == 2 * 2 * 50 * 20 * 30
 
 
 def test_contenders_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
