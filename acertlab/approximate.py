@@ -1,9 +1,9 @@
 """The radii that training uses (Eq. 9): estimates, which need NOT be certified, from few passes, and their history.
 
-Each lies between two radii that were evaluated, one certified and one not, at most a tolerance apart. Predictions of a
-secant's error can mostly be believed, but not always: margins have plateaus and kinks. A search begins where the
-network's own margins have grown by the clean margin (`acertlab.growth`); by how much a sample's margin grows faster or
-slower than those is remembered from epoch to epoch.
+Each lies between two radii that were evaluated, one certified and one not, at most a tolerance apart (on a GPU, where
+the number of passes is fixed, nearly each). Predictions of a secant's error can mostly be believed, but not always:
+margins have plateaus and kinks. A search begins where the network's own margins have grown by the clean margin
+(`acertlab.growth`); by how much a sample's margin grows faster or slower than those is remembered from epoch to epoch.
 """
 
 import math
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from acertlab.growth import Growth, begin
+from acertlab.interval import TILE
 from acertlab.logsecant import Trail, advance
 from acertlab.radius import METHODS
 
 SLACK = 4  # evaluations more than a bisection would take, at most: a search may be lucky at first
-SLACK_FOR_ALL = 1  # the same, where all samples take part in every evaluation
 
 
 class Estimates(NamedTuple):
@@ -55,6 +55,7 @@ def approximate_radius(
     rtol: float = 1e-4,
     maxiter: int = 10,
     compact: bool = True,
+    halve_after: int | None = None,
     history: Estimates | None = None,
     growth: Growth | None = None,
 ) -> Estimates:
@@ -71,8 +72,11 @@ def approximate_radius(
             rule, and the radius is their last iterate.
         maxiter: passes at most, the one at eps_max not counted; 0: eps_max for every correctly classified sample
             (ACERT-fast).
-        compact: drop samples that are done; False: full batches, a fixed number of passes, a few more than bisection's,
-            and no host-device synchronisation (for a GPU).
+        compact: drop samples that are done; False, for a GPU: a fixed number of passes, and no host-device
+            synchronisation.
+        halve_after: without ``compact``, after so many passes half as many samples take part, and half as many again
+            every other pass, down to `TILE`: those with the widest brackets. Should more want to go on, they keep the
+            brackets that they have. None: the whole batch takes part in all passes. For solver="log-secant".
         growth: what tells where to begin; None: the cap. For solver="log-secant".
         history: of the same samples, an epoch ago, by which ``growth`` is corrected. A bad one costs passes.
     """
@@ -89,7 +93,7 @@ def approximate_radius(
             return Estimates.given(radius)._replace(calls=calls)
         unknown = Estimates.given(torch.zeros_like(clean))
         factor = unknown.factor if history is None else history.factor
-        search = partial(_by_secant, margin, eps_max, xtol, rtol, maxiter, growth)
+        search = partial(_by_secant, margin, eps_max, xtol, rtol, maxiter, growth, halve_after)
         if not compact:
             below = torch.where(correct, clean, -1.0)  # of samples that are not searched for
             found = search(args, below, factor, correct)
@@ -102,12 +106,17 @@ def approximate_radius(
         return estimates
 
 
-def _by_secant(margin, cap, xtol, rtol, maxiter, growth, args, clean, factor, todo=None) -> Estimates:
+def _by_secant(margin, cap, xtol, rtol, maxiter, growth, halve_after, args, clean, factor, todo=None) -> Estimates:
     """Of samples whose ``clean`` < 0; with ``todo`` those alone, without host-device synchronisation."""
     rtol = max(rtol, 8 * torch.finfo(clean.dtype).eps)
-    most = math.log2(max(1.0, cap / xtol)) + (SLACK if todo is None else SLACK_FOR_ALL)
+    most = math.log2(max(1.0, cap / xtol)) + SLACK
     rounds = min(maxiter, math.ceil(most)) + 1  # and the cap
-    trail = begin(growth, torch.zeros_like(clean), clean, clean * factor)
+    lower, sizes = torch.zeros_like(clean), ()
+    if todo is not None:
+        lower = lower.masked_fill(~todo, cap)  # done
+        halve_after = rounds if halve_after is None else halve_after
+        sizes = [_size(len(clean), max(0, n - halve_after + 2) // 2) for n in range(rounds)]
+    trail = begin(growth, lower, clean, clean * factor)
 
     def done(trail: Trail) -> Tensor:
         return (trail.upper - trail.lower <= xtol + rtol * trail.lower) | (trail.lower >= cap)
@@ -115,19 +124,15 @@ def _by_secant(margin, cap, xtol, rtol, maxiter, growth, args, clean, factor, to
     def propose(trail: Trail, n: int) -> tuple[Trail, Tensor]:
         return trail.brace(cap, xtol + rtol * trail.lower, most - n - 1)
 
-    if todo is None:
-        trail, calls = advance(margin, trail, clean, args, rounds, done, propose)
-    else:
-        calls = torch.zeros_like(clean, dtype=torch.int64)
-        for n in range(rounds):
-            go_on = todo & ~done(trail)
-            new, point = propose(trail, n)
-            new = new.accept(point, margin(point, *args), clean)
-            trail = Trail._make(torch.where(go_on, b, a) for a, b in zip(trail, new, strict=True))
-            calls = calls + go_on
+    trail, calls = advance(margin, trail, clean, args, rounds, done, propose, sizes)
     radius = torch.where(trail.upper.isfinite(), trail.crossing(clean), (trail.lower + cap) / 2)
     radius = torch.where(trail.lower < cap, radius, cap)
     return Estimates(radius, factor if growth is None else growth.factor(trail.u, trail.g, clean), calls)
+
+
+def _size(rows: int, halved: int) -> int:
+    """How many rows are left of a batch that was halved so often; never fewer than a tile, if there are so many."""
+    return max(min(rows, TILE), math.ceil(rows / 2**halved))
 
 
 def _brackets(margin, args, solver, clean, cap, most, xtol, rtol, maxiter) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ on, so that no element's result depends on the others. As in `acertlab.rootfind`
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -198,23 +198,41 @@ def advance(
     rounds: int,
     done: Callable[[Trail], Tensor],
     propose: Callable[[Trail, int], tuple[Trail, Tensor]],
+    sizes: Sequence[int] = (),
 ) -> tuple[Trail, Tensor]:
-    """Rounds of evaluations, at ``propose(trail, round)``, of elements that are not ``done(trail)``; see `cross`."""
+    """Rounds of evaluations, at ``propose(trail, round)``, of elements that are not ``done(trail)``; see `cross`.
+
+    Args:
+        sizes: where the host shall not wait to hear how many are left: with how many elements each round goes on, none
+            larger than the one before. Those whose brackets are widest do; the others stay as they are.
+    """
     calls = torch.zeros_like(f_zero, dtype=torch.int64)
     whole, active = None, None
     for n in range(rounds):
-        keep = (~done(trail)).nonzero().squeeze(1)  # the one host synchronisation of a round
+        todo = ~done(trail)
+        # the first is the one host synchronisation of a round
+        keep = widest(trail, todo, sizes[n]) if sizes else todo.nonzero().squeeze(1)
         if not len(keep):
             break
         if len(keep) < len(trail.lower):
             whole = _write_back(whole, active, (calls, *trail))
             active = keep if active is None else active[keep]
-            calls, f_zero, *rows = (t.index_select(0, keep) for t in (calls, f_zero, *trail))
+            calls, f_zero, todo, *rows = (t.index_select(0, keep) for t in (calls, f_zero, todo, *trail))
             trail, args = Trail._make(rows), tuple(arg.index_select(0, keep) for arg in args)
-        trail, point = propose(trail, n)
-        trail, calls = trail.accept(point, f(point, *args), f_zero), calls + 1
+        new, point = propose(trail, n)
+        new = new.accept(point, f(point, *args), f_zero)
+        trail = Trail._make(torch.where(todo, b, a) for a, b in zip(trail, new, strict=True)) if sizes else new
+        calls = calls + todo
     calls, *rows = _write_back(whole, active, (calls, *trail))
     return Trail._make(rows), calls
+
+
+def widest(trail: Trail, todo: Tensor, size: int) -> Tensor:
+    """The indices of ``size`` elements: those ``todo`` with the widest brackets, and others where there are fewer."""
+    if size >= len(todo):
+        return torch.arange(len(todo), device=todo.device)
+    width = torch.where(todo, trail.upper - trail.lower, -1.0)
+    return width.sort(descending=True, stable=True).indices[:size]
 
 
 def _write_back(whole: tuple | None, active: Tensor | None, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 BRACKET = 1e-2  # of eps_{max,t}: tolerance of the log secant. Errors: at most that; 2e-3 once in a thousand radii
 HISTORY_BRACKET = 4e-2  # the same, where the last epoch's radii tell where to begin. Mean error: 1e-4 to 5e-4
+HALVE_AFTER = 3  # passes of the whole batch on a GPU; after them a quarter to a half still wants its bracket (measured)
+HISTORY_HALVE_AFTER = 2  # the same with the history: a tenth to a third
 REGULARISER_EPS = 1e-6  # a box of radius 0 has no tightness: while regularising, boxes are at least this large
 SMALLEST = 1e-12  # of a loss that is raised to a power below 1, whose gradient is infinite at 0
 
@@ -224,13 +226,15 @@ class ACERT(FastIBP):
         if step.eps == 0:
             return Estimates.given(step.x.new_zeros(len(step.y)))
         margin, args = self.searched(step)
-        xtol, rtol = self.xtol, self.rtol
+        xtol, rtol, halve_after = self.xtol, self.rtol, None
         if self.solver == "log-secant":
-            xtol, rtol = step.eps * (BRACKET if step.history is None else HISTORY_BRACKET), 0.0
+            known = step.history is not None
+            xtol, rtol = step.eps * (HISTORY_BRACKET if known else BRACKET), 0.0
+            halve_after = HISTORY_HALVE_AFTER if known else HALVE_AFTER
         return approximate_radius(
             margin, args, clean_margin(step.logits.detach(), step.y), step.eps, solver=self.solver, xtol=xtol,
-            rtol=rtol, maxiter=self.root_iterations, compact=step.x.device.type == "cpu", history=step.history,
-            growth=self.growth(step),
+            rtol=rtol, maxiter=self.root_iterations, compact=step.x.device.type == "cpu", halve_after=halve_after,
+            history=step.history, growth=self.growth(step),
         )  # fmt: skip
 
 

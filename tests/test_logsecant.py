@@ -11,11 +11,12 @@ from conftest import Trained
 from hypothesis import given, settings
 from torch import Tensor
 
-from acertlab.approximate import SLACK, SLACK_FOR_ALL, Estimates, approximate_radius
+from acertlab.approximate import SLACK, Estimates, approximate_radius
 from acertlab.growth import CLOSE, POINTS, Growth
-from acertlab.interval import freeze
-from acertlab.logsecant import Trail, cross
+from acertlab.interval import TILE, freeze
+from acertlab.logsecant import Trail, cross, widest
 from acertlab.margin import clean_margin
+from acertlab.objectives import BRACKET, HALVE_AFTER, HISTORY_BRACKET, HISTORY_HALVE_AFTER
 from acertlab.radius import certified_radius, margin_function
 
 CAP, XTOL, RTOL = 2.0, 1e-7, 1e-5
@@ -180,8 +181,7 @@ def test_a_history_saves_passes(batch: tuple, growth: Growth, compact: bool) -> 
     warm = approximate_radius(margin, args, clean, cap, **settings, history=cold._replace(factor=cold.factor * drift))
     inside = (exact > 0) & (exact < cap)
     assert inside.sum() > 50
-    share = 0.8 if compact else 0.9  # near to bisection's passes anyway
-    assert warm.calls[inside].double().mean() < share * cold.calls[inside].double().mean()
+    assert warm.calls[inside].double().mean() < 0.8 * cold.calls[inside].double().mean()
     error = (warm.radius - exact).abs() / cap
     assert error.mean() < 1e-3 and error.max() < 2e-2
 
@@ -232,8 +232,7 @@ def test_no_shape_takes_many_more_passes_than_bisection(name: str, tolerance: fl
         history = Estimates.given(levels)._replace(factor=torch.full_like(levels, factor))
         settings = {"xtol": tolerance * CAP, "rtol": 0.0, "maxiter": 100, "compact": compact}
         found = approximate_radius(f, (levels,), -levels, CAP, **settings, growth=growth, history=history)
-        slack = SLACK if compact else SLACK_FOR_ALL
-        assert found.calls.max() <= math.ceil(math.log2(1 / tolerance) + slack) + 1
+        assert found.calls.max() <= math.ceil(math.log2(1 / tolerance) + SLACK) + 1
         r, away = found.radius, tolerance * CAP * (1 + 1e-9)
         assert (f((r - away).clamp(min=0.0), levels) < 0).all()
         assert ((f(r + away, levels) > 0) | (r >= CAP)).all() and (r[f(0 * r + CAP, levels) < 0] == CAP).all()
@@ -282,6 +281,72 @@ def test_no_estimate_is_believed_without_a_bracket(f: Callable, exponent: float 
     for r in root.tolist():
         mine = at == r
         assert eps[mine & (values > 0)].min() - eps[mine & (values < 0)].max() <= 0.03 * cap + 1e-6
+
+
+class Recorded:
+    """A margin that remembers where it was asked for, by the last of its arguments."""
+
+    def __init__(self, margin: Callable) -> None:
+        self.margin, self.sizes, self.seen = margin, [], []
+
+    def __call__(self, eps: Tensor, *args: Tensor) -> Tensor:
+        *args, which = args
+        values = self.margin(eps, *args)
+        self.sizes.append(len(eps))
+        self.seen.append(torch.stack([which.to(eps), eps, values]))
+        return values
+
+    def brackets(self, n: int) -> tuple[Tensor, Tensor]:
+        """(n,) each: the largest eps seen with a negative margin, and the smallest without."""
+        which, eps, values = torch.cat(self.seen, 1)
+        at, below, above = which.long(), values < 0, values > 0
+        lower = torch.zeros(n).scatter_reduce(0, at[below], eps[below], "amax")
+        return lower, torch.full((n,), math.inf).scatter_reduce(0, at[above], eps[above], "amin")
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_ever_fewer_samples_take_part_where_the_host_does_not_ask(trained: Trained, known: bool) -> None:
+    """And on a real network that is enough: nearly the same radii as where it does."""
+    x, y, cap = trained.x[:360], trained.y[:360], trained.eps_max
+    with torch.no_grad():
+        frozen, clean = freeze(trained.model), clean_margin(trained.model(x), y)
+        growth = Growth.of(frozen, x, cap, True, (0.0, 1.0))
+    margin, which, n = margin_function(frozen, True, (0.0, 1.0)), torch.arange(len(x)), len(x)
+    bracket, after = (HISTORY_BRACKET, HISTORY_HALVE_AFTER) if known else (BRACKET, HALVE_AFTER)
+    settings = {"xtol": bracket * cap, "rtol": 0.0, "growth": growth, "halve_after": after}
+    history = approximate_radius(margin, (x, y), clean, cap, **settings) if known else None
+    recorded = Recorded(margin)
+    asked = approximate_radius(margin, (x, y), clean, cap, **settings, history=history)
+    found = approximate_radius(recorded, (x, y, which), clean, cap, **settings, history=history, compact=False)
+    expected = [max(TILE, math.ceil(n / 2 ** (max(0, k + 2 - after) // 2))) for k in range(len(recorded.sizes))]
+    assert n > 8 * TILE and recorded.sizes == expected and sum(expected) < 6 * n
+    apart = (asked.radius - found.radius).abs() / cap
+    assert apart.max() < bracket and apart.mean() < 1e-4 and (apart > 1e-3).double().mean() < 0.01
+    assert ((asked.radius > 0) & (asked.radius < cap)).sum() > 50
+
+
+@pytest.mark.parametrize("f", [plateau, step_below_zero])
+def test_whose_turn_does_not_come_keeps_his_bracket(f: Callable) -> None:
+    n, cap = 8 * TILE, 0.4
+    root = torch.linspace(0.05, 0.38, n)
+    recorded = Recorded(f)
+    settings = {"xtol": 1e-3 * cap, "rtol": 0.0, "maxiter": 30, "compact": False, "halve_after": 2}
+    found = approximate_radius(recorded, (root, torch.arange(n)), f(0 * root, root), cap, **settings)
+    lower, upper = recorded.brackets(n)
+    left = upper - lower > 1e-3 * cap
+    assert left.any() and (~left).any()
+    assert ((found.radius >= lower) & (found.radius <= upper))[left].all()
+
+
+def test_the_widest_brackets_go_on() -> None:
+    start = Trail.start(torch.zeros(5), -torch.ones(5))
+    trail = start._replace(
+        lower=torch.tensor([0.1, 0.2, 0.1, 0.3, 0.0]), upper=torch.tensor([0.4, 0.3, 0.2, math.inf, 1.0])
+    )
+    todo = torch.tensor([True, True, True, True, False])
+    assert widest(trail, todo, 3).tolist() == [3, 0, 1]
+    assert sorted(widest(trail, todo, 4).tolist()) == [0, 1, 2, 3]
+    assert widest(trail, todo, 5).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_history_keeps_to_its_samples() -> None:

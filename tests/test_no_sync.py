@@ -23,6 +23,8 @@ from acertlab.presets import preset
 from acertlab.radius import SOLVERS, margin_function
 from acertlab.train import State, initial_state, train_step
 
+BATCH = 80  # of which a search's later passes take a part
+
 aten = torch.ops.aten
 WAITING = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
            aten.is_nonzero.default, aten._unique2.default}  # fmt: skip
@@ -62,8 +64,8 @@ def state_of(device: str, method: str = "acert", **changes) -> tuple[State, obje
         state.scheduler = torch.optim.lr_scheduler.LambdaLR(state.optimizer, lambda t: 1.0)
         state.radii = state.radii and Estimates._make(row.to(device) for row in state.radii)
     state.model.train()
-    x, y = data.to_float(images.train_x[:16]), images.train_y[:16]
-    batch = (x, y, torch.arange(16), 0.1, torch.ones(1, 1, 1, 1))
+    x, y = data.to_float(images.train_x[:BATCH]), images.train_y[:BATCH]
+    batch = (x, y, torch.arange(BATCH), 0.1, torch.ones(1, 1, 1, 1))
     return state, config, tuple(t.to(device) if isinstance(t, Tensor) else t for t in batch)
 
 
@@ -83,7 +85,7 @@ def test_no_operation_of_a_training_step_waits(
         assert loss.isfinite() and norm > 0
     radii = logged["radii"].radius
     assert ((radii >= 0) & (radii <= 0.1 + 1e-6)).all() and ((radii > 0).any() or method == "standard")
-    assert state.radii is None or torch.equal(state.radii.radius[:16], radii)
+    assert state.radii is None or torch.equal(state.radii.radius[:BATCH], radii)
 
 
 @pytest.mark.parametrize("method", OBJECTIVES)
@@ -96,7 +98,7 @@ def test_a_training_step_runs_where_there_is_nothing_to_wait_for(history: bool) 
     """On the meta device no value exists: whatever branched on one would raise."""
     state, config, batch = state_of("meta", radius_history=history)
     loss, _, logits, logged = train_step(state, config, *batch)
-    assert loss.is_meta and logits.shape == (16, 10) and logged["radii"].radius.shape == (16,)
+    assert loss.is_meta and logits.shape == (BATCH, 10) and logged["radii"].radius.shape == (BATCH,)
     with pytest.raises(RuntimeError):
         loss.item()
 
@@ -112,7 +114,7 @@ def test_loss_and_gradient_trace_into_one_graph() -> None:
             logits, statistics = clean_pass(state.model, x)
             frozen, clean = freeze(state.traced, statistics), clean_margin(logits.detach(), y)
             margin = margin_function(frozen, True, (0.0, 1.0))
-            radii = approximate_radius(margin, (x, y), clean, eps, maxiter=3, compact=False).radius
+            radii = approximate_radius(margin, (x, y), clean, eps, maxiter=3, compact=False, halve_after=1).radius
             loss = F.cross_entropy(frozen.margins(ball(x, radii), y), y)
             return loss, radii, *torch.autograd.grad(loss, values[: len(parameters)])
 
@@ -132,7 +134,7 @@ def test_the_fixed_search_is_captured_in_a_cuda_graph(digits_net: Trained) -> No
     with torch.no_grad():
         frozen, clean = freeze(model), clean_margin(model(x), y)
         margin = margin_function(frozen, True, (0.0, 1.0))
-        search = partial(approximate_radius, margin, (x, y), clean, 0.2, maxiter=4, compact=False)
+        search = partial(approximate_radius, margin, (x, y), clean, 0.2, maxiter=4, compact=False, halve_after=2)
         eager = search().radius
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
