@@ -16,7 +16,7 @@ test: $(READY)  ## lint, unit and property tests, and every notebook (under 15 m
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal tests
-	ACERTLAB_RUNS=$$(mktemp -d) $(TEST_ENV) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
+	ACERTLAB_RUNS=$$(mktemp -d) $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
 
 bench: $(READY)  ## what bounds, search and training cost beside other tools (20 to 25 minutes, then as a table)
 	OMP_NUM_THREADS=1 $(BIN)/python -m acertlab.bench
