@@ -46,7 +46,6 @@ class Effort:
         test_images: of which one call finds all radii, with the small CNN.
         streamed: samples that go through one call in constant memory.
         scaling: the sizes of batches, widths and classes.
-        compiled: whether steps with `torch.compile` are timed too.
     """
 
     seconds: float
@@ -56,13 +55,12 @@ class Effort:
     test_images: int
     streamed: int
     scaling: bench_scaling.Sizes
-    compiled: bool
 
 
 FULL = Effort(30.0, {"small_cnn": 16, "cnn7": 64}, {"small_cnn": 20_000, "cnn7": 4096}, {"small_cnn": 8, "cnn7": 2},
-              10_000, 100_000, bench_scaling.FULL, compiled=True)  # fmt: skip
+              10_000, 100_000, bench_scaling.FULL)  # fmt: skip
 QUICK = Effort(1.5, {"small_cnn": 16, "cnn7": 8}, {"small_cnn": 16_000, "cnn7": 6400}, {"small_cnn": 4, "cnn7": 2},
-               2000, 10_000, bench_scaling.QUICK, compiled=False)  # fmt: skip
+               2000, 10_000, bench_scaling.QUICK)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,7 +133,7 @@ def _measure(cases: Sequence[Case], effort: Effort, solver: str) -> Iterator[lis
             yield search(case, eps_max, solver, effort.seconds)
     for case in cases:
         inside = EPS_INSIDE[case.config.model]
-        yield training_step(case, effort.steps[case.config.model], inside, effort.seconds, effort.compiled)
+        yield training_step(case, effort.steps[case.config.model], inside, effort.seconds)
     data, n = cases[0].data, effort.test_images
     yield test_set(cases[0], to_float(data.test_x[:n]), data.test_y[:n], EPS_INSIDE["small_cnn"], solver)
     yield bench_scaling.stream(cases[0], (effort.streamed // 10, effort.streamed), EPS_INSIDE["small_cnn"], solver)

@@ -259,11 +259,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # what a step is called: its
     "ACERT": ("acert", {"radius_history": False}),
     "ACERT, from the radii of an epoch ago": ("acert", {"radius_history": True}),
 }
-COMPILED = {"FastIBP, compiled": ("fast-ibp", {"compile": True})}  # a minute each network before the first step
 Steps = list[tuple[Tensor, Tensor, Tensor]]  # pixels, labels, and which samples of the training set they are
 
 
-def training_step(case: Case, steps: int, eps_max: float, seconds: float, compiled: bool) -> list[Figure]:
+def training_step(case: Case, steps: int, eps_max: float, seconds: float) -> list[Figure]:
     """A step of each method over one of FastIBP's, after the ramp: `acertlab.train.train_step` on the same batches.
 
     Each is timed from the trained network, after untimed steps on the same batches of the network as it was an epoch
@@ -271,8 +270,7 @@ def training_step(case: Case, steps: int, eps_max: float, seconds: float, compil
     weights stay.
     """
     batches = _batches(case, steps)
-    methods = METHODS | (COMPILED if compiled else {})
-    begun = {name: _begun(case, batches, method, eps_max, **changes) for name, (method, changes) in methods.items()}
+    begun = {name: _begun(case, batches, method, eps_max, **changes) for name, (method, changes) in METHODS.items()}
     ready: dict[str, tuple[State, TrainConfig]] = {}
     calls = {name: lambda name=name: _run(*ready[name], batches) for name in begun}
     lirpa = _through_lirpa(*copy.deepcopy(begun["FastIBP"]), batches)

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from acertlab.approximate import Estimates, approximate_radius
 from acertlab.box import Box, ball
-from acertlab.compiled import CompiledLoss
 from acertlab.crown import crown_ibp_margins
 from acertlab.growth import Growth
-from acertlab.interval import Frozen, Statistics
+from acertlab.interval import Frozen
 from acertlab.margin import clean_margin, worst_margin
 from acertlab.radius import margin_function, without_zero
 from acertlab.regularisers import regulariser
@@ -49,8 +48,6 @@ class Step:
     history: Estimates | None = None  # what the last epoch found for these samples
     model: nn.Module | None = None  # the network itself, for methods that attack it
     x_adv: Tensor | None = None  # (B, C, H, W) what the attack at eps_{max,t} found
-    statistics: Statistics | None = None  # of the clean pass, which ``frozen`` was prepared with
-    compiled: CompiledLoss | None = None  # evaluates the robust loss once the ramp is over; None: nothing is compiled
 
 
 @dataclass(frozen=True)
@@ -117,10 +114,6 @@ class IBP(Standard):
         """() L_rob of the worst-case margins."""
         return F.cross_entropy(margins, step.y)
 
-    def robust_loss(self, step: Step, radii: Tensor) -> Tensor:
-        """() L_rob with boxes of these radii: a function of the step's tensors, which `CompiledLoss` traces."""
-        return self.robust(step, self.margins(step, self.box(step, radii), None))
-
     def regulariser_weight(self, eps: float) -> float:
         """The weight of both regularisers at eps_{max,t}: none here."""
         return 0.0
@@ -137,8 +130,7 @@ class IBP(Standard):
                 robust = self.robust(step, margins)
             penalty = weight * regulariser(relu_inputs, (box.radius / step.std).mean())
         elif step.eps > 0:
-            compiled = step.compiled if step.eps == self.eps_max else None
-            robust = (compiled or type(self).robust_loss)(self, step, found.radius)
+            robust = self.robust(step, self.margins(step, self.box(step, found.radius), None))
         loss = self.kappa * clean + (1 - self.kappa) * robust + penalty
         return loss, self._log(clean, robust, penalty, found)
 

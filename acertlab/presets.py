@@ -90,7 +90,6 @@ class TrainConfig:
 
     device: str = "auto"  # cuda, else mps, else cpu
     amp: bool = False  # on CUDA: attacks (never bounds, losses or radii) in bfloat16
-    compile: bool = False  # the robust loss after the ramp by torch.compile; little gained on a CPU (make bench)
 
     def __post_init__(self) -> None:
         for name in ("eps_max", "train_eps_factor", "lr", "clip", "div", "final_div", "attack_step_size", "xtol",
@@ -104,7 +103,7 @@ class TrainConfig:
             self._whole(name, low=1)
         for name in ("seed", "clean_epochs", "ramp_epochs", "root_iterations"):
             self._whole(name, low=0)
-        for name in ("merged", "three_phase", "radius_history", "amp", "compile"):
+        for name in ("merged", "three_phase", "radius_history", "amp"):
             self._require(isinstance(getattr(self, name), bool), name, "True or False")
         choices = {"method": OBJECTIVES, "model": MODELS, "ramp": RAMPS, "scheduler": SCHEDULERS, "solver": SOLVERS}
         for name, accepted in (choices | {"device": DEVICES, "protocol": PROTOCOLS}).items():
@@ -163,7 +162,7 @@ class TrainConfig:
 
 
 # Settings that runs of earlier versions do not name, and what those versions did
-LATER: dict[str, Any] = {"train_eps_factor": 1.0, "compile": False}
+LATER: dict[str, Any] = {"train_eps_factor": 1.0}
 
 # The paper's settings: Table 4 (ACERT), with Shi et al. 2021 for what the table leaves open. Where the paper has no
 # such dataset, the source stands beside.

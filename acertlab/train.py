@@ -24,7 +24,6 @@ from tqdm import tqdm
 from acertlab.allocator import memory_kept
 from acertlab.approximate import Estimates
 from acertlab.checkpoints import full_disk_explained, restore, save_checkpoint
-from acertlab.compiled import CompiledLoss, check_compiler
 from acertlab.data import ImageData, augment, to_float
 from acertlab.failure import NotFinite, find_layer
 from acertlab.interval import clean_pass, freeze
@@ -83,7 +82,6 @@ class State:
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     radii: Estimates | None  # of the training samples, as the last epoch found them; None: not kept
-    compiled: CompiledLoss | None = None  # the robust loss
     history: list[dict[str, float | None]] = field(default_factory=list)
     best_weights: dict[str, Tensor] | None = None  # of the published protocol: those of the best epoch
     best_epoch: int = -1
@@ -112,7 +110,6 @@ def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: boo
         FileExistsError: ``resume`` is False and ``run_dir`` holds a run.
         Held: another process trains in ``run_dir``.
         NotFinite: the loss is no longer finite; the message names epoch, step, learning rate, eps and the layer.
-        RuntimeError: ``config.compile`` on a machine where `torch.compile` does not work.
         OSError: the disk is full; the last checkpoint is whole, and the same call goes on from it.
     """
     _check_data(config, data)
@@ -128,8 +125,6 @@ def _train(config: TrainConfig, data: ImageData, run_dir: Path, device: torch.de
     steps = math.ceil(len(data.train_x) / config.batch_size)
     train_x, train_y = data.train_x.to(device), data.train_y.to(device)
     label = f"{config.method} kappa={config.kappa:g}"
-    if config.compile:
-        check_compiler(device.type)
     devices = [device] if device.type == "cuda" else []
     with memory_kept(), torch.random.fork_rng(devices), full_precision(device):
         state = initial_state(config, data, device, steps)
@@ -250,7 +245,7 @@ def train_step(
     logits, statistics = clean_pass(state.model, x)
     frozen = freeze(state.traced, statistics) if state.objective.bounds else None
     known = state.radii.of(index) if state.radii else None
-    step = Step(x, y, logits, frozen, eps, std, known, state.model, statistics=statistics, compiled=state.compiled)
+    step = Step(x, y, logits, frozen, eps, std, known, state.model)
     loss, logged = state.objective(step)
     if state.radii and eps > 0:
         state.radii.update_(index, logged["radii"])
@@ -333,7 +328,7 @@ def initial_state(config: TrainConfig, data: ImageData, device: torch.device, st
     kept = config.radius_history and objective.searches and config.solver == "log-secant"  # the others take no guess
     radii = Estimates.given(torch.zeros(len(data.train_x), device=device)) if kept else None
     traced, rate = trace(model), learning_rate(config, optimizer, steps)
-    return State(model, traced, objective, optimizer, rate, radii, CompiledLoss(traced) if config.compile else None)
+    return State(model, traced, objective, optimizer, rate, radii)
 
 
 def _described(config: TrainConfig, data: ImageData) -> dict[str, Any]:

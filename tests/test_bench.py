@@ -23,7 +23,7 @@ from acertlab.objectives import FastIBP, Step
 SOLVER = bench.DEFAULT_SOLVER
 TINY = bench.Effort(
     0.0, {"small_cnn": 4, "cnn7": 2}, {"small_cnn": 1024, "cnn7": 1024}, {"small_cnn": 2, "cnn7": 1}, 100, 400,
-    bench_scaling.Sizes((16, 32, 64), (4, 8, 16), (10, 20, 40)), compiled=False,
+    bench_scaling.Sizes((16, 32, 64), (4, 8, 16), (10, 20, 40)),
 )  # fmt: skip
 
 
