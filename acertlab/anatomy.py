@@ -16,7 +16,8 @@ from scipy.optimize import brentq
 
 from acertlab import metrics
 from acertlab.bootstrap import LEVEL, Interval, Resamples, Samples, cell_scores, interval, run_means
-from acertlab.fronts import eps_text, name_of
+from acertlab.catalogue import name_of
+from acertlab.fronts import eps_text
 
 CAPS = 60  # values of eps_max at which ART is given
 CAP_DRAWS = 200  # resamples at each: each costs a pass over all radii

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from acertlab.catalogue import name_of
 from acertlab.data import ImageData, augment, load_dataset, to_float
 from acertlab.external import import_run, normalised
 from acertlab.files import read_json, write_json
-from acertlab.fronts import name_of
 from acertlab.models import MODELS
 from acertlab.presets import TrainConfig, preset, with_epochs
 from acertlab.schedules import learning_rate

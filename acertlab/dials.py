@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from acertlab.fronts import eps_text, name_of
+from acertlab.catalogue import name_of
+from acertlab.fronts import eps_text
 from acertlab.metrics import front_places
 from acertlab.presets import LATER
 from acertlab.runs import load_finished

@@ -213,7 +213,7 @@ def import_run(
         model: in evaluation mode, (B, ...) -> (B, classes), for inputs in pixel units.
         data: from `load_dataset`; only its test part is read.
         run_dir: the run's folder, made if it is not there.
-        method: what tables and legends call it: a name of `acertlab.metrics.METHODS`, such as "sabr", or another, such
+        method: what tables and legends call it: a key of METHODS, such as "sabr", or another, such
             as "SABR (published)".
         eps_max: the perceptual limit, pixel units: that of the runs it is compared with.
         kappa, seed: where it stands among the points of ``method``; kappa is the share of the clean loss.

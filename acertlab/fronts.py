@@ -16,15 +16,11 @@ import pandas as pd
 
 from acertlab import metrics
 from acertlab.bootstrap import LEVEL, Interval, Resamples, Samples, Scores, cell_scores, draw, interval, joint_samples
+from acertlab.catalogue import name_of
 from acertlab.runs import load_histories
 
 GRID = 101  # accuracies at which two fronts are compared
 KNOWN = 0.95  # an accuracy counts where at least this share of the resampled fronts reaches it
-
-
-def name_of(method: str) -> str:
-    """What a method is called in sentences and figures."""
-    return metrics.METHODS.get(method, method)
 
 
 def eps_text(eps: float) -> str:

@@ -193,7 +193,7 @@ def _method(name: str) -> Callable[..., Any]:
     return each_end(lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs))
 
 
-METHODS: dict[str, Callable[..., Any]] = {
+TENSOR_METHODS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(RELU_METHODS, _functional_relu),
     **dict.fromkeys(("add", "add_"), _add),
     **dict.fromkeys(("sub", "sub_"), _sub),

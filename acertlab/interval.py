@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from acertlab.box import Box
-from acertlab.functions import FUNCTIONS, METHODS, RELU_FUNCTIONS, RELU_METHODS
+from acertlab.functions import FUNCTIONS, RELU_FUNCTIONS, RELU_METHODS, TENSOR_METHODS
 from acertlab.fused import batch_norm
 from acertlab.rules import (
     Affine,
@@ -120,7 +120,7 @@ class Frozen:
     tile = TILE
     row_bytes = 0
     rule = staticmethod(rule)
-    functions, methods = FUNCTIONS, METHODS
+    functions, methods = FUNCTIONS, TENSOR_METHODS
 
     def __init__(self, traced: Traced, layers: dict[fx.Node, Any], folded: dict[fx.Node, fx.Node]) -> None:
         self.traced, self.layers, self.folded = traced, layers, folded
@@ -225,8 +225,8 @@ class Frozen:
             name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
             raise TypeError(
                 f"model: no interval rule for the {node.op[5:]} '{name}' ({_place(node)}). Put it into a module of its "
-                "own and give that a rule (acertlab.rule.register), add it to acertlab.functions.FUNCTIONS or METHODS, "
-                "or use bound='crown', through auto_LiRPA"
+                "own and give that a rule (acertlab.rule.register), add it to FUNCTIONS or TENSOR_METHODS of "
+                "acertlab.functions, or use bound='crown', through auto_LiRPA"
             )
         return call(*args, **kwargs)
 

@@ -13,23 +13,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from acertlab.catalogue import METHODS, name_of
 from acertlab.data import to_float
 from acertlab.radius import RadiusStatus
-
-METHODS = {  # what a training method is called, in the order of tables and legends
-    "standard": "Standard",
-    "ibp": "IBP",
-    "fast-ibp": "FastIBP",
-    "crown-ibp": "CROWN-IBP",
-    "sabr": "SABR",
-    "mtl-ibp": "MTL-IBP",
-    "cc-ibp": "CC-IBP",
-    "exp-ibp": "Exp-IBP",
-    "acert": "ACERT",
-    "acert-fast": "ACERT-fast",
-    "acert-sabr": "ACERT + SABR (ours)",
-    "acert-mtl-ibp": "ACERT + MTL-IBP (ours)",
-}
 
 # Rounding eps to float32 lowers it by at most this much, relatively.
 FLOAT32_ROUNDING = 2.0**-24
@@ -244,7 +230,7 @@ def _table_row(row: pd.Series, mark: str) -> dict:
     percent = {"Acc": 100 * row.acc, "ACR": 100 * row.acr, "ART": 100 * row.art}
     return {
         **row[["dataset", "eps_max", "kappa", "seeds"]],
-        "method": METHODS.get(row.method, row.method) + mark,
+        "method": name_of(row.method) + mark,
         **percent,
     }
 

@@ -353,19 +353,3 @@ class ACERTMTLIBP(MTLIBP, ACERT):
 
     Ours; not published.
     """
-
-
-OBJECTIVES: dict[str, type[Standard]] = {
-    "standard": Standard,
-    "ibp": IBP,
-    "fast-ibp": FastIBP,
-    "crown-ibp": CROWNIBP,
-    "sabr": SABR,
-    "mtl-ibp": MTLIBP,
-    "cc-ibp": CCIBP,
-    "exp-ibp": ExpIBP,
-    "acert": ACERT,
-    "acert-fast": ACERTFast,
-    "acert-sabr": ACERTSABR,
-    "acert-mtl-ibp": ACERTMTLIBP,
-}

@@ -18,8 +18,8 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from acertlab import metrics
+from acertlab.catalogue import METHODS
 from acertlab.data import ImageData
-from acertlab.objectives import OBJECTIVES
 from acertlab.presets import LIKE, TrainConfig, config_from_parameters
 from acertlab.runs import Run
 
@@ -36,7 +36,7 @@ class Row:
 
     table: int
     dataset: str
-    method: str  # a key of OBJECTIVES
+    method: str  # a key of METHODS
     kappa: float
     acc: float
     acr: float | None = None
@@ -138,8 +138,8 @@ def varied(config: TrainConfig, variant: str) -> TrainConfig:
         return replace(config, ramp_epochs=0)
     if not (root := re.fullmatch(r"root-(\d+)", variant)):
         raise ValueError(f'variant = {variant!r}: accepted is "", no-ramp, or root-N with a number N, as root-2')
-    if not OBJECTIVES[config.method].searches:
-        able = ", ".join(name for name, objective in OBJECTIVES.items() if objective.searches)
+    if not METHODS[config.method].objective.searches:
+        able = ", ".join(name for name, method in METHODS.items() if method.objective.searches)
         raise ValueError(f"variant = {variant!r}: {config.method} searches no radii; {able} do")
     return replace(config, solver="brentq", radius_history=False, root_iterations=int(root[1]))
 

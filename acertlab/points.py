@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from acertlab import metrics
+from acertlab.catalogue import name_of
 
 SAME = 1e-9  # two kappa, or two accuracies, that differ by less are one
 
@@ -48,7 +49,7 @@ class Point:
     def label(self) -> str:
         """Such as "ACERT, kappa = 0.25 (3 seeds)"."""
         seeds = f" ({len(self.seeds)} seeds)" if len(self.seeds) > 1 else ""
-        return f"{metrics.METHODS.get(self.method, self.method)}, kappa = {self.kappa:g}{seeds}"
+        return f"{name_of(self.method)}, kappa = {self.kappa:g}{seeds}"
 
     def acr(self, eps_max: float) -> np.ndarray:
         """(S,) average certified radius (Eq. 12) of each seed, radii above eps_max counting as eps_max."""

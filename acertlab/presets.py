@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from acertlab.catalogue import METHODS
 from acertlab.models import MODELS
-from acertlab.objectives import OBJECTIVES
 from acertlab.parameters import Within
 from acertlab.radius import SOLVERS
 from acertlab.runs import runs_folder
@@ -35,7 +35,7 @@ class TrainConfig:
 
     # what is trained
     dataset: str = "digits"  # a name that load_dataset knows; embedded, so it needs no download
-    method: str = "acert"  # a key of OBJECTIVES
+    method: str = "acert"  # a key of METHODS
     kappa: float = 0.0  # share of the clean loss in Eq. (11); 0 as in Table 1. "standard" is kappa = 1 by definition
     eps_max: float = 0.4  # largest radius that counts, pixel units (Table 4, MNIST)
     train_eps_factor: float = (
@@ -105,7 +105,7 @@ class TrainConfig:
             self._whole(name, low=0)
         for name in ("merged", "three_phase", "radius_history", "amp"):
             self._require(isinstance(getattr(self, name), bool), name, "True or False")
-        choices = {"method": OBJECTIVES, "model": MODELS, "ramp": RAMPS, "scheduler": SCHEDULERS, "solver": SOLVERS}
+        choices = {"method": METHODS, "model": MODELS, "ramp": RAMPS, "scheduler": SCHEDULERS, "solver": SOLVERS}
         for name, accepted in (choices | {"device": DEVICES, "protocol": PROTOCOLS}).items():
             self._require(getattr(self, name) in accepted, name, ", ".join(accepted))
         known = isinstance(self.dataset, str) and (self.dataset in DATASETS or self.dataset.startswith("folder:"))
@@ -246,7 +246,7 @@ SMALL = {"model": "small_cnn", "width": 16, "three_phase": False, "radius_histor
 SMOKE = {"width": 4, "epochs": 1, "clean_epochs": 0, "ramp_epochs": 1}  # does it run? Its numbers mean nothing
 
 BUDGETS = ("smoke", "fast", "paper")
-DATASETS = tuple(name for name in PAPER if name != "folder")
+DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet")
 
 
 def _model_or_preset(name: Any) -> str:
@@ -298,7 +298,7 @@ def _literal(node: ast.expr) -> Any:
 # What a training notebook's parameters may be, for `check_parameters`; 0 and "" stand for the preset's value
 PARAMETERS: dict[str, Any] = {
     "dataset": str,
-    "method": tuple(OBJECTIVES),
+    "method": tuple(METHODS),
     "kappa": Within(0, 1),
     "eps_max": Within(0, 1),
     "seed": Within(0, kind=int),
@@ -319,7 +319,7 @@ def preset(dataset: str, method: str, *, budget: str = "paper") -> TrainConfig:
 
     Args:
         dataset: "digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet" or "folder:PATH".
-        method: a key of OBJECTIVES.
+        method: a key of METHODS.
         budget: "paper" needs a GPU (except digits); "fast" takes minutes on two cores, with the same OneCycle schedule
             for all methods; "smoke" only shows that everything runs.
 

@@ -18,8 +18,9 @@ from plotly.offline import get_plotlyjs
 from tqdm import tqdm
 
 from acertlab.anatomy import CapSensitivity, Portrait, cap_sensitivity, order_sentence, portrait
+from acertlab.catalogue import name_of
 from acertlab.files import written_aside
-from acertlab.fronts import Analysis, analyse, eps_text, name_of
+from acertlab.fronts import Analysis, analyse, eps_text
 from acertlab.plots import analysis as figures
 from acertlab.runs import load_finished
 

@@ -39,7 +39,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
 from acertlab.box import Box
-from acertlab.functions import FUNCTIONS, METHODS
+from acertlab.functions import FUNCTIONS, TENSOR_METHODS
 from acertlab.models import Normalize
 from acertlab.rules import BATCH_STATISTICS, Affine, has_rule, rule
 
@@ -371,7 +371,7 @@ UNROUNDED = {
     *("movedim", "t", "flip", "roll", "narrow", "index_select", "expand", "expand_as", "repeat", "contiguous", "clone"),
     *("detach", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
 }
-BY_RULE = {  # called with the rounding and the rule in functions.FUNCTIONS or METHODS
+BY_RULE = {  # called with the rounding and the rule in functions.FUNCTIONS or TENSOR_METHODS
     **dict.fromkeys(("add", "iadd", "sub", "isub"), _add),
     **dict.fromkeys(("mul", "imul", "multiply"), _mul),
     **dict.fromkeys(("div", "divide", "truediv", "itruediv"), _div),
@@ -383,7 +383,7 @@ BY_FUNCTION = {  # called with the rounding and the function itself
     **dict.fromkeys(("mean", "sum"), _average),
     **{name: partial(_called_pool, kind) for name, kind in POOLS.items()},
 }
-PLAIN = (dict(FUNCTIONS), dict(METHODS))  # not what users add to them: nothing is proved of that
+PLAIN = (dict(FUNCTIONS), dict(TENSOR_METHODS))  # not what users add to them: nothing is proved of that
 
 
 def name_of(function: Callable | str) -> str:

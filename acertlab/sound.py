@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from acertlab.box import Box
-from acertlab.functions import FUNCTIONS, METHODS
+from acertlab.functions import FUNCTIONS, TENSOR_METHODS
 from acertlab.interval import Frozen, _difference_radius, fold
 from acertlab.rounding import (
     ROUNDINGS,
@@ -143,7 +143,7 @@ def _check_graph(traced: Traced, functions: dict, methods: dict) -> None:
             if getattr(traced.model, node.target).is_floating_point():
                 raise _computed_constant(node)
         elif node.op in ("call_function", "call_method"):
-            plain, proved = (FUNCTIONS, functions) if node.op == "call_function" else (METHODS, methods)
+            plain, proved = (FUNCTIONS, functions) if node.op == "call_function" else (TENSOR_METHODS, methods)
             if node.target in plain and node.target not in proved:
                 raise _refusal(f"the {node.op[5:]} '{name_of(node.target)}' (node '{node.name}' of the forward)")
 

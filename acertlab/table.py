@@ -13,9 +13,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from acertlab.attack import adversarial_accuracy
+from acertlab.catalogue import name_of
 from acertlab.data import ImageData, load_dataset, to_float
 from acertlab.files import read_json, write_json
-from acertlab.fronts import eps_text, name_of, validation_art
+from acertlab.fronts import eps_text, validation_art
 from acertlab.metrics import FLOAT32_ROUNDING, correct
 from acertlab.parameters import number
 from acertlab.runs import Run, load_finished, load_run

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from acertlab.allocator import memory_kept
 from acertlab.approximate import Estimates
+from acertlab.catalogue import METHODS
 from acertlab.checkpoints import full_disk_explained, restore, save_checkpoint
 from acertlab.data import ImageData, augment, to_float
 from acertlab.failure import NotFinite, find_layer
@@ -31,7 +32,7 @@ from acertlab.locks import locked
 from acertlab.margin import full_precision
 from acertlab.metrics import mean_of_batches, summarise
 from acertlab.models import MODELS, ibp_init_
-from acertlab.objectives import OBJECTIVES, Standard, Step
+from acertlab.objectives import Standard, Step
 from acertlab.presets import LATER, TrainConfig
 from acertlab.radius import certified_radius
 from acertlab.regularisers import l1_norm
@@ -320,7 +321,7 @@ def initial_state(config: TrainConfig, data: ImageData, device: torch.device, st
     """The state before the first of ``steps`` steps an epoch, on ``device``."""
     torch.manual_seed(config.seed)
     model = MODELS[config.model](data.in_shape, data.num_classes, width=config.width, mean=data.mean, std=data.std)
-    objective = OBJECTIVES[config.method].from_config(config)
+    objective = METHODS[config.method].objective.from_config(config)
     if objective.ibp_init:
         ibp_init_(model)
     model = model.to(device)

@@ -9,6 +9,7 @@ from made_up import EPS_MAX, in_memory, tradeoff, write_sweep
 
 from acertlab import metrics
 from acertlab.bootstrap import Interval, cell_scores, draw
+from acertlab.catalogue import METHODS
 from acertlab.fronts import Curve, analyse, compare, eps_text, simultaneous_half_width, tuned
 from acertlab.runs import load_runs
 
@@ -176,7 +177,7 @@ class TestAnalyse:
         assert {best.chosen_on for best in blind.tuned} == {"test"}
         table = metrics.tuned_table(blind.samples.runs)
         for best in blind.tuned:
-            row = table[table.method == metrics.METHODS[best.method] + " †"].iloc[0]
+            row = table[table.method == METHODS[best.method].label + " †"].iloc[0]
             assert (best.kappa, 100 * best.art.estimate) == (row.kappa, pytest.approx(row.ART, rel=1e-5))
             assert best.kappa != 0.9 and "which flatters" in best.sentence
         val_art = {cell: cell[1] for cell in radii}

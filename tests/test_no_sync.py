@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from acertlab import data, objectives
 from acertlab.approximate import Estimates, approximate_radius
 from acertlab.box import ball
+from acertlab.catalogue import METHODS
 from acertlab.interval import clean_pass, freeze
 from acertlab.margin import clean_margin
-from acertlab.objectives import OBJECTIVES
 from acertlab.presets import preset
 from acertlab.radius import SOLVERS, margin_function
 from acertlab.train import State, initial_state, train_step
@@ -88,7 +88,7 @@ def test_no_operation_of_a_training_step_waits(
     assert state.radii is None or torch.equal(state.radii.radius[:BATCH], radii)
 
 
-@pytest.mark.parametrize("method", OBJECTIVES)
+@pytest.mark.parametrize("method", METHODS)
 def test_no_operation_of_any_methods_step_waits(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     test_no_operation_of_a_training_step_waits("log-secant", False, monkeypatch, method)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from acertlab.box import Box, ball
+from acertlab.catalogue import METHODS
 from acertlab.crown import crown_ibp_margins
 from acertlab.interval import clean_pass, freeze
 from acertlab.lirpa import Bounded
@@ -25,7 +26,6 @@ from acertlab.objectives import (
     CROWNIBP,
     IBP,
     MTLIBP,
-    OBJECTIVES,
     SABR,
     ACERTFast,
     ExpIBP,
@@ -247,10 +247,10 @@ def test_acert_regularises_at_its_own_radii():
     assert_same(model, loss, F.cross_entropy(margins, y) + 0.5 * (1 - 0.05 / 0.4) * reference_regulariser(relus, d0))
 
 
-@pytest.mark.parametrize("method", [name for name in OBJECTIVES if name != "standard"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "standard"])
 def test_at_eps_zero_the_robust_term_is_the_clean_loss(method):
     model, x, y = setup(cnn)
-    objective = OBJECTIVES[method].from_config(TrainConfig(method=method, kappa=0.3, lambda0=0.0))
+    objective = METHODS[method].objective.from_config(TrainConfig(method=method, kappa=0.3, lambda0=0.0))
     loss, logged = objective(step_of(model, x, y, 0.0))
     assert_same(model, loss, F.cross_entropy(model(x), y))
     assert not logged["radii"].radius.any()
@@ -487,19 +487,21 @@ def test_search_and_bounds_update_running_statistics_once():
 
 def test_from_config_takes_every_field():
     config = TrainConfig(kappa=0.3, eps_max=0.1, lambda0=0.2, merged=False, domain=None, root_iterations=3, rtol=1e-3)
-    assert OBJECTIVES["acert"].from_config(config) == ACERT(0.3, False, None, 0.1, 0.2, "log-secant", 1e-6, 1e-3, 3)
-    assert {name for name, objective in OBJECTIVES.items() if not objective.ibp_init} == {
+    assert METHODS["acert"].objective.from_config(config) == ACERT(
+        0.3, False, None, 0.1, 0.2, "log-secant", 1e-6, 1e-3, 3
+    )
+    assert {name for name, method in METHODS.items() if not method.objective.ibp_init} == {
         "standard",
         "ibp",
         "crown-ibp",
     }
-    assert {name for name, objective in OBJECTIVES.items() if objective.searches} == {
+    assert {name for name, method in METHODS.items() if method.objective.searches} == {
         "acert",
         "acert-sabr",
         "acert-mtl-ibp",
     }
     config = TrainConfig(small_box=0.7, alpha=0.2, attack_steps=3, attack_step_size=2.0, amp=True, eps_max=0.1)
-    sabr = OBJECTIVES["acert-sabr"].from_config(config)
+    sabr = METHODS["acert-sabr"].objective.from_config(config)
     assert (sabr.small_box, sabr.attack_steps, sabr.attack_step_size, sabr.amp, sabr.eps_max) == (
         0.7,
         3,
@@ -507,7 +509,7 @@ def test_from_config_takes_every_field():
         True,
         0.1,
     )
-    assert OBJECTIVES["mtl-ibp"].from_config(config).alpha == 0.2
+    assert METHODS["mtl-ibp"].objective.from_config(config).alpha == 0.2
 
 
 # ---- regularisers

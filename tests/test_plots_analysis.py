@@ -6,8 +6,8 @@ from made_up import EPS_MAX, tradeoff, write_sweep
 
 from acertlab.anatomy import CapSensitivity, Portrait, cap_sensitivity, portrait
 from acertlab.fronts import Analysis, analyse
-from acertlab.plots import METHODS
 from acertlab.plots import analysis as figures
+from acertlab.plots import method_style
 from acertlab.runs import load_runs
 
 
@@ -37,7 +37,7 @@ def test_fronts(analysis: Analysis) -> None:
         of_method = (cells.method == method).to_numpy()
         np.testing.assert_allclose(shown[name].x, 100 * analysis.scores.acc[0, of_method])
         np.testing.assert_allclose(shown[name].y, 100 * analysis.scores.acr[0, of_method])
-        assert (shown[name].marker.color, shown[name].marker.symbol) == METHODS[method]
+        assert (shown[name].marker.color, shown[name].marker.symbol) == method_style(method)[1:]
         low, high = (np.percentile(100 * analysis.scores.acr[1:, of_method], q, axis=0) for q in (2.5, 97.5))
         np.testing.assert_allclose(np.add(shown[name].y, shown[name].error_y.array), high)
         np.testing.assert_allclose(np.subtract(shown[name].y, shown[name].error_y.arrayminus), low)

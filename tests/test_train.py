@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from acertlab.catalogue import METHODS
 from acertlab.data import load_dataset, to_float
 from acertlab.failure import NotFinite
 from acertlab.interval import freeze
 from acertlab.margin import margin_at
 from acertlab.models import MODELS
-from acertlab.objectives import OBJECTIVES
 from acertlab.parameters import check_parameters
 from acertlab.presets import (
     BUDGETS,
@@ -128,7 +128,7 @@ def test_a_device_that_is_not_there_is_an_error_before_anything_is_written(few, 
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("method", OBJECTIVES)
+@pytest.mark.parametrize("method", METHODS)
 def test_there_is_a_preset_of_every_kind(method, budget):
     for dataset in (*DATASETS, "folder:somewhere"):
         config = preset(dataset, method, budget=budget)
@@ -344,7 +344,7 @@ def test_the_same_seed_gives_the_same_numbers(done, few, tmp_path):
     assert not torch.equal(weights(other.path)["1.weight"], weights(done.path)["1.weight"])
 
 
-@pytest.mark.parametrize("method", OBJECTIVES)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scheduler", ["onecycle", "step"])
 def test_every_method_runs(method, scheduler, few, tmp_path):
     config = replace(SMALL, method=method, model="small_cnn", width=4, epochs=2, clean_epochs=0, ramp_epochs=1,
@@ -598,11 +598,11 @@ def test_shrinking_radii_are_warned_of_once(few, caplog):
 
 def test_ibp_methods_start_from_ibp_initialisation(few):
     spread = {}
-    for method in OBJECTIVES:
+    for method in METHODS:
         state = train_module.initial_state(replace(SMALL, method=method), few, torch.device("cpu"), steps=7)
         spread[method] = state.model[1].weight.std().item()
     expected = (2 * torch.pi) ** 0.5 / 64
-    for method in set(OBJECTIVES) - {"standard", "ibp", "crown-ibp"}:
+    for method in set(METHODS) - {"standard", "ibp", "crown-ibp"}:
         assert spread[method] == pytest.approx(expected, rel=0.1)
     assert spread["standard"] == spread["ibp"] != pytest.approx(expected, rel=0.1)
 

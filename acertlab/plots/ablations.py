@@ -27,8 +27,8 @@ def _panels(title: str, ours: str, theirs: str | None, height: int) -> go.Figure
 
 def _style(label: str) -> tuple[str, str]:
     """Colour and marker of a method by what it is called."""
-    key = next((key for key, name in metrics.METHODS.items() if name == label), label)
-    return METHODS.get(key, (GREY, "circle-open"))
+    key = next((key for key, method in METHODS.items() if method.label == label), label)
+    return method_style(key)[1:]
 
 
 def ramp_effect(table: pd.DataFrame, ours: str) -> go.Figure:

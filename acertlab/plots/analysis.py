@@ -13,7 +13,8 @@ from plotly.subplots import make_subplots
 from acertlab import metrics
 from acertlab.anatomy import CapSensitivity, Portrait
 from acertlab.bootstrap import interval
-from acertlab.fronts import Analysis, Comparison, Curve, name_of
+from acertlab.catalogue import name_of
+from acertlab.fronts import Analysis, Comparison, Curve
 from acertlab.plots import EPS_AXIS, GREY, method_style
 
 DASHES = ("solid", "dash", "dot", "dashdot")

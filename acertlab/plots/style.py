@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 import plotly.io
 
-from acertlab import metrics
+from acertlab.catalogue import METHODS, name_of
 
 # In a Jupyter kernel plotly's default shows figures in JupyterLab only. With HTML beside it (plotly.js from its CDN)
 # they appear in nbviewer and in HTML copies too. PLOTLY_RENDERER=plotly_mimetype+notebook puts plotly.js itself into
@@ -17,20 +17,16 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")  # fmt: skip
 GREY = "#8C8C8C"
 
-METHODS: dict[str, tuple[str, str]] = {  # a method's colour and its marker
-    "standard": (BLACK, "circle"),
-    "ibp": (SKY, "square"),
-    "fast-ibp": (BLUE, "diamond"),
-    "crown-ibp": (GREEN, "triangle-up"),
-    "sabr": (PURPLE, "cross"),
-    "mtl-ibp": (GREEN, "x"),
-    "cc-ibp": (PURPLE, "pentagon"),
-    "exp-ibp": (SKY, "triangle-down"),
-    "acert": (VERMILLION, "star"),
-    "acert-fast": (ORANGE, "hexagram"),
-    "acert-sabr": (PURPLE, "star-diamond"),
-    "acert-mtl-ibp": (GREEN, "star-square"),
-}
+PALETTE = {
+    "black": BLACK,
+    "orange": ORANGE,
+    "sky": SKY,
+    "green": GREEN,
+    "yellow": YELLOW,
+    "blue": BLUE,
+    "vermillion": VERMILLION,
+    "purple": PURPLE,
+}  # Okabe and Ito's
 EPS_AXIS = "eps (pixel units, 0 to 1)"
 
 # Plotly's "simple_white", of which figures here use this much. The whole of it takes 13 ms to set, and the explorer
@@ -47,7 +43,9 @@ TEMPLATE = go.layout.Template(
 
 def method_style(method: str) -> tuple[str, str, str]:
     """What a method is called in figures, its colour and its marker; a method of your own is grey."""
-    return metrics.METHODS.get(method, method), *METHODS.get(method, (GREY, "circle-open"))
+    if method not in METHODS:
+        return method, GREY, "circle-open"
+    return name_of(method), PALETTE[METHODS[method].colour], METHODS[method].marker
 
 
 def faded(colour: str, opacity: float) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from acertlab import plots
+from acertlab.plots.style import method_style
 from acertlab.points import Points, pool
 from acertlab.runs import load_radii, load_runs
 from acertlab.widgets.gallery import Gallery, gallery_figure, gallery_of, gallery_text
@@ -71,7 +71,7 @@ def _controls(points: Points, start: View) -> dict[str, ipw.Widget]:
     steps = sorted({*trained, *(round(0.01 * i, 2) for i in range(101) if trained[0] <= 0.01 * i <= trained[-1])})
     labels = [(f"{kappa:g} (trained)" if kappa in trained else f"{kappa:g}", kappa) for kappa in steps]
     nearest = min(steps, key=lambda kappa: abs(kappa - start.kappa))
-    methods = [(plots.method_style(method)[0], method) for method in points.methods]
+    methods = [(method_style(method)[0], method) for method in points.methods]
     networks = [(point.label, i) for i, point in enumerate(points.points)]
     acc = [point.acc.mean() for point in points.points]
     ends = max(np.floor(100 * min(acc) - 1) / 100, 0.0), min(np.ceil(100 * max(acc) + 1) / 100, 1.0)  # whole percents

@@ -11,9 +11,9 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from acertlab import plots
 from acertlab.attack import attacked_radius
 from acertlab.data import ImageData, load_dataset, to_float
+from acertlab.plots.samples import image_grid
 from acertlab.runs import Run, load_run
 
 EACH = 6  # images of either kind
@@ -111,11 +111,11 @@ def _dataset(name: str, root: str | None) -> ImageData:
 def gallery_figure(gallery: Gallery) -> go.Figure:
     """The images in two rows, the best above the worst, each with its range; without images an empty figure."""
     if gallery.images is None:
-        return plots.image_grid(np.ones((1, 1, 1, 1)))
+        return image_grid(np.ones((1, 1, 1, 1)))
     what = "certified radius" if gallery.attacked is None else "[certified, attacked]"
     title = f"The largest radii, and below them the smallest above 0: {what}"
     texts = [f"{title}<br>{ends}" for title, ends in zip(gallery.titles, gallery.ranges, strict=True)]
-    return plots.image_grid(gallery.images, texts, columns=EACH, title=title)
+    return image_grid(gallery.images, texts, columns=EACH, title=title)
 
 
 def gallery_text(gallery: Gallery) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from acertlab import plots
+from acertlab.plots.fronts import histogram_spec, shares_spec, tradeoff_spec
+from acertlab.plots.style import method_style
 from acertlab.points import Mix, Points, at_accuracy, at_kappa, front, means
 from acertlab.reproduce import config_of, training_command
 from acertlab.runs import load_run
@@ -104,7 +105,7 @@ def _row(mix: Mix, view: View) -> dict[str, object]:
 
 
 def _name(method: str) -> str:
-    return plots.method_style(method)[0]
+    return method_style(method)[0]
 
 
 # ---- figures
@@ -118,7 +119,7 @@ def _tradeoff(points: Points, view: View) -> dict:
     x = max(table.acc.min() - 0.03, 0.0), min(table.acc.max() + 0.03, 1.0)
     # in whole tens, so that the axis stays where it is for small movements of eps_max
     y = max(np.floor(10 * table.acr.min() - 0.2) / 10, 0.0), min(np.ceil(10 * table.acr.max() + 0.2) / 10, 1.0)
-    spec = plots.tradeoff_spec(table, kappa=view.kappa, circled=circled, picked=picked, level=view.accuracy,
+    spec = tradeoff_spec(table, kappa=view.kappa, circled=circled, picked=picked, level=view.accuracy,
                                crossed=crossed, span=(x, y), height=490)  # fmt: skip
     spec["data"][0]["showscale"] = False  # the map's lines have labels
     return _narrow(spec, legend_rows=3)
@@ -140,7 +141,7 @@ def _curves(points: Points, view: View) -> dict:
     mixes, grid = mixes_at(points, view), np.linspace(0.0, view.eps_max, CURVE_POINTS)
     shares = {name: mix.certified(grid) for name, mix in mixes.items()}
     methods = {name: mix.method for name, mix in mixes.items()}
-    spec = plots.shares_spec(grid, shares, methods=methods, eps=view.at, height=490)
+    spec = shares_spec(grid, shares, methods=methods, eps=view.at, height=490)
     return _narrow(spec, legend_rows=3)
 
 
@@ -148,13 +149,13 @@ def _picked_curve(points: Points, view: View) -> dict:
     point, grid = points.points[view.picked], np.linspace(0.0, view.eps_max, CURVE_POINTS)
     methods, title = {point.label: point.method}, "Certified accuracy: the area is the ACR"
     shares = {point.label: point.certified(grid)}
-    spec = plots.shares_spec(grid, shares, methods=methods, eps=view.at, title=title, fill=True, height=430)
+    spec = shares_spec(grid, shares, methods=methods, eps=view.at, title=title, fill=True, height=430)
     return _narrow(spec, legend_rows=4)
 
 
 def _picked_radii(points: Points, view: View) -> dict:
     radii = np.concatenate(points.points[view.picked].radii)
-    return _narrow(plots.histogram_spec(radii, view.eps_max, eps=view.at, height=430), legend_rows=4)
+    return _narrow(histogram_spec(radii, view.eps_max, eps=view.at, height=430), legend_rows=4)
 
 
 def _pair_curves(points: Points, view: View) -> dict:
@@ -166,7 +167,7 @@ def _pair_curves(points: Points, view: View) -> dict:
         shares[name] = np.full(CURVE_POINTS, np.nan) if mix is None else mix.certified(grid)
         methods[name] = method
     title = f"Certified accuracy at a standard accuracy of {100 * view.accuracy:.4g} %"
-    return plots.shares_spec(grid, shares, methods=methods, eps=view.at, title=title, height=400)
+    return shares_spec(grid, shares, methods=methods, eps=view.at, title=title, height=400)
 
 
 Draw = Callable[[Points, View], dict]

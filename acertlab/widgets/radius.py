@@ -13,11 +13,11 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
-from acertlab import plots
 from acertlab.box import Box
 from acertlab.data import ImageData, to_float
 from acertlab.interval import propagate
 from acertlab.margin import certified_margin
+from acertlab.plots.samples import image_grid, logit_intervals, margin_curve
 from acertlab.presets import preset
 from acertlab.radius import RadiusStatus, certified_radius
 from acertlab.widgets.live import WIDE, Explorer, Part, follow, side_by_side, slider
@@ -108,18 +108,18 @@ def radius_figures(
 def _box(x: Tensor, eps: float) -> go.Figure:
     box = Box.around(x, eps)
     titles = ["darkest in the box", "the image", "brightest in the box"]
-    return plots.image_grid(torch.cat([box.lower, x, box.upper]).cpu(), titles, columns=3)
+    return image_grid(torch.cat([box.lower, x, box.upper]).cpu(), titles, columns=3)
 
 
 def _logits(certificate: Certificate, y: int, classes: Sequence[str] | None) -> go.Figure:
     lower, upper = (bound[0].cpu() for bound in (certificate.logits.lower, certificate.logits.upper))
-    figure = plots.logit_intervals(lower, upper, y, classes)
+    figure = logit_intervals(lower, upper, y, classes)
     title = f"Intervals of the logits: Eq. (3) gives {certificate.margin_eq3:.3g}"
     return figure.update_layout(title_text=title, **NARROW)
 
 
 def _margin(grid: np.ndarray, margins: np.ndarray, radius: float, eps: float, certificate: Certificate) -> go.Figure:
-    figure = plots.margin_curve(grid, margins, radius=radius, current=(eps, certificate.margin))
+    figure = margin_curve(grid, margins, radius=radius, current=(eps, certificate.margin))
     return figure.update_layout(title_text="The certified margin", **NARROW)
 
 
