@@ -27,7 +27,7 @@ def sum_and_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a + b, a - b
 
 
-class _BatchNorm(torch.autograd.Function):
+class _FusedBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, z: Tensor, weight: Tensor | None, bias: Tensor | None, running: tuple, momentum: float, eps: float
@@ -69,7 +69,7 @@ def batch_norm(
         weight, bias: (C,) or None.
         momentum, eps: as in ``torch.nn.BatchNorm2d``.
     """
-    out, mean, inverse = _BatchNorm.apply(z, weight, bias, (running_mean, running_var), momentum, eps)
+    out, mean, inverse = _FusedBatchNorm.apply(z, weight, bias, (running_mean, running_var), momentum, eps)
     return out, mean, inverse**-2 - eps
 
 
