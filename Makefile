@@ -10,7 +10,7 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 demo: $(READY)  ## train on the embedded digits, draw the Pareto picture, print the table (under 5 minutes)
-	$(BIN)/python -m acertlab.demo
+	$(BIN)/acertlab demo
 
 test: $(READY)  ## lint, unit and property tests, and every notebook (under 15 minutes)
 	$(BIN)/ruff check .
@@ -19,10 +19,10 @@ test: $(READY)  ## lint, unit and property tests, and every notebook (under 15 m
 	ACERTLAB_RUNS=$$(mktemp -d) $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
 
 bench: $(READY)  ## what bounds, search and training cost beside other tools (20 to 25 minutes, then as a table)
-	OMP_NUM_THREADS=1 $(BIN)/python -m acertlab.bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench
 
 bench-quick: $(READY)  ## the same with smaller networks and fewer rounds (under 3 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m acertlab.bench --quick
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench --quick
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	ACERTLAB_RUNS=$(CURDIR)/runs $(BIN)/jupyter lab --notebook-dir notebooks

@@ -3,39 +3,83 @@
 Source: Nurlanov, Schmidt, Bernard, "Adaptive Certified Training: Towards Better Accuracy-Robustness Tradeoffs".
 """
 
-import sys
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from acertlab.public import *  # noqa: F403
+from typing import Any
 
 __version__ = version("acertlab")
 
+_NAMES = {  # the public names, each loaded when it is first asked for: torch and plotly take seconds
+    "Box": "bounds.box",
+    "freeze": "bounds.ibp",
+    "propagate": "bounds.ibp",
+    "certified_margin": "bounds.margin",
+    "clean_margin": "bounds.margin",
+    "Normalize": "bounds.rules.affine",
+    "rule": "bounds.rules.dispatch",
+    "ibp_init_": "models.initialisation",
+    "load_onnx": "models.onnx",
+    "load_weights": "models.state_dict",
+    "load_program": "models.torch_program",
+    "ImageData": "data.datasets",
+    "augment": "data.datasets",
+    "load_dataset": "data.datasets",
+    "to_float": "data.datasets",
+    "Run": "data.run",
+    "load_run": "data.run",
+    "load_runs": "data.run_table",
+    "RootResult": "radius.rootfind.iterate",
+    "RootStatus": "radius.rootfind.iterate",
+    "bisect": "radius.rootfind.bisection",
+    "brentq": "radius.rootfind.brent",
+    "chandrupatla": "radius.rootfind.chandrupatla",
+    "RadiusResult": "radius.search",
+    "RadiusStatus": "radius.search",
+    "certified_radius": "radius.certified",
+    "AttackResult": "radius.attack",
+    "adversarial_accuracy": "radius.attack",
+    "attacked_radius": "radius.attack",
+    "pgd": "radius.attack",
+    "RadiusBracket": "radius.bracket",
+    "radius_bracket": "radius.bracket",
+    "accuracy": "radius.metrics",
+    "acr": "radius.metrics",
+    "art": "radius.metrics",
+    "certified_accuracy": "radius.metrics",
+    "hypervolume": "radius.metrics",
+    "pareto_front": "radius.metrics",
+    "Report": "radius.certify",
+    "certify": "radius.certify",
+    "TrainConfig": "training.config",
+    "preset": "training.presets",
+    "import_run": "training.import_run",
+    "clean_pass": "training.loop.batch_statistics",
+    "train": "training.loop.train",
+    "Analysis": "analysis.fronts",
+    "analyse": "analysis.fronts",
+}
+_MODULES = {  # and modules
+    "interval": "bounds.ibp",
+    "models": "models",
+    "plots": "visualization",
+    "rules": "bounds.rules",
+    "sound": "bounds.sound",
+    "sweep": "sweep",
+    "widgets": "visualization.widgets",
+}
+__all__ = sorted([*_NAMES, *_MODULES])
+
 
 def __getattr__(name: str) -> Any:
-    """The public names load torch and plotly, seconds and 0.5 GB that a sweep's workers do without: so, when asked."""
-    if name == "__all__" or not name.startswith("_"):
-        if find_spec(f"acertlab.{name}"):
-            import_module(f"acertlab.{name}")
-            return globals()[name]
-        public = import_module("acertlab.public")
-        if hasattr(public, name):
-            return getattr(public, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:
+        value = import_module(f"acertlab.{_MODULES[name]}")
+    elif name in _NAMES:
+        value = getattr(import_module(f"acertlab.{_NAMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *import_module("acertlab.public").__all__]
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Python binds a submodule's name here once it is imported; `train` stays the function of that module."""
-        super().__setattr__(name, value.train if name == "train" and isinstance(value, ModuleType) else value)
-
-
-sys.modules[__name__].__class__ = _Package
+    return __all__

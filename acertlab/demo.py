@@ -13,7 +13,7 @@ from typing import Any
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from acertlab import sweep
+from acertlab.sweep import executor as sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 # the kappa axes of the methods do not align (ACERT at 0 sits near FastIBP at 0.8): compare curves, not equal kappas

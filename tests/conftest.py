@@ -1,55 +1,22 @@
 """Networks trained once a session, on the embedded digits and, where it is at hand, on real MNIST."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from acertlab import data, metrics, points
-from acertlab.box import ball
-from acertlab.interval import clean_pass, freeze
-from acertlab.models import ibp_init_, small_cnn
-from acertlab.runs import load_radii, load_runs, write_json, write_parquet
+from acertlab.analysis import tradeoff as points
+from acertlab.data import datasets as data
+from acertlab.data.files import write_json, write_parquet
+from acertlab.data.run_table import load_radii, load_runs
+from acertlab.models.architectures import small_cnn
+from acertlab.radius import metrics
+from tests.helpers.networks import Trained, train_quickly
 
 torch.set_num_threads(1)  # two-thread torch slows down many-fold where another process runs
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A certifiably trained network in evaluation mode, with test images it has not seen."""
-
-    name: str
-    model: nn.Module
-    x: Tensor
-    y: Tensor
-    eps_max: float
-
-
-def train_quickly(build: Callable[[], nn.Module], x: Tensor, y: Tensor, eps: float, steps: int, lr: float) -> nn.Module:
-    """A few steps of IBP training with a linear ramp: enough for radii of 0, inside and at eps_max.
-
-    The network is built here, after seeding: whatever ran before, it is always the same one.
-    """
-    torch.manual_seed(0)
-    model = ibp_init_(build()).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr)
-    for step in range(steps):
-        pick = torch.randint(len(x), (128,))
-        logits, statistics = clean_pass(model, x[pick])
-        eps_t = eps * max(0.0, min(1.0, (step / steps - 0.1) / 0.6))
-        margins = freeze(model, statistics).margins(ball(x[pick], eps_t), y[pick])
-        loss = 0.5 * F.cross_entropy(logits, y[pick]) + 0.5 * F.cross_entropy(margins, y[pick])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
 
 
 @pytest.fixture(scope="session")

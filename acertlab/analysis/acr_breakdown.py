@@ -1,0 +1,227 @@
+"""What one mean hides: how ART depends on eps_max, and which samples, classes and radii an ACR is made of.
+
+ACR is criticised for three things: easy samples, whose radius reaches eps_max anyway, make most of it; it depends on
+where the radii are cut; and it says nothing of the robustness at one eps. Each is measured here, from stored radii.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, pairwise
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+
+from acertlab._text import eps_text
+from acertlab.analysis.bootstrap import LEVEL, Interval, Resamples, Samples, cell_scores, interval, run_means
+from acertlab.radius import metrics
+from acertlab.training.methods.catalogue import name_of
+
+CAPS = 60  # values of eps_max at which ART is given
+CAP_DRAWS = 200  # resamples at each: each costs a pass over all radii
+EASIEST = 0.2  # the share of samples that is called easy
+
+
+# ---- eps_max
+@dataclass(frozen=True)
+class Crossing:
+    """An eps_max at which two methods' tuned ART changes its order.
+
+    Attributes:
+        below, above: Which method has the higher ART at smaller, at larger eps_max.
+        eps_max: Where, pixel units.
+        share: Share of resamples with the same order on both sides, each side where the two are furthest apart.
+    """
+
+    below: str
+    above: str
+    eps_max: float
+    share: float
+
+    @property
+    def sentence(self) -> str:
+        """Such as "Below eps_max = 0.012 ACERT has the higher tuned ART, above it ..."."""
+        below, above = name_of(self.below), name_of(self.above)
+        doubt = "" if self.share >= LEVEL else ", so that the data do not settle it"
+        return (
+            f"Below eps_max = {self.eps_max:.4g} {below} has the higher tuned ART than {above}, above it the lower one "
+            f"(both in {100 * self.share:.0f} % of resamples{doubt})."
+        )
+
+
+@dataclass(frozen=True)
+class CapSensitivity:
+    """ART as a function of eps_max, every method at the kappa that is best there on the same images.
+
+    Attributes:
+        table: A row a method and eps_max: method, eps_max, kappa, art, low, high (fractions; pointwise interval).
+        crossings: Where the order of two methods changes, by eps_max.
+        cap: The largest eps_max, up to which radii are known.
+    """
+
+    table: pd.DataFrame = field(repr=False, compare=False)
+    crossings: tuple[Crossing, ...]
+    cap: float
+
+    @property
+    def sentence(self) -> str:
+        """What a different eps_max would have said."""
+        low = float(self.table.eps_max.min())
+        if self.table.method.nunique() == 1:
+            return f"One method: between eps_max = {low:.4g} and {self.cap:.4g} there is no order to change."
+        if not self.crossings:
+            return f"The order by tuned ART is the same at every eps_max from {low:.4g} to {self.cap:.4g}."
+        return " ".join(crossing.sentence for crossing in self.crossings)
+
+
+def cap_sensitivity(samples: Samples, resamples: Resamples, caps: Sequence[float] | None = None) -> CapSensitivity:
+    """Tuned ART of every method over eps_max, and the crossings, found to 1e-6 of the cap.
+
+    Args:
+        samples, resamples: `joint_samples` and `draw`; the first draws are used.
+        caps: The values of eps_max, rising, pixel units; None: evenly from a sixtieth of the cap to the cap.
+    """
+    caps = np.linspace(samples.cap / CAPS, samples.cap, CAPS) if caps is None else np.asarray(caps, dtype=float)
+    few = Resamples(resamples.images[:CAP_DRAWS], resamples.seeds[: CAP_DRAWS + 1])
+    acc = run_means(samples.correct, few)
+    of_method = {method: np.flatnonzero(samples.cells.method == method) for method in samples.methods}
+    rows, best = [], {method: [] for method in of_method}
+    for cap in caps:
+        art = cell_scores(samples, few, float(cap), acc).art
+        for method, cells in of_method.items():
+            found = interval(art[:, cells].max(1))
+            rows.append((method, cap, float(samples.cells.kappa[cells[art[0, cells].argmax()]]), found.estimate,
+                         found.low, found.high))  # fmt: skip
+            best[method].append(art[:, cells].max(1))
+    table = pd.DataFrame(rows, columns=["method", "eps_max", "kappa", "art", "low", "high"])
+    arts = {method: np.stack(values, 1) for method, values in best.items()}  # (1 + B, caps)
+    found = [c for pair in combinations(of_method, 2) for c in _crossings(samples, caps, arts, *pair)]
+    return CapSensitivity(table, tuple(sorted(found, key=lambda crossing: crossing.eps_max)), float(caps[-1]))
+
+
+def _crossings(samples: Samples, caps: np.ndarray, arts: dict[str, np.ndarray], a: str, b: str) -> list[Crossing]:
+    """Sign changes of ART_a - ART_b between neighbouring caps, refined by scipy's brentq on the data as they are."""
+    difference = arts[a] - arts[b]
+    signs = np.sign(difference[0])
+    changes = np.flatnonzero(signs[1:] * signs[:-1] < 0)
+    ends = [0, *(changes + 1), len(caps)]
+    found = []
+    for k, place in enumerate(changes):
+        where = brentq(lambda cap: _tuned_art(samples, a, cap) - _tuned_art(samples, b, cap),
+                       caps[place], caps[place + 1], xtol=1e-6 * samples.cap)  # fmt: skip
+        sides = [slice(ends[k], ends[k + 1]), slice(ends[k + 1], ends[k + 2])]
+        furthest = [side.start + int(np.abs(difference[0, side]).argmax()) for side in sides]
+        same = (np.sign(difference[1:, furthest]) == signs[furthest]).all(1).mean()
+        below, above = (a, b) if signs[place] > 0 else (b, a)
+        found.append(Crossing(below, above, float(where), float(same)))
+    return found
+
+
+def _tuned_art(samples: Samples, method: str, eps_max: float) -> float:
+    acc, acr = samples.correct.mean(1), samples.share(eps_max).mean(1, dtype=np.float64)
+    art = pd.Series(metrics.art(acc, acr)).groupby(samples.cell).mean()
+    return float(art[(samples.cells.method == method).to_numpy()].max())
+
+
+# ---- one network's ACR
+@dataclass(frozen=True)
+class Portrait:
+    """What the ACR of one method at one kappa is made of, its seeds pooled.
+
+    Attributes:
+        method, kappa: Which networks.
+        eps_max: The perceptual limit, pixel units.
+        radii: (S N,) certified radii, pixel units, beyond eps_max where they were searched further.
+        acr: Eq. (12), a fraction; also the area under the curve of certified accuracy over [0, eps_max], / eps_max.
+        zero, inside, full: Shares of samples with radius 0, between, and at least eps_max.
+        easy: The share of the ACR that the easiest `EASIEST` of the samples make.
+        concentration: (11,) the share of the ACR that the easiest 0, 10, ..., 100 % make.
+        per_class: The ACR of each class, by its number.
+        certified: From eps to the certified accuracy there.
+    """
+
+    method: str
+    kappa: float
+    eps_max: float
+    radii: np.ndarray = field(repr=False, compare=False)
+    acr: float
+    zero: float
+    inside: float
+    full: float
+    easy: float
+    concentration: tuple[float, ...]
+    per_class: dict[int, float]
+    certified: dict[float, Interval]
+
+    @property
+    def name(self) -> str:
+        return f"{name_of(self.method)}, kappa = {self.kappa:g}"
+
+    @property
+    def sentence(self) -> str:
+        """Easy samples, classes and fixed eps in one sentence."""
+        worst, best = min(self.per_class, key=self.per_class.get), max(self.per_class, key=self.per_class.get)
+        at = ", ".join(f"{share.percent()} % at {eps_text(eps)}" for eps, share in self.certified.items())
+        return (
+            f"{self.name}: ACR {100 * self.acr:.1f} %, of which the easiest {100 * EASIEST:.0f} % of images make "
+            f"{100 * self.easy:.0f} %; {100 * self.zero:.1f} % of images have radius 0, {100 * self.full:.1f} % reach "
+            f"eps_max; class {worst} has {100 * self.per_class[worst]:.1f} %, class {best} "
+            f"{100 * self.per_class[best]:.1f} %; certified {at}."
+        )
+
+
+def portrait(
+    samples: Samples, resamples: Resamples, method: str, kappa: float, eps_max: float, eps_grid: Sequence[float]
+) -> Portrait:
+    """One method at one kappa.
+
+    Args:
+        samples, resamples: `joint_samples` and `draw`.
+        method, kappa: A row of `samples.cells`.
+        eps_max: The perceptual limit, pixel units, at most the cap.
+        eps_grid: Where to give the certified accuracy, pixel units, at most the cap.
+
+    Raises:
+        ValueError: There is no such run, or an eps lies beyond the cap.
+    """
+    cell = np.flatnonzero((samples.cells.method == method) & np.isclose(samples.cells.kappa, kappa))
+    if not len(cell):
+        raise ValueError(f"method, kappa: there is no run of {method!r} at kappa = {kappa}")
+    if beyond := [eps for eps in eps_grid if not 0 <= eps <= samples.cap * (1 + metrics.FLOAT32_ROUNDING)]:
+        raise ValueError(f"eps_grid: {beyond} outside [0, {samples.cap:g}], where radii are known")
+    rows = samples.cell == cell[0]
+    share, radii = samples.share(eps_max)[rows].astype(float), samples.radius[rows].astype(float)
+    sorted_share = np.sort(share, axis=None)[::-1]
+    made = np.concatenate([[0.0], np.cumsum(sorted_share)]) / max(sorted_share.sum(), np.finfo(float).tiny)
+    part = lambda easiest: float(made[round(easiest * sorted_share.size)])  # noqa: E731
+    at_end = radii >= eps_max * (1 - metrics.FLOAT32_ROUNDING)
+    seeds = resamples.seeds[:, cell[0], rows]  # (1 + B, S)
+    certified = {}
+    for eps in eps_grid:
+        holds = (radii > 0) & (radii >= eps * (1 - metrics.FLOAT32_ROUNDING))
+        certified[float(eps)] = interval((run_means(holds, resamples) * seeds).sum(1))
+    classes = {int(k): float(share[:, samples.label == k].mean()) for k in np.unique(samples.label)}
+    return Portrait(
+        method, float(kappa), float(eps_max), radii.ravel(), float(share.mean()), float((radii <= 0).mean()),
+        float(((radii > 0) & ~at_end).mean()), float(at_end.mean()), part(EASIEST),
+        tuple(part(tenth / 10) for tenth in range(11)), classes, certified,
+    )  # fmt: skip
+
+
+# ---- do other measures order the methods alike?
+def order_sentence(portraits: Sequence[Portrait]) -> str:
+    """Whether the order by ACR holds at each fixed eps; intervals that overlap do not count as an order."""
+    ranked = sorted(portraits, key=lambda p: -p.acr)
+    if len(ranked) < 2:
+        return "One method: there is no order that a fixed eps could change."
+    turned = []
+    for eps in ranked[0].certified:
+        for upper, lower in pairwise(ranked):
+            if lower.certified[eps].low > upper.certified[eps].high:
+                turned.append(f"at eps = {eps_text(eps)} {lower.name} is certified more often than {upper.name}")
+    order = " > ".join(p.name for p in ranked)
+    if not turned:
+        return f"The order by ACR ({order}) is nowhere reversed at the fixed eps shown."
+    return f"The order by ACR ({order}) hides this: {'; '.join(turned)}."

@@ -1,0 +1,112 @@
+"""ACR at equal accuracy, seed by seed: `acertlab compare RUNS [RUNS ...] [--method acert --other fast-ibp]`.
+
+Every seed has fronts of its own, over whatever was turned from network to network: kappa, and eps of training
+(`train_eps_factor`). The ratio of both methods' ACR at one accuracy is read off them for each seed; its mean and
+standard error say how far seeds agree. All seeds are judged on the same test images, whose choice the error does not
+cover; `acertlab.fronts` resamples those, too.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from acertlab._text import eps_text, markdown
+from acertlab.data.run import LATER
+from acertlab.data.run_table import load_finished
+from acertlab.radius.metrics import front_places
+from acertlab.training.methods.catalogue import name_of
+
+STEPS = (0.01, 0.005, 0.002, 0.001)  # between two accuracies: the first that leaves `ENOUGH` of them, else the last
+ENOUGH = 4
+DIALS = ("kappa", "train_eps_factor")
+
+
+def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast-ibp") -> pd.DataFrame:
+    """The ACR of one method over another's at equal accuracy, interpolated along each seed's own fronts.
+
+    Args:
+        runs: Of one dataset and one trained eps_max, as `load_runs` gives them (of several folders: `load_finished`).
+        method, other: Two methods that were run with the same seeds.
+
+    Returns:
+        A row an accuracy that all seeds' fronts of both methods reach, in even steps: accuracy, acr, other_acr, ratio
+        (means over seeds; fractions), standard_error (of the ratio), low and high (the seeds' smallest and largest
+        ratio), seeds. Empty if there is no such accuracy.
+
+    Raises:
+        ValueError: Runs of several datasets or eps_max; a method that is not there; seeds that differ; one seed only.
+    """
+    for column in ("dataset", "eps_max"):
+        if runs[column].nunique() != 1:
+            raise ValueError(f"runs: of several {column}; choose one, as runs[runs.{column} == ...]")
+    seeds = [sorted(set(runs.seed[runs.method == name].tolist())) for name in (method, other)]
+    if not all(seeds):
+        raise ValueError(
+            f"method, other: both must be among {', '.join(runs.method.unique())}; got {method!r}, {other!r}"
+        )
+    if seeds[0] != seeds[1] or len(seeds[0]) < 2:
+        raise ValueError(f"runs: at least two seeds, the same for both methods; got {seeds[0]} and {seeds[1]}")
+    dials = [name for name in DIALS if name in runs]
+    runs = runs.fillna({name: LATER[name] for name in dials if name in LATER})
+    if (twice := runs.duplicated([*dials, "method", "seed"])).any():
+        raise ValueError(f"runs: {runs.path[twice].iloc[0]} is there twice, by {', '.join(dials)}, method and seed")
+    fronts = [
+        [_front(runs[(runs.method == name) & (runs.seed == seed)]) for seed in seeds[0]] for name in (method, other)
+    ]
+    ends = [(acc[0], acc[-1]) for of_method in fronts for acc, _ in of_method]
+    low, high = max(low for low, _ in ends), min(high for _, high in ends)
+    accuracy = next(
+        (grid for step in STEPS if len(grid := _grid(low, high, step)) >= ENOUGH), _grid(low, high, STEPS[-1])
+    )
+    acr, other_acr = (np.stack([np.interp(accuracy, *front) for front in of_method]) for of_method in fronts)
+    ratio = acr / other_acr
+    return pd.DataFrame({
+        "accuracy": accuracy, "acr": acr.mean(0), "other_acr": other_acr.mean(0), "ratio": ratio.mean(0),
+        "standard_error": ratio.std(0, ddof=1) / len(ratio) ** 0.5, "low": ratio.min(0), "high": ratio.max(0),
+        "seeds": len(ratio),
+    })  # fmt: skip
+
+
+def _grid(low: float, high: float, step: float) -> np.ndarray:
+    """The multiples of a step between two ends, which belong to it."""
+    return np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step
+
+
+def _front(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    acc, acr = runs.acc.to_numpy(), runs.acr.to_numpy()
+    places = front_places(acc, acr)
+    return acc[places], acr[places]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="acertlab compare", description=__doc__.partition(":")[0])
+    parser.add_argument("runs", nargs="+", help="folders of runs, or of packed runs, of one network and schedule")
+    parser.add_argument("--method", default="acert")
+    parser.add_argument("--other", default="fast-ibp")
+    given = parser.parse_args(arguments)
+    a, b = name_of(given.method), name_of(given.other)
+    try:
+        runs = load_finished(*given.runs)
+        for (dataset, eps_max), group in runs.groupby(["dataset", "eps_max"]):
+            found = ratios_by_seed(group, given.method, given.other)
+            print(f"\n{dataset}, eps_max {eps_text(eps_max)}, {a} / {b}, mean ± standard error over seeds:\n")
+            print(markdown(_shown(found, a, b)) if len(found) else "no accuracy is reached by all of their fronts")
+    except (FileNotFoundError, ValueError) as error:
+        print(f"acertlab compare: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _shown(found: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+    rows = [{"Acc %": f"{100 * row.accuracy:.1f}", f"{a}: ACR %": f"{100 * row.acr:.2f}",
+             f"{b}: ACR %": f"{100 * row.other_acr:.2f}", "ratio": f"{row.ratio:.3f} ± {row.standard_error:.3f}",
+             "seeds from": f"{row.low:.3f}", "to": f"{row.high:.3f}"} for row in found.itertuples()]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

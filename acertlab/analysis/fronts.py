@@ -1,0 +1,380 @@
+"""Methods compared by their fronts: kappa-tuned ART, hypervolume, and ACR at equal accuracy; statements are computed.
+
+A method is a curve of networks over kappa. Between two neighbouring networks of its front every point of the segment
+is attained, too: toss a coin for every image, and both accuracy and mean radius are the weighted means. So fronts are
+compared at equal accuracy, by interpolation, never at equal kappa. Precisely, a front's ACR at accuracy a is the best
+at an accuracy of at least a: left of its first network it is that network's, right of its last one there is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from acertlab.analysis.bootstrap import (
+    LEVEL,
+    Interval,
+    Resamples,
+    Samples,
+    Scores,
+    cell_scores,
+    draw,
+    interval,
+    joint_samples,
+)
+from acertlab.data.run_table import load_histories
+from acertlab.radius import metrics
+from acertlab.training.methods.catalogue import name_of
+
+GRID = 101  # accuracies at which two fronts are compared
+KNOWN = 0.95  # an accuracy counts where at least this share of the resampled fronts reaches it
+
+
+# ---- one method
+@dataclass(frozen=True)
+class Tuned:
+    """A method at the kappa of its highest ART (Eq. 13), and the area under its front.
+
+    Attributes:
+        method, kappa, seeds: Which network, and how many were trained.
+        chosen_on: "validation": kappa was chosen on images that are not shown here; "test": on the same ones.
+        acc, acr, art: Fractions, means over the seeds.
+        again: The share of resamples in which the same kappa has the highest ART on the test images.
+        hypervolume: Area that the whole front dominates in the (Acc, ACR) square; it grows with the number of kappa.
+        kappas: How many kappa there were.
+    """
+
+    method: str
+    kappa: float
+    seeds: int
+    chosen_on: str
+    acc: Interval
+    acr: Interval
+    art: Interval
+    again: float
+    hypervolume: Interval
+    kappas: int
+
+    @property
+    def sentence(self) -> str:
+        """Such as "ACERT at kappa = 0.25 (chosen on validation images): ART 51.6 ± 0.4 %, ..."."""
+        how = "the only one" if self.kappas == 1 else f"chosen on {self.chosen_on} images"
+        doubt = ""
+        if self.kappas > 1 and self.chosen_on == "test":
+            doubt = (
+                f" They are the images shown, which flatters; {100 * self.again:.0f} % of resamples choose it again."
+            )
+        alone = " One seed: the intervals cover the choice of test images only." if self.seeds == 1 else ""
+        return (
+            f"{name_of(self.method)} at kappa = {self.kappa:g} ({how}): ART {self.art.percent()} %, "
+            f"Acc {self.acc.percent()} %, ACR {self.acr.percent()} %.{doubt}{alone}"
+        )
+
+
+def tuned(samples: Samples, resamples: Resamples, scores: Scores) -> tuple[Tuned, ...]:
+    """Every method at its best kappa: by the mean validation ART of the last epoch where all its runs have one."""
+    validation = validation_art(samples.runs)
+    found = []
+    for method in samples.methods:
+        cells = np.flatnonzero(samples.cells.method == method)
+        seen = [validation[samples.cell == c].mean() for c in cells]  # NaN where a run has no validation
+        on_test = scores.art[:, cells]
+        chosen_on = "test" if np.isnan(seen).any() else "validation"
+        best = int(np.argmax(on_test[0] if chosen_on == "test" else seen))
+        areas = [metrics.dominated_area(a, r) for a, r in zip(scores.acc[:, cells], scores.acr[:, cells], strict=True)]
+        cell = samples.cells.iloc[cells[best]]
+        found.append(
+            Tuned(method, float(cell.kappa), int(cell.seeds), chosen_on,
+                  *(interval(values[:, cells[best]]) for values in (scores.acc, scores.acr, scores.art)),
+                  again=float(np.mean(on_test[1:].argmax(1) == best)), hypervolume=interval(np.array(areas)),
+                  kappas=len(cells))
+        )  # fmt: skip
+    return tuple(found)
+
+
+def validation_art(runs: pd.DataFrame) -> np.ndarray:
+    """(R,) the ART of each run's last epoch on its validation images; NaN where it has none."""
+    try:
+        histories = load_histories(runs, ["val_art"])
+    except ValueError:  # a run was written without them
+        return np.full(len(runs), np.nan)
+    return np.array([table.val_art.iloc[-1] if len(table) else np.nan for table in histories.values()], dtype=float)
+
+
+# ---- two methods
+@dataclass(frozen=True)
+class EqualAccuracy:
+    """The ACR of two methods at one accuracy, by interpolation along their fronts.
+
+    Attributes:
+        method, other: The two.
+        accuracy: Where, a fraction.
+        acr, other_acr: Fractions.
+        ratio: acr / other_acr, paired draw by draw.
+        covers: What the intervals cover: "seeds and test images", or "test images only".
+    """
+
+    method: str
+    other: str
+    accuracy: float
+    acr: Interval
+    other_acr: Interval
+    ratio: Interval
+    covers: str
+
+    @property
+    def sentence(self) -> str:
+        """Such as "At accuracy 65.0 % ACERT's ACR is 41.2 ± 0.5 %, FastIBP's 21.7 ± 0.4 %: x1.90 ± 0.05."."""
+        return (
+            f"At accuracy {100 * self.accuracy:.1f} % {name_of(self.method)}'s ACR is {self.acr.percent()} %, "
+            f"{name_of(self.other)}'s {self.other_acr.percent()} %: x{self.ratio.estimate:.2f} ± {self.ratio.half:.2f}."
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Whose front has the higher ACR, at which accuracies.
+
+    Attributes:
+        method, other: The two.
+        reach, other_reach: The accuracies that each front spans, fractions.
+        leads, trails: Where `method` has the higher, the lower ACR: stretches of accuracy over which the simultaneous
+            interval of the difference excludes 0 everywhere.
+        compared: The stretch over which they were compared; None where the fronts share no accuracy.
+        at: Their ACR in the middle of the longest lead of either, else of what was compared.
+        better, worse: The share of resamples in which all of `method`'s front is better (worse) in both Acc and ACR
+            than all of the other's: they share no accuracy, but compare all the same.
+        band: A row an accuracy: accuracy, acr, other_acr, difference, low, high (simultaneous).
+    """
+
+    method: str
+    other: str
+    reach: tuple[float, float]
+    other_reach: tuple[float, float]
+    leads: tuple[tuple[float, float], ...]
+    trails: tuple[tuple[float, float], ...]
+    compared: tuple[float, float] | None
+    at: EqualAccuracy | None
+    better: float
+    worse: float
+    band: pd.DataFrame = field(repr=False, compare=False)
+
+    @property
+    def verdict(self) -> str:
+        """One of "leads", "trails", "each leads somewhere", "undecided", "no common accuracy"."""
+        leads = bool(self.leads) if self.compared else self.better >= LEVEL
+        trails = bool(self.trails) if self.compared else self.worse >= LEVEL
+        if leads or trails:
+            return "each leads somewhere" if leads and trails else "leads" if leads else "trails"
+        return "undecided" if self.compared else "no common accuracy"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words, with its numbers."""
+        a, b = name_of(self.method), name_of(self.other)
+        if self.compared is None:
+            return self._apart(a, b)
+        if self.verdict == "undecided":
+            text = f"Neither front dominates: at accuracies {_span(self.compared)} the band of the difference"
+            return f"{text} between {a}'s and {b}'s ACR holds 0. {self.at.sentence}"
+        parts = [f"{winner}'s front dominates {loser}'s at accuracies {', '.join(map(_span, stretches))}"
+                 for winner, loser, stretches in ((a, b, self.leads), (b, a, self.trails)) if stretches]  # fmt: skip
+        won = sum(high - low for low, high in (*self.leads, *self.trails))
+        rest = "" if won >= 0.98 * (self.compared[1] - self.compared[0]) else "; elsewhere the data do not decide"
+        return f"{', and '.join(parts)} (of {_span(self.compared)} compared{rest}). {self.at.sentence}"
+
+    def _apart(self, a: str, b: str) -> str:
+        if max(self.better, self.worse) >= LEVEL:
+            higher, lower = (a, b) if self.better > self.worse else (b, a)
+            share = f"in {100 * max(self.better, self.worse):.0f} % of the resamples"
+            return (
+                f"{higher}'s front dominates {lower}'s: {share} each of its networks is better in both Acc and ACR. "
+                f"The accuracies ({a} {_span(self.reach)}, {b} {_span(self.other_reach)}) do not overlap."
+            )
+        low, high = max(self.reach[0], self.other_reach[0]), min(self.reach[1], self.other_reach[1])
+        why = "do not overlap" if low > high else "overlap by less than their uncertainty"
+        return (
+            f"Neither front dominates: the accuracies of {a} ({_span(self.reach)}) and {b} ({_span(self.other_reach)}) "
+            f"{why}, so that there is no equal accuracy at which to compare them."
+        )
+
+
+def compare(samples: Samples, scores: Scores, method: str, other: str) -> Comparison:
+    """Two methods' fronts, at the accuracies that both reach (or at its one accuracy, where a front is one point).
+
+    Args:
+        samples, scores: `joint_samples` and `cell_scores`.
+        method, other: Two of `samples.methods`.
+
+    Raises:
+        ValueError: A method that the samples do not have.
+    """
+    for name in (method, other):
+        if name not in samples.methods:
+            raise ValueError(f"method: there is no run of {name!r}; there are {', '.join(samples.methods)}")
+    curves = [Curve.of(samples, scores, name) for name in (method, other)]
+    accuracy = _common_accuracies(*curves)  # (1 + B, G)
+    acr, other_acr = (curve.acr_at(accuracy) for curve in curves)
+    known = (np.isfinite(acr - other_acr)[1:].mean(0) >= KNOWN) & np.isfinite(acr[0] - other_acr[0])
+    known &= accuracy[0] >= max(curve.reach[0] for curve in curves)
+    accuracy, acr, other_acr = accuracy[:, known], acr[:, known], other_acr[:, known]
+    difference = acr - other_acr
+    half = simultaneous_half_width(difference)
+    band = {"accuracy": accuracy[0], "acr": acr[0], "other_acr": other_acr[0], "difference": difference[0]}
+    band = pd.DataFrame(band | {"low": difference[0] - half, "high": difference[0] + half})
+    leads, trails = _stretches(band.accuracy, band.low > 0), _stretches(band.accuracy, band.high < 0)
+    at = None
+    if known.any():
+        longest = max((*leads, *trails), key=lambda s: s[1] - s[0], default=(accuracy[0, 0], accuracy[0, -1]))
+        middle = int(np.argmin(np.abs(accuracy[0] - sum(longest) / 2)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = acr[:, middle] / other_acr[:, middle]
+        single = samples.cells[samples.cells.method.isin((method, other))].seeds.min() == 1
+        at = EqualAccuracy(method, other, float(accuracy[0, middle]), interval(acr[:, middle]),
+                           interval(other_acr[:, middle]), interval(ratio),
+                           "test images only" if single else "seeds and test images")  # fmt: skip
+    compared = (float(accuracy[0, 0]), float(accuracy[0, -1])) if known.any() else None
+    wholly = _wholly_better(*curves), _wholly_better(*curves[::-1])
+    return Comparison(method, other, curves[0].reach, curves[1].reach, leads, trails, compared, at, *wholly, band)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The points of one method in the data and in every draw, acc and acr (1 + B, K)."""
+
+    acc: np.ndarray
+    acr: np.ndarray
+    front: np.ndarray  # places on the front, in the data as they are
+
+    @staticmethod
+    def of(samples: Samples, scores: Scores, method: str) -> Curve:
+        cells = np.flatnonzero(samples.cells.method == method)
+        acc, acr = scores.acc[:, cells], scores.acr[:, cells]
+        return Curve(acc, acr, metrics.front_places(acc[0], acr[0]))
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        return float(self.acc[0, self.front[0]]), float(self.acc[0, self.front[-1]])
+
+    def acr_at(self, accuracy: np.ndarray) -> np.ndarray:
+        """(1 + B, G) the ACR at these accuracies (1 + B, G) on every draw's own front; NaN where it does not reach."""
+        if len(self.front) == 1 and accuracy.shape[1] == 1 and (accuracy[:, 0] == self.acc[:, self.front[0]]).all():
+            return self.acr[:, self.front]  # the point itself
+        found = np.empty_like(accuracy)
+        for b, (acc, acr) in enumerate(zip(self.acc, self.acr, strict=True)):
+            places = metrics.front_places(acc, acr)
+            found[b] = np.interp(accuracy[b], acc[places], acr[places], right=np.nan)
+        return found
+
+
+def _common_accuracies(one: Curve, other: Curve) -> np.ndarray:
+    """(1 + B, G), the same grid in every draw; where a front is one point, that point's accuracy, which moves."""
+    for curve in (one, other):
+        if len(curve.front) == 1:
+            return curve.acc[:, curve.front]
+    low, high = max(one.reach[0], other.reach[0]), min(one.reach[1], other.reach[1])
+    grid = np.linspace(low, high, GRID) if low < high else np.empty(0)
+    return np.broadcast_to(grid, (len(one.acc), len(grid)))
+
+
+def simultaneous_half_width(values: np.ndarray) -> np.ndarray:
+    """(G,) half widths of a band that holds whole curves at `LEVEL`: (1 + B, G) values, the estimate first.
+
+    The largest standardised deviation of a draw anywhere is compared, so that a statement may be made about a whole
+    stretch of accuracies.
+    """
+    if not values.shape[1]:
+        return np.empty(0)
+    deviation = values[1:] - values[0]
+    spread = np.sqrt(np.nanmean(deviation**2, 0))
+    standard = np.divide(np.abs(deviation), spread, out=np.zeros_like(deviation), where=spread > 0)
+    reached = np.isfinite(deviation)  # a draw's front may end before the last accuracies, or all of them
+    largest = np.where(reached, standard, 0.0).max(1)[reached.any(1)]
+    return np.quantile(largest, LEVEL) * spread
+
+
+def _wholly_better(one: Curve, other: Curve) -> float:
+    """The share of draws in which every network of one front is better in both than every one of the other."""
+    pairs = ((one.acc, other.acc), (one.acr, other.acr))
+    better = [mine[1:, one.front].min(1) > theirs[1:, other.front].max(1) for mine, theirs in pairs]
+    return float(np.mean(better[0] & better[1]))
+
+
+def _stretches(accuracy: pd.Series, holds: pd.Series) -> tuple[tuple[float, float], ...]:
+    """The runs of neighbouring accuracies at which something holds, as (first, last)."""
+    groups = (holds != holds.shift()).cumsum()
+    return tuple((float(rows.min()), float(rows.max())) for _, rows in accuracy[holds].groupby(groups[holds]))
+
+
+def _span(ends: tuple[float, float]) -> str:
+    low, high = (f"{100 * end:.1f}" for end in ends)
+    return f"{low} %" if low == high else f"{low}-{high} %"
+
+
+# ---- all of it
+@dataclass(frozen=True)
+class Analysis:
+    """What the runs of one dataset and one trained eps_max say about their methods.
+
+    Attributes:
+        samples, resamples: What it was computed from.
+        eps_max: The perceptual limit, pixel units.
+        scores: Of every cell, in every draw.
+        tuned: Every method at its best kappa.
+        comparisons: Every pair of methods.
+    """
+
+    samples: Samples = field(repr=False)
+    resamples: Resamples = field(repr=False)
+    eps_max: float
+    scores: Scores = field(repr=False)
+    tuned: tuple[Tuned, ...]
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Whether one method leads wherever it can be compared."""
+        methods = self.samples.methods
+        if len(methods) == 1:
+            return f"There is one method, {name_of(methods[0])}: nothing to compare."
+        for method in methods:
+            pairs = [pair for pair in self.comparisons if method in (pair.method, pair.other)]
+            if all(pair.verdict == ("leads" if pair.method == method else "trails") for pair in pairs):
+                return f"{name_of(method)} dominates every other method wherever the data decide."
+        return "No method dominates all others."
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return self.verdict, *(part.sentence for part in (*self.comparisons, *self.tuned))
+
+    def table(self) -> pd.DataFrame:
+        """Table 1 with intervals: method, kappa, seeds, chosen on, Acc, ACR, ART and hypervolume in percent."""
+        rows = [{"method": name_of(row.method), "kappa": row.kappa, "seeds": row.seeds,
+                 "kappa chosen on": row.chosen_on if row.kappas > 1 else "-", "Acc (%)": row.acc.percent(),
+                 "ACR (%)": row.acr.percent(), "ART (%)": row.art.percent(),
+                 "hypervolume (%)": row.hypervolume.percent(), "kappas": row.kappas} for row in self.tuned]  # fmt: skip
+        return pd.DataFrame(rows)
+
+
+def analyse(runs: pd.DataFrame, eps_max: float | None = None, *, resamples: int = 1000, seed: int = 0) -> Analysis:
+    """Tuned ART (Eq. 13), hypervolumes, fronts compared at equal accuracy; intervals from a two-level bootstrap.
+
+    Args:
+        runs: A row a run, of one dataset and one trained eps_max, as `load_runs` gives it; from folders or packed.
+        eps_max: The perceptual limit, pixel units, up to the runs' radius_cap; None: what they were trained for.
+        resamples: How many draws of images and seeds.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: No runs, runs that do not compare, or an eps_max beyond the radius_cap.
+    """
+    samples = joint_samples(runs)
+    eps_max = samples.eps_max if eps_max is None else float(eps_max)
+    samples.share(eps_max)  # refuses what is beyond the cap before anything is drawn
+    drawn = draw(samples, resamples, seed)
+    scores = cell_scores(samples, drawn, eps_max)
+    pairs = tuple(compare(samples, scores, b, a) for a, b in combinations(samples.methods, 2))
+    return Analysis(samples, drawn, eps_max, scores, tuned(samples, drawn, scores), pairs)

@@ -1,0 +1,210 @@
+"""Each method at the kappa that validation chose: `acertlab table RUNS... [--eps EPS ...] [--attack]`.
+
+A row a method, mean and standard deviation over seeds. `--attack` runs PGD on the chosen networks, image by image where
+neither the prediction nor the certificate has decided yet, and keeps the share of images that withstood it in each
+run's `result.json`, as `adv_acc`; what is there is not computed again.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import pandas as pd
+from tqdm import tqdm
+
+from acertlab._text import eps_text, markdown
+from acertlab._validation import number
+from acertlab.analysis.fronts import validation_art
+from acertlab.analysis.seeds import mean_over_seeds
+from acertlab.data.datasets import ImageData, load_dataset, to_float
+from acertlab.data.files import read_json, write_json
+from acertlab.data.run import Run, load_run
+from acertlab.data.run_table import load_finished
+from acertlab.radius.attack import adversarial_accuracy
+from acertlab.radius.metrics import FLOAT32_ROUNDING, correct
+from acertlab.training.methods.catalogue import name_of
+
+
+def tuned_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Table 1: every method at its smallest kappa and, marked with a dagger, at the kappa of the highest ART.
+
+    Args:
+        runs: A row a run, of any datasets and eps_max; seeds are averaged.
+
+    Returns:
+        Columns dataset, eps_max, method, kappa, seeds, Acc, ACR, ART, the last three in percent, not rounded.
+    """
+    table = mean_over_seeds(runs)
+    rows = []
+    for _, one in table.groupby(["dataset", "eps_max", "method"], sort=False):
+        best = one.loc[one.art.idxmax()]
+        mark = " †" if len(one) > 1 else ""  # one kappa is no tuning
+        first = one.loc[one.kappa.idxmin()]
+        if first.kappa != best.kappa:
+            rows.append(_table_row(first, ""))
+        rows.append(_table_row(best, mark))
+    return pd.DataFrame(rows, columns=["dataset", "eps_max", "method", "kappa", "seeds", "Acc", "ACR", "ART"])
+
+
+def _table_row(row: pd.Series, mark: str) -> dict:
+    percent = {"Acc": 100 * row.acc, "ACR": 100 * row.acr, "ART": 100 * row.art}
+    return {
+        **row[["dataset", "eps_max", "kappa", "seeds"]],
+        "method": name_of(row.method) + mark,
+        **percent,
+    }
+
+
+SCORES = {"acc": "Acc", "acr": "ACR", "art": "ART"}
+
+
+def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of each method at the kappa with the highest ART on the validation images.
+
+    It is the mean over those seeds with which all kappas of the method were trained, so that a kappa is not chosen for
+    its seeds; where there are none, over all.
+
+    Args:
+        runs: Of one dataset and eps_max, as `load_runs` gives them; the history of each has validation scores.
+
+    Raises:
+        ValueError: Runs of several datasets or eps_max, or one without validation; the message names it.
+    """
+    if len(runs.drop_duplicates(["dataset", "eps_max"])) != 1:
+        raise ValueError("runs: of one dataset and one eps_max; choose them, as runs[runs.dataset == ...]")
+    runs = runs.assign(val_art=validation_art(runs))
+    if runs.val_art.isna().any():
+        raise ValueError(
+            f"runs: {runs.path[runs.val_art.isna()].iloc[0]} was not validated, so that kappa cannot be chosen"
+        )
+    best = {method: _best_kappa(of) for method, of in runs.groupby("method", sort=False)}
+    return runs[runs.kappa == runs.method.map(best)].reset_index(drop=True)
+
+
+def _best_kappa(runs: pd.DataFrame) -> float:
+    common = set.intersection(*(set(seeds) for _, seeds in runs.groupby("kappa").seed))
+    fair = runs[runs.seed.isin(common)] if common else runs
+    return fair.groupby("kappa", sort=False).val_art.mean().idxmax()
+
+
+def attack_run(
+    run: Run, data: ImageData, eps: Sequence[float], *, steps: int = 40, restarts: int = 3
+) -> dict[str, float]:
+    """The share of test images that is classified correctly under PGD, at each eps: never below what is certified.
+
+    Only images that are classified correctly and not certified at eps are attacked: against the others PGD decides
+    nothing. The result is kept in the run's `result.json` (`adv_acc`) with what the attack was.
+
+    Args:
+        run: With its weights, thus not a packed one.
+        data: The run's dataset; its test part is attacked.
+        eps: Pixel units, up to the run's `radius_cap`.
+        steps, restarts: As in `acertlab.attack.pgd`.
+
+    Raises:
+        ValueError: An eps beyond `radius_cap`; the run is packed.
+    """
+    if beyond := [value for value in eps if not 0 < value <= run.result["radius_cap"]]:
+        raise ValueError(
+            f"eps = {beyond[0]!r}: accepted is > 0 and <= {run.result['radius_cap']:g}, up to where radii are known"
+        )
+    attack = {"steps": steps, "restarts": restarts}
+    known = run.result.get("adv_acc", {}) if run.result.get("attack") == attack else {}
+    missing = [value for value in eps if str(value) not in known]
+    if missing:
+        model, table = run.load_model(), run.radii
+        x, y = to_float(data.test_x), data.test_y
+        found = dict(known)
+        for value in missing:
+            certified = (table.radius > 0) & (table.radius >= value * (1 - FLOAT32_ROUNDING))
+            open_ = (correct(table) & ~certified).to_numpy()
+            at = table["index"].to_numpy()[open_]
+            kept = adversarial_accuracy(model, x[at], y[at], value, **attack) * len(at) if len(at) else 0.0
+            found[str(value)] = (int(certified.sum()) + round(kept)) / len(table)
+        write_json(run.path / "result.json", read_json(run.path / "result.json") | {"adv_acc": found, "attack": attack})
+        known = found
+    return {str(value): known[str(value)] for value in eps}
+
+
+def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame:
+    """A row a method at its chosen kappa: scores in percent as "mean ± standard deviation" over seeds; – where none.
+
+    The seconds of an epoch, validation included, are the median over seeds, as they were when the runs were made:
+    whatever else ran on the machine is in them.
+
+    Args:
+        runs: As `chosen_runs` gives them.
+        eps: Where to give certified accuracy, and accuracy under PGD of the methods that were attacked there with
+            every seed.
+
+    Raises:
+        ValueError: An eps at which certified accuracy was not measured.
+    """
+    rows = []
+    for (method, kappa), group in runs.groupby(["method", "kappa"], sort=False):
+        row = {"method": name_of(method), "kappa": f"{kappa:g}", **scores(group)}
+        for value in eps:
+            row[f"cert. at {eps_text(value)}"] = spread([_at(certified, value) for certified in group.cert_acc])
+        attacked = [result for result in group.get("adv_acc", []) if isinstance(result, dict)]
+        for value in eps:
+            if len(attacked) == len(group) and all(str(value) in result for result in attacked):
+                row[f"PGD at {eps_text(value)}"] = spread([result[str(value)] for result in attacked])
+        row["s / epoch"] = epoch_seconds(group)
+        rows.append(row)
+    table = pd.DataFrame(rows).fillna("–")
+    return table[[*(name for name in table if name != "s / epoch"), "s / epoch"]]
+
+
+def scores(group: pd.DataFrame) -> dict[str, int | str]:
+    """How many seeds, and their Acc, ACR and ART, of the runs of one row."""
+    return {"seeds": len(group)} | {shown: spread(group[name]) for name, shown in SCORES.items()}
+
+
+def epoch_seconds(group: pd.DataFrame) -> str:
+    """The seconds of an epoch, median over the runs of one row."""
+    return f"{(group.seconds / group.epochs).median():.1f}"
+
+
+def spread(shares: Sequence[float]) -> str:
+    """Fractions as "mean ± standard deviation" in percent."""
+    values = 100 * pd.Series(list(shares), dtype=float)
+    return f"{values.mean():.2f} ± {values.std():.2f}" if len(values) > 1 else f"{values.iloc[0]:.2f}"
+
+
+def _at(certified: dict[float, float], eps: float) -> float:
+    if eps not in certified:
+        raise ValueError(f"eps = {eps!r}: certified accuracy was measured at {', '.join(map(str, certified))}")
+    return certified[eps]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="acertlab table", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", help="folders of runs, or of packed runs; a table a dataset and eps_max")
+    parser.add_argument(
+        "--eps", nargs="*", type=number, help="where to give certified accuracy (default: all measured)"
+    )
+    parser.add_argument("--attack", action="store_true", help="run PGD there, on networks that were not attacked yet")
+    given = parser.parse_args(arguments)
+    try:
+        runs = load_finished(*given.runs)
+        for (dataset, eps_max), group in runs.groupby(["dataset", "eps_max"]):
+            print(f"\n{dataset}, eps_max {eps_text(eps_max)}:\n\n{markdown(_table(group, given.eps, given.attack))}")
+    except (FileNotFoundError, ValueError) as error:
+        print(f"acertlab table: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _table(runs: pd.DataFrame, eps: Sequence[float] | None, attack: bool) -> pd.DataFrame:
+    chosen = chosen_runs(runs)
+    eps = sorted(set.intersection(*(set(run) for run in chosen.cert_acc))) if eps is None else eps
+    if attack:
+        data = load_dataset(chosen.dataset[0])
+        withstood = {path: attack_run(load_run(path), data, eps) for path in tqdm(chosen.path, "attack", unit="run")}
+        chosen = chosen.assign(adv_acc=chosen.path.map(withstood))
+    return methods_table(chosen, eps)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

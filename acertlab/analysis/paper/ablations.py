@@ -1,0 +1,274 @@
+"""What becomes of ACERT without one of its parts: the ramp of eps_{max,t} (Table 2), precise radii (Table 6, Fig. 2).
+
+And where along the radius its certificates lie (Fig. 3). Tables in the paper's layout, the paper's figures beside ours,
+and sentences that are made of the numbers, whatever they say.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from pandas.io.formats.style import Styler
+
+from acertlab.analysis.paper import tables as paper
+from acertlab.bounds.checks import full_precision
+from acertlab.bounds.graph import trace
+from acertlab.bounds.ibp import freeze
+from acertlab.bounds.margin import clean_margin
+from acertlab.data.datasets import ImageData, to_float
+from acertlab.data.run import Run
+from acertlab.radius import metrics
+from acertlab.radius.search import margin_function, search_radius
+from acertlab.training import estimate as duration
+from acertlab.training.loop.batch_statistics import clean_pass
+from acertlab.training.methods.catalogue import name_of
+from acertlab.training.methods.sample_radii import approximate_radius
+from acertlab.training.parameters import config_of
+
+DATASET = "cifar10"  # of the paper's ablations
+
+
+class Cell(NamedTuple):
+    """One setting; its seeds are averaged."""
+
+    method: str
+    kappa: float
+    variant: str = ""  # as `acertlab.paper.varied` takes it
+
+    @property
+    def name(self) -> str:
+        """What tables and figures call it, but for kappa."""
+        return name_of(self.method)
+
+    @property
+    def iterations(self) -> int | None:
+        """The most iterations of the root finder; 0 where nothing is searched, None where it is not limited here."""
+        root = self.variant.removeprefix("root-")
+        return int(root) if root.isdigit() else None if self.method == "acert" else 0
+
+
+RAMP = tuple(Cell(row.method, row.kappa) for row in paper.ROWS if row.table == 2)  # Table 2, with the ramp
+NO_RAMP = tuple(cell._replace(variant="no-ramp") for cell in RAMP)
+FAST_IBP, ACERT_FAST, ACERT = Cell("fast-ibp", 0.0), Cell("acert-fast", 0.0), Cell("acert", 0.0)
+Runs = Mapping[Cell, Sequence[Run]]  # every cell's seeds
+
+
+def root_cells(iterations: Sequence[int]) -> tuple[Cell, ...]:
+    """Table 6: FastIBP, ACERT-fast, then ACERT with at most so many iterations of Brent's method."""
+    return FAST_IBP, ACERT_FAST, *(ACERT._replace(variant=f"root-{n}") for n in iterations)
+
+
+def cells(iterations: Sequence[int]) -> tuple[Cell, ...]:
+    """All that Tables 2 and 6 and Figs. 2 and 3 need, each once."""
+    return tuple(dict.fromkeys((*RAMP, *NO_RAMP, *root_cells(iterations))))
+
+
+# ---- the tables
+def _mean(runs: Sequence[Run]) -> dict[str, float]:
+    """Means over the seeds, in per cent, and the standard deviation of ART (0 for one seed)."""
+    table = pd.DataFrame([paper.scores(run) for run in runs])
+    return table.mean().to_dict() | {"± ART": float(table.ART.std()) if len(table) > 1 else 0.0}
+
+
+def ramp_table(runs: Runs) -> pd.DataFrame:
+    """Table 2: what training without the ramp comes to, and ΔART, what it loses against training with it.
+
+    Returns:
+        A row a method and kappa (the index); columns (ours | the paper's, Acc | ACR | ART | ± ART | with ramp, which is
+        the ART of training with it | ΔART), per cent.
+    """
+    rows = {}
+    for cell in NO_RAMP:
+        ours, ramped = _mean(runs[cell]), _mean(runs[cell._replace(variant="")])
+        ours |= {"with ramp": ramped["ART"], "ΔART": ours["ART"] - ramped["ART"]}
+        (row,) = (r for r in paper.rows(DATASET, *cell) if r.table == 2)
+        theirs = {"Acc": row.acc, "ACR": row.acr, "ART": row.art, "with ramp": row.art - row.delta_art,
+                  "ΔART": row.delta_art}  # fmt: skip
+        rows[cell.name, cell.kappa] = _two({"ours": ours, "paper": theirs})
+    return _table(rows, ["method", "kappa"])
+
+
+def root_table(runs: Runs, iterations: Sequence[int], step: Mapping[Cell, float]) -> pd.DataFrame:
+    """Table 6: what the root finder's precision costs and brings.
+
+    Args:
+        runs: of `root_cells(iterations)`.
+        iterations: the most iterations, rising.
+        step: seconds a training step of each of the cells.
+
+    Returns:
+        A row a method and its most iterations (the index); columns (ours | the paper's, Acc | ACR | ART | ± ART | step,
+        ms | step ratio | runtime, s | runtime ratio | passes). Ratios are over FastIBP's; passes are those that the
+        search for an image's radius took, after the ramp; runtimes are training and validation.
+    """
+    rows = {}
+    base = _runtime(runs[FAST_IBP])
+    for cell in root_cells(iterations):
+        seconds = _runtime(runs[cell])
+        ours = _mean(runs[cell]) | {"step, ms": 1e3 * step[cell], "step ratio": step[cell] / step[FAST_IBP],
+                                    "runtime, s": seconds, "runtime ratio": seconds / base,
+                                    "passes": passes(runs[cell])}  # fmt: skip
+        theirs: dict[str, float] = {}
+        for row in (r for r in paper.rows(DATASET, *cell) if r.table == 6):
+            ratios = paper.ratios(row)
+            theirs = {"Acc": row.acc, "ACR": row.acr, "ART": row.art, "step ratio": ratios[paper.STEP],
+                      "runtime ratio": ratios[paper.RUNTIME]}  # fmt: skip
+        rows[cell.name, cell.iterations] = _two({"ours": ours, "paper": theirs})
+    return _table(rows, ["method", "iterations"])
+
+
+def _two(parts: Mapping[str, Mapping[str, float]]) -> dict[tuple[str, str], float]:
+    return {(side, name): value for side, values in parts.items() for name, value in values.items()}
+
+
+def _table(rows: Mapping[tuple, Mapping[tuple, float]], names: list[str]) -> pd.DataFrame:
+    table = pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows, names=names))
+    table.columns = pd.MultiIndex.from_tuples(table.columns)
+    return table[[column for side in ("ours", "paper") for column in table if column[0] == side]].astype(float)
+
+
+def _runtime(runs: Sequence[Run]) -> float:
+    return statistics.mean(run.result["seconds"] for run in runs)
+
+
+def passes(runs: Sequence[Run]) -> float:
+    """Bound passes that the search took a sample, mean over the epochs after the ramp (else the last) and the seeds."""
+    after = [run.history.passes[run.history.eps_t >= run.result["eps_max"] * (1 - 1e-9)] for run in runs]
+    return statistics.mean(
+        (a if len(a) else run.history.passes[-1:]).mean() for a, run in zip(after, runs, strict=True)
+    )
+
+
+def shown(table: pd.DataFrame) -> Styler:
+    """A table of this module as the notebook shows it: two decimals, ours and the paper's under a line each."""
+    sides = [{"selector": "th.col_heading.level0", "props": "text-align: center; border-bottom: 1px solid #8C8C8C"}]
+    return (
+        table.style.format(precision=2, na_rep="").format_index("{:g}", level=1).set_table_styles(sides)
+    )  # fmt: skip
+
+
+# ---- the root finder's precision
+@torch.no_grad()
+def radius_errors(run: Run, data: ImageData, iterations: Sequence[int], samples: int = 512) -> pd.DataFrame:
+    """By how much the radii of training are off that the root finder gives up after so many iterations.
+
+    On a trained network as training sees it, with the statistics of the batch: against a search to 1e-8.
+
+    Args:
+        run: whose network and eps_max.
+        data: on the first training images of which.
+        iterations: the most iterations of Brent's method; 0: eps_max for all that are classified correctly.
+        samples: how many images make the batch.
+
+    Returns:
+        A row a number of iterations: iterations, mean, largest (of the error, % of eps_max), passes (a sample).
+    """
+    config = config_of(run.config)
+    model, device = run.load_model().train(), torch.device("cpu")
+    x, y = to_float(data.train_x[:samples]), data.train_y[:samples]
+    rows = []
+    with full_precision(device):
+        logits, of_batch = clean_pass(model, x)
+        frozen, clean = freeze(trace(model), of_batch), clean_margin(logits, y)
+        exact = search_radius(frozen, x, y, clean, config.eps_max, solver="brentq", xtol=1e-8, rtol=0.0).radius
+        margin = margin_function(frozen, config.merged, config.domain)
+        for most in iterations:
+            found = approximate_radius(margin, (x, y), clean, config.eps_max, solver="brentq", xtol=config.xtol,
+                                       rtol=config.rtol, maxiter=most)  # fmt: skip
+            error = 100 * (found.radius - exact).abs() / config.eps_max
+            rows.append({"iterations": most, "mean": float(error.mean()), "largest": float(error.max()),
+                         "passes": float(found.calls.double().mean())})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# ---- what the numbers say
+def ramp_sentence(table: pd.DataFrame) -> str:
+    """Who loses least ART without the ramp, here and in the paper; of `ramp_table`."""
+    said = []
+    for side, where in (("ours", "Here"), ("paper", "In the paper")):
+        change, art = table[side, "ΔART"], table[side, "ART"]
+        loser, leader = (f"{method} at kappa {kappa:g}" for method, kappa in (change.idxmax(), art.idxmax()))
+        said.append(
+            f"{where} training without the ramp changes ART by {change.min():+.2f} to {change.max():+.2f} points; the "
+            f"least is lost by {loser}, the highest ART without it has {leader} ({art.max():.2f} %)."
+        )
+    return " ".join(said)
+
+
+def guess_sentence(runs: Runs, classes: int) -> str:
+    """Which networks are hardly better than guessing: not twice as often right."""
+    said = []
+    for cell, seeds in runs.items():
+        if bad := sum(run.result["acc"] < 2 / classes for run in seeds):
+            name = f"{cell.name}, kappa {cell.kappa:g}" + (f", {cell.variant}" if cell.variant else "")
+            said.append(f"{name} ({bad} of {len(seeds)})")
+    return f"Hardly better than guessing: {'; '.join(said) or 'none'}."
+
+
+def root_sentence(table: pd.DataFrame) -> str:
+    """What few iterations lose against many, and what they cost; of `root_table`."""
+    acert = table.xs("ACERT", level="method")
+    few, many = (2 if 2 in acert.index else acert.index[0]), acert.index[-1]
+    said = []
+    for side, where in (("ours", "Here"), ("paper", "In the paper")):
+        values = acert[side]
+        if few == many or values.ART.loc[[few, many]].isna().any():
+            continue
+        change, ratio = values.ART[few] - values.ART[many], values["step ratio"]
+        said.append(
+            f"{where} {few} iterations instead of {many} change ART by {change:+.2f} points and take a step from "
+            f"{ratio[many]:.2f} to {ratio[few]:.2f} times FastIBP's."
+        )
+    if (spread := acert["ours", "± ART"].loc[[few, many]].max()) > 0:
+        said.append(f"(Between our seeds the ART of these varies by {spread:.2f} points, one standard deviation.)")
+    return " ".join(said)
+
+
+def lead_sentence(radii: Mapping[str, np.ndarray], first: str, second: str, eps_max: float) -> str:
+    """On which stretches of eps the one certifies more images than the other.
+
+    Args:
+        radii: from a name to certified radii (N,), pixel units, of the same images and as many seeds.
+        first, second: two of the names.
+        eps_max: where the stretches end.
+    """
+    grid = np.linspace(0.0, eps_max, 401)
+    gap = np.sign(np.subtract(*(metrics.certified_accuracy(radii[name], grid) for name in (first, second))))
+    at = np.flatnonzero(gap)
+    if not len(at):
+        return f"{first} and {second} certify equally many images at every eps."
+    said, start = [], at[0]
+    for here, after in zip(at, [*at[1:], None], strict=True):
+        if after is None or gap[after] != gap[here]:
+            leader = first if gap[here] > 0 else second
+            stretch = f"from {grid[start]:.4g} to" if start < here else "at"
+            said.append(f"{leader} {stretch} {grid[here]:.4g}")
+            start = after
+    return f"More images are certified by {', by '.join(said[:6])}{', ...' if len(said) > 6 else '.'}"
+
+
+def pooled(runs: Sequence[Run]) -> np.ndarray:
+    """The radii of all seeds, one after the other: their certified accuracy is the mean of the seeds'."""
+    return np.concatenate([run.radii.radius.to_numpy(float) for run in runs])
+
+
+def step_seconds(runs: Runs, iterations: Sequence[int], data: ImageData) -> dict[Cell, float]:
+    """Seconds a training step of each of Table 6's cells, from the network of its first seed."""
+    first = {cell: runs[cell][0] for cell in root_cells(iterations)}
+    return duration.step_seconds({cell: (config_of(r.config), r.load_model()) for cell, r in first.items()}, data)
+
+
+def iteration_counts(given: str | int) -> list[int]:
+    """Numbers of iterations as a notebook's parameter has them, "1 2 100" or 2.
+
+    Raises:
+        ValueError: not whole numbers >= 1, or not rising; the message is what is accepted.
+    """
+    words = str(given).split()
+    numbers = [int(word) for word in words if word.isdecimal()]
+    if not numbers or len(numbers) < len(words) or numbers != sorted(set(numbers)) or numbers[0] < 1:
+        raise ValueError('rising whole numbers >= 1 with spaces between, as "1 2 100"')
+    return numbers

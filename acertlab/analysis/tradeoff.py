@@ -1,0 +1,265 @@
+"""Networks as points of the tradeoff, and what lies between two of them: scores at any kappa, eps_max and eps, at once.
+
+A slider has to be answered in milliseconds, for a hundred runs of ten thousand samples. So each run's radii are sorted
+once and summed up: the mean of min(radius, eps_max) and the share certified at eps are then one binary search a run.
+
+Between two networks that were trained lies a `Mix`: a coin is tossed for each input, and one network or the other
+answers. Its expected accuracy, ACR and certified accuracies are the coin's mean of theirs, hence a straight line from
+one point to the other. No network was trained there, and `Mix.note` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from acertlab.analysis.seeds import mean_over_seeds
+from acertlab.radius import metrics
+from acertlab.training.methods.catalogue import name_of
+
+SAME = 1e-9  # two kappa, or two accuracies, that differ by less are one
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One method at one kappa; the runs are its seeds.
+
+    Attributes:
+        method, kappa: What it is.
+        seeds, paths: Of its runs, by rising seed.
+        acc: (S,) accuracy of each.
+        radii: (S,) of (n,) their certified radii in rising order, pixel units.
+        sums: (S,) of (n + 1,) the sum of the k smallest of them.
+    """
+
+    method: str
+    kappa: float
+    seeds: tuple[int, ...]
+    paths: tuple[str, ...]
+    acc: np.ndarray
+    radii: tuple[np.ndarray, ...]
+    sums: tuple[np.ndarray, ...]
+
+    @property
+    def label(self) -> str:
+        """Such as "ACERT, kappa = 0.25 (3 seeds)"."""
+        seeds = f" ({len(self.seeds)} seeds)" if len(self.seeds) > 1 else ""
+        return f"{name_of(self.method)}, kappa = {self.kappa:g}{seeds}"
+
+    def acr(self, eps_max: float) -> np.ndarray:
+        """(S,) average certified radius (Eq. 12) of each seed, radii above eps_max counting as eps_max."""
+        below = [int(np.searchsorted(radii, eps_max)) for radii in self.radii]
+        total = [sums[k] + (len(sums) - 1 - k) * eps_max for sums, k in zip(self.sums, below, strict=True)]
+        return np.array([t / (len(radii) * eps_max) for t, radii in zip(total, self.radii, strict=True)])
+
+    def certified(self, eps: ArrayLike) -> np.ndarray:
+        """(E,) share of the samples of all seeds certified at each eps, as `metrics.certified_accuracy`."""
+        at = np.asarray(eps, dtype=float) * (1 - metrics.FLOAT32_ROUNDING)
+        below = [np.maximum(np.searchsorted(r, at), np.searchsorted(r, 0.0, side="right")) for r in self.radii]
+        return 1 - np.sum(below, axis=0) / sum(map(len, self.radii))
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """All points of one dataset, trained for one eps_max.
+
+    Attributes:
+        dataset, eps_max: Of all runs; pixel units.
+        cap: Up to where every run's radii were searched: the largest eps_max that can be looked at.
+        n: How many test samples each run was measured on, of the first run.
+        points: In the order of the methods' table and of kappa.
+    """
+
+    dataset: str
+    eps_max: float
+    cap: float
+    n: int
+    points: tuple[Point, ...]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Which there are, in order."""
+        return tuple(dict.fromkeys(point.method for point in self.points))
+
+    def of(self, method: str) -> list[Point]:
+        """The points of one method, by rising kappa.
+
+        Raises:
+            ValueError: There is no such method; the message lists those that there are.
+        """
+        found = [point for point in self.points if point.method == method]
+        if not found:
+            raise ValueError(f"method = {method!r}: accepted are those of these runs, {', '.join(self.methods)}")
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """Two points of one method, the second chosen with a probability; one point if both are the same.
+
+    Attributes:
+        low, high: The points.
+        weight: Share of `high`, in [0, 1].
+        note: "trained", or what was interpolated.
+    """
+
+    low: Point
+    high: Point
+    weight: float
+    note: str
+
+    @property
+    def method(self) -> str:
+        return self.low.method
+
+    @property
+    def kappa(self) -> float:
+        """Where it lies between the two; no network was trained with it, unless the note says so."""
+        return (1 - self.weight) * self.low.kappa + self.weight * self.high.kappa
+
+    def certified(self, eps: ArrayLike) -> np.ndarray:
+        """(E,) expected share certified at each eps."""
+        return (1 - self.weight) * self.low.certified(eps) + self.weight * self.high.certified(eps)
+
+    def scores(self, eps_max: float, eps: float) -> dict[str, float]:
+        """acc, acr, art and certified (at eps), fractions; ART is the mean over all pairs of a seed of each point."""
+        ends = [np.stack([point.acc, point.acr(eps_max)]) for point in (self.low, self.high)]  # (2, S) each
+        acc, acr = (1 - self.weight) * ends[0][:, :, None] + self.weight * ends[1][:, None, :]
+        certified = float(self.certified(np.array([eps]))[0])
+        art = metrics.art(acc, acr)  # (S, S'); at a weight of 0 each row is one seed of `low`
+        return {"acc": float(acc.mean()), "acr": float(acr.mean()), "art": float(art.mean()), "certified": certified}
+
+
+def choose(runs: pd.DataFrame, dataset: str = "", trained_eps_max: float = 0.0) -> pd.DataFrame:
+    """The runs of one dataset that were trained for one eps_max.
+
+    Args:
+        runs: A row a run.
+        dataset: Whose; "": of which there are most, the first by name among several.
+        trained_eps_max: For which, pixel units; 0: there is only one.
+
+    Raises:
+        ValueError: There are none, or several eps_max; the message says what there is.
+    """
+    there = runs.dataset.value_counts().sort_index()
+    dataset = dataset or str(there.idxmax() if len(there) else "")
+    chosen = runs[runs.dataset == dataset]
+    found = ", ".join(f"{eps:.6g}" for eps in sorted(chosen.eps_max.unique()))
+    if trained_eps_max:
+        chosen = chosen[np.isclose(chosen.eps_max, trained_eps_max)]
+    if chosen.empty:
+        wanted = f" trained for eps_max = {trained_eps_max:g}; there is {found}" if found else ""
+        raise ValueError(
+            f"no finished run of {dataset or 'any dataset'}{wanted}. Datasets: {', '.join(there.index) or 'none'}"
+        )
+    if chosen.eps_max.nunique() > 1:
+        raise ValueError(
+            f"the runs of {dataset} were trained for several eps_max: set trained_eps_max to one of {found}"
+        )
+    return chosen
+
+
+def pool(runs: pd.DataFrame, radii: Mapping[str, np.ndarray]) -> Points:
+    """The points of a table of runs: seeds pooled, radii sorted and summed.
+
+    Args:
+        runs: A row a run, of one dataset and trained for one eps_max.
+        radii: `load_radii(runs)`.
+
+    Raises:
+        ValueError: No run, several datasets or eps_max, or runs that are not seeds of one setting.
+    """
+    if runs.empty:
+        raise ValueError("runs: there is no finished run to explore; train some first")
+    for column in ("dataset", "eps_max"):
+        if runs[column].nunique() > 1:
+            found = ", ".join(str(value) for value in sorted(runs[column].unique()))
+            raise ValueError(f"runs: several {column} ({found}); choose one, as runs[runs.{column} == ...]")
+    table = mean_over_seeds(runs)  # checks what may be pooled
+    points = []
+    for row in table.itertuples():
+        seeds = runs[(runs.method == row.method) & (runs.kappa == row.kappa)].sort_values("seed")
+        ordered = tuple(np.sort(np.asarray(radii[path], dtype=float)) for path in seeds.path)
+        sums = tuple(np.concatenate([[0.0], np.cumsum(r)]) for r in ordered)
+        points.append(Point(row.method, float(row.kappa), tuple(map(int, seeds.seed)), tuple(seeds.path),
+                            seeds.acc.to_numpy(float), ordered, sums))  # fmt: skip
+    n = len(points[0].radii[0])
+    return Points(str(table.dataset[0]), float(table.eps_max[0]), float(runs.radius_cap.min()), n, tuple(points))
+
+
+def means(points: Points, eps_max: float) -> pd.DataFrame:
+    """`metrics.mean_over_seeds(rescore(runs, radii, eps_max))`, from what is summed up already.
+
+    Raises:
+        ValueError: eps_max is not in (0, cap].
+    """
+    scores = _scores(points, eps_max)
+    columns: dict[str, Any] = {"method": [p.method for p in points.points], "kappa": [p.kappa for p in points.points]}
+    columns |= dict(zip(("acc", "acr", "art", "acc_std", "acr_std", "art_std"), scores, strict=True))
+    seeds = [len(p.seeds) for p in points.points]
+    return pd.DataFrame({"dataset": points.dataset, "eps_max": float(eps_max), **columns, "seeds": seeds})
+
+
+@lru_cache(maxsize=32)  # one movement asks several times
+def _scores(points: Points, eps_max: float) -> np.ndarray:
+    """(6, P) means of acc, acr and art over the seeds, then their standard deviations (0 for one seed)."""
+    if not 0 < eps_max <= points.cap:
+        raise ValueError(
+            f"eps_max = {eps_max!r}: accepted is > 0 and <= {points.cap:g}, up to where these radii were searched"
+        )
+    columns = []
+    for point in points.points:
+        acr = point.acr(eps_max)
+        scores = np.stack([point.acc, acr, metrics.art(point.acc, acr)])  # (3, S)
+        spread = scores.std(axis=1, ddof=1) if len(acr) > 1 else np.zeros(3)
+        columns.append(np.concatenate([scores.mean(axis=1), spread]))
+    return np.stack(columns, axis=1)
+
+
+def at_kappa(points: Points, method: str, kappa: float) -> Mix:
+    """One method at any kappa: trained there, between its two neighbours, or at the nearest end of what was trained."""
+    of = points.of(method)
+    trained = np.array([point.kappa for point in of])
+    k = int(np.searchsorted(trained, kappa))
+    if (exact := np.flatnonzero(np.abs(trained - kappa) < SAME)).size:
+        return Mix(of[exact[0]], of[exact[0]], 0.0, "trained")
+    if k in (0, len(of)):
+        end = of[min(k, len(of) - 1)]
+        return Mix(end, end, 0.0, f"trained no further: kappa = {end.kappa:g} is the nearest")
+    low, high = of[k - 1], of[k]
+    return Mix(low, high, float((kappa - low.kappa) / (high.kappa - low.kappa)), _between(low, high))
+
+
+@lru_cache(maxsize=32)
+def front(points: Points, method: str, eps_max: float) -> tuple[Point, ...]:
+    """The points of one method that no other of its points dominates in (acc, acr), by rising accuracy."""
+    places = [i for i, point in enumerate(points.points) if point.method == method]
+    if not places:
+        points.of(method)  # says what there is
+    acc, acr = _scores(points, eps_max)[:2, places]
+    table = metrics.pareto_front(pd.DataFrame({"acc": acc, "acr": acr}))
+    return tuple(points.points[places[i]] for i in table.index)
+
+
+def at_accuracy(points: Points, method: str, accuracy: float, eps_max: float) -> Mix | None:
+    """The place of one method's front that has a given accuracy; None where its front has no such place."""
+    of = front(points, method, eps_max)
+    acc = np.array([point.acc.mean() for point in of])
+    k = int(np.searchsorted(acc, accuracy))
+    if (exact := np.flatnonzero(np.abs(acc - accuracy) < SAME)).size:
+        return Mix(of[exact[0]], of[exact[0]], 0.0, "trained")
+    if k in (0, len(of)):
+        return None
+    low, high = of[k - 1], of[k]
+    return Mix(low, high, float((accuracy - acc[k - 1]) / (acc[k] - acc[k - 1])), _between(low, high))
+
+
+def _between(low: Point, high: Point) -> str:
+    first, second = sorted((low.kappa, high.kappa))
+    return f"interpolated between kappa = {first:g} and {second:g}"

@@ -1,0 +1,330 @@
+"""Bounds tighter than IBP, by auto_LiRPA: CROWN-IBP, CROWN and alpha-CROWN; and its own IBP, to check ours.
+
+The only file that imports auto_LiRPA. Works with the published 0.3 and with 0.7.x. Version 0.3 was written for older
+numpy and torch and looks up names that are gone; they are put back only where they are missing.
+
+Source: Zhang et al. 2018 (CROWN); Zhang et al. 2020 (CROWN-IBP); Xu et al. 2020 (auto_LiRPA); Xu et al. 2021
+(optimised slopes: alpha-CROWN).
+"""
+
+import copy
+import functools
+import inspect
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from acertlab.bounds.box import Box
+from acertlab.bounds.crown.auto_lirpa_compat import _default_dtype, _explained, bounded_module, import_auto_lirpa
+from acertlab.bounds.ibp import Frozen, freeze
+from acertlab.bounds.rules.affine import Normalize
+
+BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown")  # from the cheapest to the tightest
+FEW = 4  # samples at once under CROWN, on a CPU: it bounds what is unstable in any of them, so more are slower
+
+
+class Bounded:
+    """A copy of a network prepared for bounds by auto_LiRPA; the counterpart of `acertlab.interval.Frozen`.
+
+    The margins of a bound are the least of its own and of those of all cheaper bounds; all are valid. So alpha-crown
+    <= crown <= crown-ibp <= ibp by construction, and no certificate is lost by asking for a tighter bound. The IBP
+    among them is ours where the network has the rules for it, else auto_LiRPA's.
+
+    Args:
+        model: in evaluation mode, (B, ...) -> (B, classes) for any B; it is copied, never changed.
+        bound: "ibp" (auto_LiRPA's alone), "crown-ibp" (inner bounds by IBP, the last by CROWN), "crown" (all by
+            CROWN), or "alpha-crown" (inner bounds by CROWN, then the slopes of the last pass optimised).
+        iterations: steps of the optimiser of "alpha-crown", >= 1.
+
+    Raises:
+        ValueError: ``bound`` is unknown, or the model is in training mode.
+        ImportError: auto_LiRPA is not installed.
+    """
+
+    tile = 1  # no padding: a pass costs what its samples cost
+
+    def __init__(self, model: nn.Module, bound: str = "crown", *, iterations: int = 10) -> None:
+        if bound not in BOUNDS:
+            raise ValueError(f"bound: {bound!r} is unknown; choose from {', '.join(map(repr, BOUNDS))}")
+        if any(module.training for module in model.modules()):
+            raise ValueError("model: is in training mode, where a sample has no bound of its own; call model.eval()")
+        import_auto_lirpa()
+        self.bound, self.iterations, self.monotone = bound, iterations, bound == "ibp"
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.frozen = None if bound == "ibp" else _freeze_if_possible(self.model)
+        self.converted: Any = None  # auto_LiRPA's BoundedModule
+        self.any_size = True  # whether it serves batches of any size
+        self.shape: torch.Size | None = None  # of the samples, or of the batch, that it serves
+
+    def margins(self, box: Box, y: Tensor, *, merged: bool = True) -> Tensor:
+        """Upper bounds of logit_i - logit_y over ``box``, for every class i; never with a gradient.
+
+        Args:
+            box: (B, ...) input box.
+            y: (B,) int64 labels.
+            merged: bound the difference itself; False: Eq. (3), the difference of the logits' bounds.
+
+        Returns:
+            (B, classes); column y is 0.
+
+        Raises:
+            TypeError: auto_LiRPA cannot convert the model, or has no such bound for one of its layers.
+        """
+        with torch.no_grad(), _default_dtype(box.lower.dtype):
+            if not len(y):
+                return self.model(box.lower.new_zeros(1, *box.lower.shape[1:]))[:0]
+            few = self.bound in ("crown", "alpha-crown") and y.device.type == "cpu"
+            parts = zip(*(t.detach().split(FEW if few else len(y)) for t in (box.lower, box.upper, y)), strict=True)
+            return torch.cat([self._margins(Box(low, high), labels, merged) for low, high, labels in parts])
+
+    def _margins(self, box: Box, y: Tensor, merged: bool) -> Tensor:
+        ours = self._our_ibp(box, y, merged)
+        with _explained(self.model):
+            if self.shape != (box.lower.shape[1:] if self.any_size else box.lower.shape):
+                self.converted, self.any_size = _convert(self.model, self.frozen, box)
+                self.shape = box.lower.shape[1:] if self.any_size else box.lower.shape
+            problem = _Problem(self.converted, box, y, merged)
+            margins = problem.ibp() if ours is None else ours
+            ladder = (problem.crown_ibp, problem.crown, functools.partial(problem.alpha_crown, self.iterations))
+            for bound in ladder[: BOUNDS.index(self.bound)]:
+                tighter = bound()
+                margins = torch.where(tighter < margins, tighter, margins)  # where that is NaN, the cheaper one stands
+            problem.check(margins)
+        return margins.scatter(1, y.unsqueeze(1), 0.0)
+
+    def _our_ibp(self, box: Box, y: Tensor, merged: bool) -> Tensor | None:
+        if self.frozen is None:
+            return None
+        try:
+            return self.frozen.margins(box, y, merged=merged)
+        except TypeError:  # a function without a rule: it shows only when it is met
+            self.frozen = None
+            return None
+
+
+class _Problem:
+    """One batch of boxes, to be bounded by ever tighter methods.
+
+    auto_LiRPA bounds an inner neuron by CROWN if IBP leaves it unstable in *any* sample of the batch. So that this
+    makes no difference to the other samples, where it is stable, inner bounds by CROWN are intersected with IBP's: of a
+    stable ReLU no more than the signs of its bounds matter. Other activations have all their neurons bounded.
+    """
+
+    def __init__(self, converted: Any, box: Box, y: Tensor, merged: bool) -> None:
+        lirpa = import_auto_lirpa()
+        self.converted, self.merged, self.y = converted, merged, y
+        center = box.center.as_subclass(lirpa.BoundedTensor)  # its own constructor fails in a TorchDispatchMode
+        center.ptb = lirpa.PerturbationLpNorm(norm=float("inf"), x_L=box.lower, x_U=box.upper)
+        self.x = (center,)
+        eye = torch.eye(converted.final_shape[-1], dtype=box.lower.dtype, device=box.lower.device)
+        rows = eye[y].unsqueeze(1) if merged else 0.0
+        self.specification = (eye.unsqueeze(0) - rows).expand(len(y), -1, -1)  # (B, i, class): logit_i (- logit_y)
+        self.inner: dict[str, tuple[Tensor, Tensor]] = {}  # a node's name -> bounds of its values
+
+    def _bound(self, method: str, **settings: Any) -> Tensor:
+        both = not self.merged or method == "IBP"
+        lower, upper = self.converted.compute_bounds(
+            x=self.x, C=self.specification, method=method, bound_lower=both, **settings
+        )
+        return upper if self.merged else upper - lower.gather(1, self.y.unsqueeze(1))
+
+    def ibp(self) -> Tensor:
+        return self._bound("IBP")
+
+    def crown_ibp(self) -> Tensor:
+        margins = self._bound("CROWN-IBP")
+        self._keep_inner()
+        return margins
+
+    def crown(self) -> Tensor:
+        margins = self._bound("CROWN", reference_bounds=self.inner, aux_reference_bounds=self.inner)
+        self._keep_inner()
+        return margins
+
+    def _keep_inner(self) -> None:
+        self.inner = {
+            node.name: (node.lower.detach(), node.upper.detach())
+            for node in self.converted._modules.values()
+            if node.perturbed and node.name != self.converted.final_name and _has_bounds(node)
+        }
+
+    def alpha_crown(self, iterations: int, rate: float = 0.5, decay: float = 0.9, inside: float = 1e-6) -> Tensor:
+        """The least margins met while Adam moves the slopes of the last pass; inner bounds stay as CROWN left them.
+
+        Every sample and class has slopes of its own, so the sum of all margins is as good a loss as any, and Adam works
+        elementwise: nothing couples the samples.
+
+        auto_LiRPA's own optimiser is of no use here: slopes start at 0 or 1, it clamps them to [0, 1], and
+        ``torch.clamp`` has no gradient at its ends (torch 2.14). So they are kept ``inside`` that interval.
+        """
+        inner = {_inner_argument(self.converted): self.inner}
+        initialise = getattr(self.converted, "init_alpha", None) or self.converted.init_slope  # 0.7, 0.3
+        initialise(self.x, method="backward", c=self.specification, bound_lower=not self.merged, **inner)
+        nodes = [n for n in self.converted.optimizable_activations if n.used and n.perturbed]
+        slopes = [slope for node in nodes for slope in node.alpha.values()]
+        best = torch.full_like(self.specification[..., 0], torch.inf)
+        if not slopes:
+            return best
+        optimizer = torch.optim.Adam(slopes, rate, eps=1e-5)  # by the default of 1e-8 it would follow roundings
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, decay)
+        for node in nodes:
+            node.opt_start()
+        for slope in slopes:
+            slope.requires_grad_()
+        try:
+            for step in range(iterations + 1):
+                for node in nodes:
+                    (getattr(node, "clip_alpha", None) or node.clip_alpha_)()
+                    if type(node).__name__ == "BoundRelu":
+                        for slope in node.alpha.values():
+                            slope.data.clamp_(getattr(node, "leaky_alpha", 0.0) + inside, 1 - inside)
+                with torch.set_grad_enabled(step < iterations):
+                    margins = self._bound("backward", **inner)
+                    best = torch.minimum(best, margins.detach())
+                    if step < iterations:
+                        optimizer.zero_grad()
+                        margins.sum().backward()
+                        optimizer.step()
+                        schedule.step()
+        finally:
+            for node in nodes:
+                node.opt_end()
+                node.alpha = type(node.alpha)()
+        return best
+
+    def check(self, margins: Tensor) -> None:
+        """Evaluates the network in four corners of the boxes. Not a proof, but a guard against wrong conversions.
+
+        Raises:
+            TypeError: a margin, or a value inside, lies beyond its bounds.
+        """
+        lower, upper = self.x[0].ptb.x_L, self.x[0].ptb.x_U
+        coin = torch.Generator(lower.device).manual_seed(0)
+        heads = [torch.rand(lower.shape[1:], generator=coin, device=lower.device) < 0.5 for _ in range(2)]
+        for corner in (lower, upper, *(torch.where(head, lower, upper) for head in heads)):
+            logits = self.converted(corner)
+            pairs = [("the output", logits - logits.gather(1, self.y.unsqueeze(1)), (None, margins))]
+            pairs += [(f"node {n}", self.converted[n].forward_value, ends) for n, ends in self.inner.items()]
+            for what, value, (low, high) in pairs:
+                slack = 1e-3 * value.abs().max() + 1e-6
+                if (value > high + slack).any() or (low is not None and (value < low - slack).any()):
+                    raise TypeError(f"its bounds of {what} do not hold")
+
+
+def _has_bounds(node: Any) -> bool:
+    return all(isinstance(getattr(node, end, None), Tensor) for end in ("lower", "upper"))
+
+
+def _inner_argument(converted: Any) -> str:
+    """What `compute_bounds` calls given bounds of inner nodes: in 0.7, and in 0.3."""
+    names = inspect.signature(converted.compute_bounds).parameters
+    return "interm_bounds" if "interm_bounds" in names else "intermediate_layer_bounds"
+
+
+def _freeze_if_possible(model: nn.Module) -> Frozen | None:
+    try:
+        return freeze(model)
+    except TypeError:  # not traced by torch.fx, or a layer without a rule
+        return None
+
+
+class _Normalization(_BatchNorm):
+    """`Normalize` as a BatchNorm of any dimension: of a division, auto_LiRPA 0.3 cannot bound what follows."""
+
+    def __init__(self, layer: Normalize) -> None:
+        super().__init__(len(layer.mean), eps=0.0, dtype=layer.mean.dtype, device=layer.mean.device)
+        self.running_mean, self.running_var = layer.mean.clone(), layer.std.square()
+        self.eval()
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+
+def _convertible(model: nn.Module, frozen: Frozen | None) -> nn.Module:
+    """Changes, in place, what auto_LiRPA does not take as it is, or takes at a far greater cost.
+
+    Each BatchNorm goes into the layer before it, as in ``frozen``: it keeps the coefficients of a convolution compact,
+    which makes CROWN several times faster.
+    """
+    if frozen is not None:
+        calls = Counter(node.target for node in frozen.nodes if node.op == "call_module")
+        for norm, affine in frozen.folded.items():
+            if calls[affine.target] == 1 and norm.target not in calls:
+                layer, folded = model.get_submodule(affine.target), frozen.layers[affine]
+                layer.weight, layer.bias = (nn.Parameter(p, requires_grad=False) for p in (folded.weight, folded.bias))
+                model.set_submodule(norm.target, nn.Identity())
+    return _replaced(model)
+
+
+def _replaced(model: nn.Module) -> nn.Module:
+    if type(model) is Normalize:
+        return _Normalization(model)
+    if isinstance(model, _DropoutNd):  # idle in evaluation mode; met, the model would be converted in training mode
+        return nn.Identity()
+    if isinstance(model, nn.Linear) and model.bias is None:  # without it, 0.3 finds a matrix product of two unknowns
+        model.bias = nn.Parameter(torch.zeros_like(model.weight[:, 0]), requires_grad=False)
+    for name, child in model.named_children():
+        setattr(model, name, _replaced(child))
+    return model
+
+
+def _convert(model: nn.Module, frozen: Frozen | None, box: Box) -> tuple[Any, bool]:
+    """auto_LiRPA's graph of ``model``, and whether it serves batches of any size.
+
+    Traced on one sample, or, where the graph then holds for that size alone (0.3, for `x.view(x.shape[0], -1)`), on as
+    many as there are in ``box``.
+
+    Raises:
+        TypeError: forward depends on data, or the graph computes something else than the model.
+    """
+    changed = _convertible(copy.deepcopy(model), frozen)
+    attempts = ((True, 1, torch.cat([box.lower, box.upper])[-3:]), (False, len(box.lower), box.upper))
+    for any_size, traced, probe in attempts:
+        blank = torch.zeros_like(box.lower[:traced])
+        converted = bounded_module(changed, blank, "patches")
+        nodes = list(converted._modules.values())
+        if not _patches_can_be_trusted(nodes):
+            converted = bounded_module(changed, blank, "matrix")
+        if any(getattr(n, "requires_input_bounds", ()) and type(n).__name__ != "BoundRelu" for n in nodes):
+            converted.bound_opts["sparse_intermediate_bounds"] = False
+        if _agree(model, converted, probe):
+            return converted, any_size
+    raise TypeError("its graph computes something else")
+
+
+def _agree(model: nn.Module, converted: Any, x: Tensor) -> bool:
+    try:
+        expected, got = model(x), converted(x)
+    except (RuntimeError, IndexError):  # shapes that do not fit
+        return False
+    slack = 1e-4 * torch.nan_to_num(expected).abs().max()
+    return expected.shape == got.shape and torch.allclose(expected, got, rtol=1e-3, atol=slack, equal_nan=True)
+
+
+FIT_FOR_PATCHES = ("BoundInput", "BoundRelu", "BoundLinear", "BoundBatchNormalization", "BoundFlatten", "BoundReshape")
+
+
+def _patches_can_be_trusted(nodes: list[Any]) -> bool:
+    """Whether these nodes, in order, allow the compact form of a convolution's coefficients, "patches".
+
+    It fails, mostly in 0.3, where other activations, pooling, groups or one-dimensional convolutions come before a
+    convolution. Where a constant is added or subtracted 0.3 fails, and 0.7.1 returns bounds that do not hold.
+    """
+    kinds = [type(node).__name__ for node in nodes]
+    last = max((i for i, kind in enumerate(kinds) if kind == "BoundConv"), default=-1)
+    for i, (node, kind) in enumerate(zip(nodes, kinds, strict=True)):
+        if not node.from_input:
+            continue
+        if kind in ("BoundAdd", "BoundSub"):
+            fit = all(operand.from_input for operand in node.inputs)
+        elif kind == "BoundConv":
+            fit = node.groups == 1 and len(node.output_shape) == 4
+        else:
+            fit = kind in FIT_FOR_PATCHES or i > last
+        if not fit:
+            return False
+    return True

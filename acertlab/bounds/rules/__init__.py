@@ -1,0 +1,59 @@
+"""One interval rule for each layer and function."""
+
+from acertlab.bounds.rules.affine import (
+    BATCH_STATISTICS as BATCH_STATISTICS,
+)
+from acertlab.bounds.rules.affine import (
+    Affine as Affine,
+)
+from acertlab.bounds.rules.affine import (
+    IntervalAffine as IntervalAffine,
+)
+from acertlab.bounds.rules.affine import (
+    Normalize as Normalize,
+)
+from acertlab.bounds.rules.affine import (
+    Scale as Scale,
+)
+from acertlab.bounds.rules.affine import (
+    batch_norm_scale as batch_norm_scale,
+)
+from acertlab.bounds.rules.affine import (
+    convolve as convolve,
+)
+from acertlab.bounds.rules.affine import (
+    evaluate as evaluate,
+)
+from acertlab.bounds.rules.affine import (
+    normalisation as normalisation,
+)
+from acertlab.bounds.rules.affine import (
+    scaled as scaled,
+)
+from acertlab.bounds.rules.batch_invariance import alike as alike
+from acertlab.bounds.rules.batch_invariance import matmul_alike as matmul_alike
+from acertlab.bounds.rules.dispatch import has_rule as has_rule
+from acertlab.bounds.rules.dispatch import rule as rule
+from acertlab.bounds.rules.functions import FUNCTIONS as FUNCTIONS
+from acertlab.bounds.rules.functions import TENSOR_METHODS as TENSOR_METHODS
+from acertlab.bounds.rules.layers import (
+    each_end as each_end,
+)
+from acertlab.bounds.rules.layers import (
+    interpolate as interpolate,
+)
+from acertlab.bounds.rules.layers import (
+    no_dropout as no_dropout,
+)
+from acertlab.bounds.rules.layers import (
+    no_softmax as no_softmax,
+)
+from acertlab.bounds.rules.layers import (
+    relu as relu,
+)
+from acertlab.bounds.rules.layers import (
+    two_lines as two_lines,
+)
+from acertlab.bounds.rules.layers import (
+    with_valley as with_valley,
+)

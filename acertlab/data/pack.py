@@ -1,0 +1,116 @@
+"""Many run folders into one packed folder of a few megabytes, without weights: `acertlab pack RUNS OUT`.
+
+    OUT/packed.json      {"runs": {name: {"result": result.json, "config": config.json}}, "version", "dtype"}
+    OUT/radii.parquet    run, index, label, predicted, radius, upper, status (and what else the runs' tables have)
+    OUT/history.parquet  run, epoch, ...: a row an epoch
+    OUT/<spec>           the file that says how the runs were made, as it is
+
+A run's name is its path below RUNS. Nothing is rounded: radii that were found in float32 are float32 here. `load_runs`,
+`load_run`, `load_radii` and `load_samples` read a packed folder as they read run folders.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from acertlab.data.files import read_json, write_json, write_parquet, written_aside
+from acertlab.data.run import FILES, PACKED, RADII_COLUMNS, load_run
+from acertlab.data.run_table import load_runs
+
+
+def pack_runs(root: str | Path, out: str | Path, spec: str | Path | None = None, progress: bool = False) -> Path:
+    """Writes every finished run below a folder into one packed folder.
+
+    Args:
+        root: A folder that holds run folders, at any depth.
+        out: The packed folder, made or replaced; outside of `root`.
+        spec: A file that says how the runs were made, copied beside them.
+        progress: Show a bar over the runs.
+
+    Returns:
+        `out`.
+
+    Raises:
+        FileNotFoundError: There is no such folder or spec.
+        ValueError: No finished run; one that is packed already; `out` lies in `root` or holds other things; the
+            spec's name is one that a packed folder needs.
+    """
+    root, out, spec = Path(root), Path(out), Path(spec) if spec else None
+    table = load_runs(root)
+    _check(table, root, out, spec)
+    held, radii, histories = {}, [], []
+    for path in tqdm(table.path, "pack", unit="run", disable=not progress):
+        run, name = load_run(path), Path(path).relative_to(root).as_posix()
+        held[name] = {"result": read_json(run.path / "result.json"), "config": run.config}
+        radii.append(run.radii.assign(run=name))
+        histories.append(run.history.assign(run=name))
+    samples = pd.concat(radii, ignore_index=True)
+    samples = samples[["run", *RADII_COLUMNS, *(c for c in samples if c not in ("run", *RADII_COLUMNS))]]
+    if (out / PACKED).is_file():
+        (out / PACKED).unlink()  # written last: a folder half replaced is no packed folder
+    _write_samples(out / "radii.parquet", samples, list(held))
+    write_parquet(out / "history.parquet", pd.concat(histories, ignore_index=True))
+    if spec:
+        shutil.copyfile(spec, out / spec.name)
+    precision = {name: str(samples[name].dtype) for name in ("radius", "upper")}
+    write_json(out / PACKED, {"version": version("acertlab"), "dtype": precision, "runs": held})
+    return out
+
+
+def _check(table: pd.DataFrame, root: Path, out: Path, spec: Path | None) -> None:
+    if table.empty:
+        raise ValueError(f"root: there is no finished run below {root}")
+    if packed := [path for path in table.path if not Path(path).is_dir()]:
+        raise ValueError(f"root: {packed[0]} is packed already; give the folders of the runs themselves")
+    if out.resolve() == root.resolve() or out.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"out: {out} lies in {root}, where it would be read along with the runs; give another folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / PACKED).is_file():
+        raise ValueError(f"out: {out} holds other things; give a new folder, or one that holds a {PACKED}")
+    if spec and not spec.is_file():
+        raise FileNotFoundError(f"spec: there is no file {spec}")
+    if spec and spec.name in (*FILES, PACKED):
+        raise ValueError(f"spec: {spec} has a name that a packed folder needs for itself; rename it")
+
+
+def _write_samples(path: Path, samples: pd.DataFrame, runs: Sequence[str]) -> None:
+    """A row group a run, so that one run is read without the others; floats split into bytes, which compresses."""
+    floats = samples.select_dtypes("float").columns.tolist()
+    rest = [name for name in samples if name not in (*floats, "index")]
+    encoding = {"index": "DELTA_BINARY_PACKED"} | dict.fromkeys(floats, "BYTE_STREAM_SPLIT")
+    schema = pa.Schema.from_pandas(samples, preserve_index=False)
+    with (
+        written_aside(path) as aside,
+        pq.ParquetWriter(aside, schema, compression="zstd", compression_level=19, use_dictionary=rest,
+                         column_encoding=encoding) as writer,
+    ):  # fmt: skip
+        for _, rows in samples.groupby(pd.Categorical(samples["run"], runs), sort=False, observed=True):
+            writer.write_table(pa.Table.from_pandas(rows, schema=schema, preserve_index=False))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="acertlab pack", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", help="folder that holds run folders, at any depth")
+    parser.add_argument("out", help="the packed folder, such as data/results/mnist")
+    parser.add_argument("--spec", help="a file that says how the runs were made, copied beside them")
+    given = parser.parse_args(arguments)
+    try:
+        out = pack_runs(given.runs, given.out, given.spec, progress=True)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"acertlab pack: {error}", file=sys.stderr)
+        return 1
+    size = sum(file.stat().st_size for file in out.iterdir())
+    print(f"{out}: {len(load_runs(out))} runs, {size / 1e6:.2f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

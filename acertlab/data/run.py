@@ -1,0 +1,224 @@
+"""Run folders and packed runs, read back as tables.
+
+A run's folder holds `config.json`, `history.parquet` (a row an epoch), `radii.parquet` (a row a test sample),
+`model.safetensors`, `checkpoint/` and, renamed into place last, `result.json`: a folder without it is unfinished.
+Nothing is ever pickled.
+
+Many runs without their weights go into one packed folder (`acertlab.pack` writes it): `packed.json` (each run's
+result and config), `radii.parquet` and `history.parquet` (as in a run's folder, with a column `run`). The path of a
+packed run is the packed folder and its name below it, as if it were a folder there; every function takes both kinds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from acertlab.data.files import read_json, read_parquet, write_json
+from acertlab.models.architectures import MODELS
+
+FILES = ("config.json", "history.parquet", "radii.parquet", "model.safetensors", "result.json")
+RADII_COLUMNS = ("index", "label", "predicted", "radius", "upper", "status")
+RESULT_KEYS = ("dataset", "method", "kappa", "eps_max", "seed", "acc", "acr", "art", "cert_acc", "verifier", "merged",
+               "domain", "n", "split", "epochs", "seconds", "version", "radius_cap")  # fmt: skip
+EXTERNAL = "external"  # config["model"] of an imported network that is none of MODELS
+PACKED = "packed.json"  # a folder with this file holds packed runs
+SHIPPED = Path(__file__).resolve().parents[2] / "data" / "results"  # the packed runs that come with a clone
+
+
+def runs_folder(given: str | Path = "") -> Path:
+    """The folder that holds the runs: ``given``, else the environment's ACERTLAB_RUNS, else ``runs``."""
+    return Path(given or os.environ.get("ACERTLAB_RUNS") or "runs")
+
+
+def runs_beside(what: str, given: str | Path = "") -> Path:
+    """``given``, else a folder beside `runs_folder`, for runs that are not to be pooled with those: runs-WHAT."""
+    beside = runs_folder().absolute()
+    return Path(given or beside.with_name(f"{beside.name}-{what}"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished training run, as its folder tells it, or the packed folder that holds it.
+
+    Attributes:
+        path: The folder; of a packed run, the packed folder and the run's name.
+        config: What the run was asked to do, and what it takes to rebuild the network.
+        history: A row an epoch.
+        radii: A row a sample: index, label, predicted, radius, upper (pixel units), status; searched up to
+            `result["radius_cap"]`, so that every smaller eps_max can be analysed without another search.
+        result: The numbers of the run, with what they were measured by (verifier, merged, domain, n, split).
+    """
+
+    path: Path
+    config: dict[str, Any]
+    history: pd.DataFrame
+    radii: pd.DataFrame
+    result: dict[str, Any]
+
+    def load_model(self) -> torch.nn.Module:
+        """The trained network, in evaluation mode, rebuilt from `config.json` and `model.safetensors`.
+
+        Raises:
+            FileNotFoundError: The weights are gone, or were never there: runs are packed without them.
+            ValueError: The configuration names an unknown network, or the weights do not fit it.
+        """
+        name, weights = self.config.get("model"), self.path / "model.safetensors"
+        if name == EXTERNAL:
+            raise ValueError(f"{self.path} is an imported network, none of {', '.join(MODELS)}: load it as before, or "
+                             "fill its own architecture from model.safetensors by acertlab.load_weights")  # fmt: skip
+        if name not in MODELS:
+            raise ValueError(f"{self.path / 'config.json'}: model = {name!r} is unknown; known: {', '.join(MODELS)}")
+        missing = [key for key in ("in_shape", "classes", "width", "mean", "std") if key not in self.config]
+        if missing:
+            raise ValueError(f"{self.path / 'config.json'} lacks {', '.join(missing)}: the network cannot be rebuilt")
+        if not weights.is_file():
+            why = "; packed runs come without weights: train it anew by its config" if _packed(self.path) else ""
+            raise FileNotFoundError(f"{weights} does not exist: the network cannot be rebuilt{why}")
+        model = MODELS[name](tuple(self.config["in_shape"]), self.config["classes"], width=self.config["width"],
+                             mean=self.config["mean"], std=self.config["std"])  # fmt: skip
+        try:
+            model.load_state_dict(load_file(weights))
+        except (RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{weights} does not fit the {name} of config.json: {error}") from error
+        return model.eval()
+
+
+def load_run(path: str | Path) -> Run:
+    """Reads one finished run.
+
+    Args:
+        path: The run's folder, or a packed run's path as `load_runs` tells it.
+
+    Returns:
+        The run; the network itself is read by `.load_model()` only.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it lacks a file.
+        ValueError: A file of it cannot be read; the message names the file.
+    """
+    path = Path(path)
+    if packed := _packed(path):
+        return _load_packed_run(packed, path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no run folder {path}")
+    missing = [name for name in FILES if not (path / name).is_file()]
+    if missing:
+        state = "is unfinished (result.json is written last)" if missing == ["result.json"] else "is not complete"
+        holds = f"it lacks {', '.join(missing)}. A run's folder holds {', '.join(FILES)}"
+        raise FileNotFoundError(f"the run folder {path} {state}: {holds}")
+    radii = _checked_radii(read_parquet(path / "radii.parquet"), path / "radii.parquet")
+    return Run(path, read_json(path / "config.json"), read_parquet(path / "history.parquet"), radii,
+               _read_result(path / "result.json"))  # fmt: skip
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    return _checked_result(read_json(path), str(path))
+
+
+def _checked_result(result: dict[str, Any], where: str) -> dict[str, Any]:
+    missing = [key for key in RESULT_KEYS if key not in result]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    try:
+        cert_acc = {float(eps): float(value) for eps, value in result["cert_acc"].items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: cert_acc = {result['cert_acc']!r} is not a table from eps to a number") from error
+    return result | {"cert_acc": cert_acc}
+
+
+def _checked_radii(radii: pd.DataFrame, where: Path) -> pd.DataFrame:
+    absent = [name for name in RADII_COLUMNS if name not in radii]
+    if absent:
+        raise ValueError(f"{where} lacks the columns {', '.join(absent)}")
+    return radii
+
+
+# ---- packed runs
+def _packed(path: Path) -> Path | None:
+    """The packed folder that a run's path goes through; None for a run's own folder."""
+    if (path / "result.json").is_file():
+        return None
+    return next((folder for folder in path.parents if (folder / PACKED).is_file()), None)
+
+
+def _read_packed(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Each packed run's (result, config) by its name."""
+    file = folder / PACKED
+    held = read_json(file).get("runs")
+    if not isinstance(held, dict) or not all(isinstance(run, dict) and {"result", "config"} <= run.keys()
+                                             for run in held.values()):  # fmt: skip
+        raise ValueError(f"{file} holds no table `runs` from a name to a result and a config")
+    return {name: (_checked_result(run["result"], f"{file}: {name}"), run["config"]) for name, run in held.items()}
+
+
+def _load_packed_run(folder: Path, path: Path) -> Run:
+    held, name = _read_packed(folder), path.relative_to(folder).as_posix()
+    if name not in held:
+        raise FileNotFoundError(f"{folder / PACKED} holds no run {name!r}; it holds {', '.join(held)}")
+    result, config = held[name]
+    radii, history = (
+        read_parquet(folder / file, filters=[("run", "==", name)]).drop(columns="run")
+        for file in ("radii.parquet", "history.parquet")
+    )
+    return Run(path, config, history, _checked_radii(radii, folder / "radii.parquet"), result)
+
+
+# Settings that runs of earlier versions do not name, and what those versions did
+LATER: dict[str, Any] = {"train_eps_factor": 1.0}
+HISTORY_COLUMNS = (
+    "epoch",  # 0, 1, ...
+    "loss",  # mean over the epoch's samples of the whole loss,
+    "clean_loss",  # of Eq. (10),
+    "robust_loss",  # of Eq. (9) or its like, before the weighting by kappa,
+    "regulariser",  # and of both regularisers, weighted
+    "lr",  # of the epoch's last step
+    "eps_t",  # eps_{max,t} of the epoch's last step, pixel units
+    "train_acc",  # of the clean passes, in training mode
+    "share_zero",  # of the samples whose box in the robust loss has radius 0 (misclassified),
+    "share_inside",  # between 0 and eps_{max,t},
+    "share_cap",  # and at eps_{max,t}; all three are null while eps_{max,t} = 0
+    "radius_mean",  # of the boxes in the robust loss, pixel units
+    "passes",  # bound passes that the search for a radius took, mean over the samples
+    "val_acc",  # on the validation part at eps_max, null where there is none
+    "val_acr",
+    "val_art",
+    "seconds",  # training and validation
+)
+UNDECISIVE = ("device", "version")  # of `config.json`: another one is not another run
+LOCK_WAIT = 10.0  # seconds for another process in the same folder to end: a kernel may live on for one after its parent
+
+
+def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run | None:
+    """Writes `config.json` into a fresh folder; returns the run of a folder that holds it, finished."""
+    path = run_dir / "config.json"
+    held = [name for name in FILES if (run_dir / name).exists()]
+    if not held:
+        write_json(path, described)
+        return None
+    if not resume:
+        raise FileExistsError(f"run_dir: {run_dir} holds a run ({', '.join(held)}); resume=True continues it")
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differs = [f"{key} = {before.get(key)!r} there, {value!r} here" for key, value in described.items()
+                   if key not in UNDECISIVE and before.get(key, LATER.get(key)) != value]  # fmt: skip
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"run_dir: {path} cannot be read ({error}); give another folder") from error
+    if differs:
+        raise ValueError(f"run_dir: {run_dir} holds a run of another configuration: {'; '.join(differs)}. "
+                         "Give another folder, or the same configuration")  # fmt: skip
+    return load_run(run_dir) if "result.json" in held else None
+
+
+def history_table(history: list[dict[str, float | None]]) -> pd.DataFrame:
+    """`history.parquet`, a row an epoch."""
+    table = pd.DataFrame(history, columns=list(HISTORY_COLUMNS)).astype(float)
+    return table.astype({"epoch": int})

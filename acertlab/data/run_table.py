@@ -1,0 +1,119 @@
+"""Many runs as tables: their results, radii and histories."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from acertlab.data.files import read_json, read_parquet
+from acertlab.data.run import PACKED, RADII_COLUMNS, RESULT_KEYS, _packed, _read_packed, _read_result
+
+
+def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
+    """Every finished run below a folder, as a table; only `result.json` and `packed.json` files are read.
+
+    Args:
+        root: A folder that holds run folders or packed folders, at any depth, or is a packed folder itself.
+        settings: Names of `config.json` that become columns too, such as "scheduler"; None where a run has none.
+
+    Returns:
+        A row a run, in the order of the paths: `path` (str), everything in `result.json` (`cert_acc` as a dict
+        from eps to a fraction). Folders with a `config.json` and no `result.json` are unfinished runs: they are
+        left out and listed in `.attrs["unfinished"]`. No finished run: an empty table with the same columns.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: `root` is itself a run's folder, or a `result.json` cannot be read; the message names it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder of runs {root}")
+    if (root / "config.json").is_file():
+        raise ValueError(f"{root} is one run's folder: use load_run({str(root)!r}), or give the folder above it")
+    rows, unfinished = [], []
+    for folder, files in _run_folders(root):
+        if PACKED in files:
+            rows += [{"path": str(folder / name), **{s: config.get(s) for s in settings}, **result}
+                     for name, (result, config) in _read_packed(folder).items()]  # fmt: skip
+        elif "result.json" in files:
+            config = read_json(folder / "config.json") if settings else {}
+            chosen = {name: config.get(name) for name in settings}
+            rows.append({"path": str(folder), **chosen, **_read_result(folder / "result.json")})
+        else:
+            unfinished.append(str(folder))
+    table = pd.DataFrame(rows, columns=None if rows else ["path", *RESULT_KEYS])
+    table.attrs["unfinished"] = unfinished
+    return table
+
+
+def load_finished(*roots: str | Path) -> pd.DataFrame:
+    """`load_runs` of several folders as one table, for a command whose argument RUNS they are: at least one run.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no finished run in any of them; the message says what to do.
+        ValueError: As `load_runs`.
+    """
+    tables = [load_runs(root) for root in roots]
+    runs = pd.concat(tables, ignore_index=True)
+    runs.attrs["unfinished"] = unfinished = [path for table in tables for path in table.attrs["unfinished"]]
+    if runs.empty:
+        more = f" ({len(unfinished)} unfinished)" if unfinished else ""
+        raise FileNotFoundError(
+            f"RUNS: there is no finished run below {', '.join(map(str, roots))}{more}; train with "
+            "notebooks/02_training.ipynb or `make demo`, or give a folder of packed runs"
+        )
+    return runs
+
+
+def load_radii(runs: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The certified radii of every run of a table, (n,) float64 in pixel units, by the run's path."""
+    return {path: table["radius"].to_numpy(float) for path, table in load_samples(runs, ["radius"]).items()}
+
+
+def load_samples(runs: pd.DataFrame, columns: Sequence[str] = RADII_COLUMNS) -> dict[str, pd.DataFrame]:
+    """Columns of every run's `radii.parquet`, a row a sample, by the run's path; a packed folder is read once.
+
+    Args:
+        runs: A table with the column `path`, as `load_runs` gives it.
+        columns: Which, of `RADII_COLUMNS` and whatever else is there.
+
+    Raises:
+        ValueError: A table cannot be read, or lacks a column or a run; the message names the file.
+    """
+    return _load_tables(runs, "radii.parquet", list(columns))
+
+
+def load_histories(runs: pd.DataFrame, columns: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Columns of every run's `history.parquet`, a row an epoch, by the run's path; as `load_samples`."""
+    return _load_tables(runs, "history.parquet", list(columns))
+
+
+def _load_tables(runs: pd.DataFrame, file: str, columns: list[str]) -> dict[str, pd.DataFrame]:
+    tables = {}
+    for packed in dict.fromkeys(map(_packed, map(Path, runs.path))):
+        if packed is not None:
+            everything = read_parquet(packed / file, ["run", *columns])
+            for name, table in everything.groupby("run", sort=False, observed=True):
+                tables[str(packed / name)] = table[columns].reset_index(drop=True)
+    for path in runs.path:
+        if path not in tables:
+            packed = _packed(Path(path))
+            if packed and file != "history.parquet":  # an imported run has no history
+                raise ValueError(f"{packed / file} has no rows of the run {path}")
+            tables[path] = (
+                read_parquet(packed / file, columns)[:0] if packed else read_parquet(Path(path) / file, columns)
+            )
+    return {path: tables[path] for path in runs.path}
+
+
+def _run_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The folders that hold a run or packed runs, each with the names of its files."""
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if not {"config.json", "result.json", PACKED}.isdisjoint(files):
+            below.clear()  # a run holds no runs
+            yield Path(folder), files

@@ -1,0 +1,24 @@
+"""Networks: ours, and yours."""
+
+from acertlab.models.architectures import (
+    MODELS as MODELS,
+)
+from acertlab.models.architectures import (
+    ResidualBlock as ResidualBlock,
+)
+from acertlab.models.architectures import (
+    cnn7 as cnn7,
+)
+from acertlab.models.architectures import (
+    mlp as mlp,
+)
+from acertlab.models.architectures import (
+    residual_cnn as residual_cnn,
+)
+from acertlab.models.architectures import (
+    small_cnn as small_cnn,
+)
+from acertlab.models.initialisation import ibp_init_ as ibp_init_
+from acertlab.models.onnx import load_onnx as load_onnx
+from acertlab.models.state_dict import load_weights as load_weights
+from acertlab.models.torch_program import load_program as load_program

@@ -1,0 +1,86 @@
+"""Any number of samples in bounded memory."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm.auto import tqdm
+
+from acertlab.bounds.box import Domain
+from acertlab.bounds.checks import out_of_memory
+from acertlab.bounds.ibp import Network
+from acertlab.bounds.margin import Sound, margin_at
+
+Part = TypeVar("Part")
+
+
+def in_chunks(work: Callable[[slice], Part], n: int, size: int, *, desc: str, progress: bool) -> list[Part]:
+    """``work`` on every chunk of ``size`` of n samples, on an empty one if n is 0; one that does not fit is halved.
+
+    Args:
+        work: called with the samples' slice.
+        n: number of samples.
+        size: samples a chunk, >= 1.
+        desc: what the progress bar says.
+        progress: show it.
+
+    Raises:
+        MemoryError, RuntimeError: memory ran out for a single sample; or whatever else ``work`` raises.
+    """
+    parts, start = [], 0
+    with tqdm(total=n, desc=desc, unit="sample", disable=not progress) as bar:
+        while start < n or not parts:
+            try:
+                parts.append(work(slice(start, start + size)))
+                fits = True
+            except (MemoryError, RuntimeError) as error:
+                if size == 1 or not out_of_memory(error):
+                    raise
+                fits = False  # go on outside, where the failed work's tensors are free again
+            if fits:
+                bar.update(min(size, n - start))
+                start += size
+            else:
+                size = (min(size, n) + 1) // 2
+    return parts
+
+
+def largest_growth(work: Callable[[int], object], rows: int) -> int:
+    """Bytes by which the largest tensor of ``work(rows)`` grows a row; what two batches share is no activation."""
+    passes = []
+    for batch in (rows, 2 * rows):
+        with _TensorSizes() as seen:
+            work(batch)
+        passes.append(seen.sizes)
+    return max((two - one for one, two in zip(*passes, strict=False)), default=0) // rows
+
+
+class _TensorSizes(TorchDispatchMode):
+    """Notes the size in bytes of every tensor that an operation inside returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.sizes += [out.numel() * out.element_size()] if isinstance(out, Tensor) else []
+        return out
+
+
+def _chunk_size(
+    model: nn.Module, network: Network, x: Tensor, y: Tensor, eps_max: float, domain: Domain, sound: Sound, memory: int
+) -> int:
+    """How many samples keep activations, about eight tensors of the largest size, in ``memory``.
+
+    Those of the clean pass count as well: `acertlab.interval.Frozen` may take a batch in parts.
+    """
+
+    def passes(rows: int) -> None:
+        first = torch.zeros(rows, dtype=torch.long, device=x.device)
+        model(x[first])
+        margin_at(network, x[first].double() if sound else x[first], y[first], eps_max, domain=domain)
+
+    return max(1, memory // (8 * max(1, largest_growth(passes, network.tile)))) if len(x) else 1

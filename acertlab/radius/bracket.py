@@ -1,0 +1,131 @@
+"""The robust radius from both sides: [certified, attacked] of every sample, which must not cross."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from acertlab.bounds.box import Domain
+from acertlab.bounds.margin import Sound
+from acertlab.radius.attack import AttackResult, attacked_radius, check_budget, distance, pgd, rounded
+from acertlab.radius.batching import in_chunks
+from acertlab.radius.certified import certified_radius
+from acertlab.radius.search import RadiusResult
+
+
+@dataclass(frozen=True)
+class RadiusBracket:
+    """The robust radius of every sample from both sides.
+
+    Attributes:
+        certificate: what is proved, from below.
+        attack: what was found, from above.
+    """
+
+    certificate: RadiusResult
+    attack: AttackResult
+
+    @property
+    def certified(self) -> Tensor:
+        """(B,) radii within which no input is classified otherwise."""
+        return self.certificate.radius
+
+    @property
+    def attacked(self) -> Tensor:
+        """(B,) distances at which one is; inf where none was found."""
+        return self.attack.radius
+
+    @property
+    def gap(self) -> Tensor:
+        """(B,) attacked - certified, in the wider of their dtypes; the robust radius lies in between."""
+        return self.attacked - self.certified
+
+    @property
+    def crossed(self) -> Tensor:
+        """(B,) bool: a witness inside a certified ball, which a correct certificate excludes."""
+        return (self.certified > 0) & (self.attacked.double() <= self.certified.double())
+
+    def raise_if_crossed(self) -> "RadiusBracket":
+        """Raises RuntimeError, naming samples and both radii, where an attack succeeded inside a certified ball."""
+        crossed = self.crossed.nonzero().squeeze(1).tolist()
+        if crossed:
+            told = ", ".join(
+                f"{i} (attacked {self.attacked[i].item():.9g} <= certified {self.certified[i].item():.9g})"
+                for i in crossed[:10]
+            )
+            more = f" and {len(crossed) - 10} more" if len(crossed) > 10 else ""
+            raise RuntimeError(
+                f"{len(crossed)} of {len(self.crossed)} samples are misclassified inside their certified ball: sample "
+                f"{told}{more}. Certificate or attack is wrong, unless they differ by rounding alone: sound='float32' "
+                "certifies the float32 evaluation, rounding errors included"
+            )
+        return self
+
+
+def radius_bracket(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps_max: float,
+    *,
+    bound: str = "ibp",
+    merged: bool = True,
+    sound: Sound = False,
+    domain: Domain = (0.0, 1.0),
+    steps: int = 6,
+    restarts: int = 4,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> RadiusBracket:
+    """The robust radius between what `acertlab.certified_radius` proves and what `attacked_radius` finds.
+
+    Both searches go their own way over [0, eps_max]; then every sample is attacked once more *at* its certified radius.
+    A success there crosses the bracket: one of the two is wrong. Where the bound is (nearly) exact, as for a linear
+    model, rounding alone may do it, since a certificate with sound=False neglects the rounding errors of the margin and
+    of the forward pass; ``sound="float32"`` certifies the float32 evaluation that the attack sees.
+
+    Args:
+        model, x, y, eps_max, bound, merged, sound, domain: as in `acertlab.certified_radius`.
+        steps, restarts, seed, batch_size: as in `attacked_radius`.
+        progress: show progress bars over the samples.
+
+    Returns:
+        A `RadiusBracket`; ``.raise_if_crossed()`` tells what must not be.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was wrong and what is accepted.
+    """
+    check_budget(steps=steps, restarts=restarts, seed=seed, batch_size=batch_size)
+    proof = {"bound": bound, "merged": merged, "sound": sound, "domain": domain, "progress": progress}
+    effort = {"steps": steps, "restarts": restarts, "seed": seed, "domain": domain}
+    certificate = certified_radius(model, x, y, eps_max, **proof)
+    attack = attacked_radius(model, x, y, eps_max, batch_size=batch_size, progress=progress, **effort)
+    rows = (certificate.radius > 0).nonzero().squeeze(1)
+
+    def attack_there(part: slice) -> tuple[Tensor, Tensor]:
+        index = rows[part]
+        eps = rounded(certificate.radius[index], x.dtype, -torch.inf)
+        return pgd(model, x[index], y[index], eps, start=attack.x_adv[index], **effort)
+
+    found = in_chunks(attack_there, len(rows), batch_size, desc="attacks at the certified radii", progress=progress)
+    point, margin = (torch.cat(column) for column in zip(*found, strict=True))
+    return RadiusBracket(certificate, _with_witnesses(attack, x, rows, point, margin, effort))
+
+
+def _with_witnesses(
+    attack: AttackResult, x: Tensor, index: Tensor, point: Tensor, margin: Tensor, effort: dict
+) -> AttackResult:
+    """``attack`` with those of the points that are closer than its own witnesses."""
+    evaluations = attack.evaluations.clone()
+    evaluations[index] += 1 + (effort["restarts"] + 1) * (effort["steps"] + 1)
+    away = distance(point, x[index].detach())
+    closer = (margin >= 0) & (away < attack.radius[index])
+    at = (index[closer],)
+    return replace(
+        attack,
+        radius=attack.radius.index_put(at, away[closer]),
+        x_adv=attack.x_adv.index_put(at, point[closer]),
+        margin=attack.margin.index_put(at, margin[closer]),
+        evaluations=evaluations,
+    )

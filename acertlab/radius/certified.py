@@ -1,0 +1,165 @@
+"""The certified radius of every sample: the root of its certified margin (Def. 3.1, Eq. 7, Theorem A.1)."""
+
+from dataclasses import replace
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor, nn
+
+from acertlab.bounds.box import Domain
+from acertlab.bounds.checks import check_dense, check_samples, full_precision
+from acertlab.bounds.crown.auto_lirpa import BOUNDS
+from acertlab.bounds.ibp import freeze
+from acertlab.bounds.margin import Sound, check_bound, clean_logits, clean_margin, margin_at, prepare_checked
+from acertlab.radius.batching import _chunk_size, in_chunks
+from acertlab.radius.search import SOLVERS, RadiusResult, RadiusStatus, search_radius
+
+
+def certified_radius(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps_max: float,
+    *,
+    bound: str = "ibp",
+    merged: bool = True,
+    domain: Domain = (0.0, 1.0),
+    solver: str = "log-secant",
+    xtol: float = 1e-8,
+    rtol: float = 1e-5,
+    maxiter: int = 100,
+    warm_start: Tensor | None = None,
+    differentiable: bool = False,
+    sound: Sound = False,
+    batch_size: int | None = None,
+    memory: int = 2**29,
+    progress: bool = False,
+) -> RadiusResult:
+    """Def. 3.1: the largest l_inf radius, up to eps_max, at which each sample is certified.
+
+    0 where misclassified or tied; eps_max where certified there; else the leftmost root of R_cert (Theorem A.1), from
+    the certified side: the margin *was evaluated* at the returned radius and is negative. The bracket of a CONVERGED
+    sample is narrow, ``upper - radius <= xtol + rtol * radius``, with rtol at least 8 units of the dtype's precision.
+    Both its ends keep a few roundings' distance from the root where the tolerance allows, so that evaluating them again
+    in another batch gives the same signs.
+
+    Args:
+        model: in evaluation mode, (B, ...) -> (B, classes); left exactly as it was.
+        x: (B, ...) inputs in pixel units, inside ``domain``; any B, worked through in chunks.
+        y: (B,) integer labels.
+        eps_max: the perceptual limit in pixel units, > 0.
+        bound, merged, domain: as in `acertlab.certified_margin`. A bound of the CROWN family starts from the radii that
+            the cheaper bounds certify.
+        solver: "log-secant", which knows how margins grow (`acertlab.logsecant`), "brentq", "bisect" or "chandrupatla".
+        xtol, rtol: absolute (pixel units) and relative tolerance of the bracket.
+        maxiter: iterations of the solver at most, >= 1.
+        warm_start: (B,) earlier radii to start from; a bad guess costs a few evaluations, never the guarantee.
+        differentiable: attach d radius / d x and d radius / d parameters (Theorem 3.4), zero where the radius is 0 or
+            eps_max. With bound="ibp" only.
+        sound: as in `acertlab.certified_margin`: radii that hold in exact arithmetic (True), or for the float32
+            evaluation ("float32"), rounding errors included; in float64. Whether a sample is classified correctly is
+            then decided by a proof as well.
+        batch_size: samples a chunk at most; None: as many as fit into ``memory``.
+        memory: bytes of activations that a chunk may take, roughly. Where memory runs out all the same, the chunk is
+            halved and the search goes on.
+        progress: show a progress bar over the samples.
+
+    Returns:
+        A `RadiusResult`; numerical events are in its ``status``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was wrong and what is accepted.
+    """
+    check_bound(bound, sound)
+    _check_search(eps_max, solver, xtol, rtol, maxiter, batch_size, memory)
+    if differentiable and (bound != "ibp" or sound):
+        raise ValueError("differentiable: the gradient is that of bound='ibp' with sound=False; choose these")
+    if differentiable and torch.is_inference_mode_enabled():
+        raise ValueError("differentiable: torch.inference_mode() admits no gradient; leave it, or use torch.no_grad()")
+    check_samples(model, x, y, domain)
+    if warm_start is not None:
+        _check_warm_start(warm_start, y)
+    eps_max = float(eps_max)
+    settings = {"merged": merged, "domain": domain, "solver": solver, "xtol": xtol, "rtol": rtol, "maxiter": maxiter}
+
+    def search(part: slice) -> RadiusResult:
+        xs, ys = x[part].double() if sound else x[part], y[part].long()
+        if sound:
+            clean = margin_at(networks[0], xs, ys, 0.0, merged=merged, domain=domain)
+        else:
+            clean = clean_margin(clean_logits(model, xs), ys)
+        result = None
+        for network in networks:
+            guess = warm_start[part] if warm_start is not None and network is networks[-1] else None
+            result = search_radius(network, xs, ys, clean, eps_max, warm_start=guess, start=result, **settings)
+        return result
+
+    with torch.no_grad(), full_precision(x.device):
+        networks = prepare_checked(model, BOUNDS[: BOUNDS.index(bound) + 1], sound, x, y.long())
+        size = batch_size or _chunk_size(model, networks[-1], x[:1], y[:1].long(), eps_max, domain, sound, memory)
+        parts = in_chunks(search, len(x), size, desc="certified radii", progress=progress)
+    columns = ("radius", "margin", "upper", "status", "evaluations")
+    result = RadiusResult(*(torch.cat([getattr(p, name) for p in parts]) for name in columns), networks[-1].monotone)
+    if differentiable:
+        return replace(result, radius=_attach_gradient(model, x, y.long(), result, merged, domain))
+    return result
+
+
+def _attach_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, result: RadiusResult, merged: bool, domain: Domain
+) -> Tensor:
+    """Theorem 3.4: d radius / d w = -(dR/dw) / (dR/deps) at the root, for w the inputs and the parameters."""
+    inside = (result.status == RadiusStatus.CONVERGED).nonzero().squeeze(1)
+    if not len(inside):
+        with torch.enable_grad():  # zero everywhere, and still with a graph: whoever asked for one may call backward
+            leaves = [t for t in (x, *model.parameters()) if t.requires_grad]
+            return result.radius + sum(t.flatten()[:0].sum() for t in leaves)
+    with torch.enable_grad(), full_precision(x.device):
+        eps = result.radius[inside].requires_grad_()
+        value = margin_at(freeze(model), x[inside], y[inside], eps, merged=merged, domain=domain)
+        (slope,) = torch.autograd.grad(value.sum(), eps, retain_graph=True)
+        slope = torch.where(slope > 0, slope, torch.inf)
+        step = (value.detach() - value) / slope  # zero in value, Theorem 3.4 in gradient
+        return result.radius.index_put((inside,), eps.detach() + step)
+
+
+def _check_search(
+    eps_max: float, solver: str, xtol: float, rtol: float, maxiter: int, batch_size: int | None, memory: int
+) -> None:
+    check_eps_max(eps_max)
+    if solver not in SOLVERS:
+        raise ValueError(f"solver: {solver!r} is unknown; choose from {', '.join(map(repr, SOLVERS))}")
+    for name, value in (("xtol", xtol), ("rtol", rtol)):
+        if not _is_a(Real, value) or not 0 <= value < 1 or (name == "xtol" and value == 0):
+            raise ValueError(f"{name}: {value!r} is not a tolerance; 0 {'<' if name == 'xtol' else '<='} {name} < 1")
+    whole = {"maxiter": maxiter, "batch_size": 1 if batch_size is None else batch_size, "memory": memory}
+    for name, value in whole.items():
+        if not _is_a(Integral, value) or value < 1:
+            raise ValueError(f"{name}: {value!r} is not a whole number >= 1")
+
+
+def check_eps_max(eps_max: float) -> None:
+    """Refuses what cannot be the end of a search."""
+    held = torch.finfo(torch.float32)
+    if not _is_a(Real, eps_max) or not held.smallest_normal <= eps_max <= held.max:
+        raise ValueError(
+            f"eps_max: {eps_max!r} is not a finite number > 0 that float32 holds (pixel units, such as 0.4 or 8 / 255)"
+        )
+
+
+def _is_a(kind: type, value: object) -> bool:
+    """Whether it is a number of this kind, of Python's or numpy's; truth values are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _check_warm_start(warm_start: Tensor, y: Tensor) -> None:
+    check_dense("warm_start", warm_start)
+    if not isinstance(warm_start, Tensor) or warm_start.is_complex() or warm_start.shape != y.shape:
+        given = (
+            f"{warm_start.dtype} {tuple(warm_start.shape)}"
+            if isinstance(warm_start, Tensor)
+            else type(warm_start).__name__
+        )
+        raise ValueError(
+            f"warm_start: must be a real tensor of shape {tuple(y.shape)}, one earlier radius a sample, not {given}"
+        )

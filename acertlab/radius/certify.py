@@ -1,0 +1,329 @@
+"""A whole data set's certificate: `certify` works through a loader and gives a `Report`; killed, it goes on.
+
+A run's folder holds `certify.json` (the settings and the network's fingerprint) and, for every finished batch,
+`batch-<position>-<sha256 of its samples>.parquet`, renamed into place when complete: what has its name is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import operator
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from acertlab.bounds.box import Domain
+from acertlab.bounds.checks import full_precision
+from acertlab.data.datasets import to_float
+from acertlab.data.files import read_json, write_json, write_parquet, written_aside
+from acertlab.data.run import RADII_COLUMNS
+from acertlab.radius.certified import certified_radius, check_eps_max
+from acertlab.radius.metrics import summarise
+from acertlab.radius.search import RadiusStatus
+
+if TYPE_CHECKING:
+    from plotly import graph_objects as go
+
+Batch = tuple[Tensor, Tensor]
+ELSEWHERE = "choose another run_dir, or resume=False to start anew there"
+ACCEPTED = (
+    "give batches (x, y) of two tensors, as a DataLoader or a list of pairs does (a Dataset goes into a DataLoader), "
+    "or be one pair of tensors (x, y)"
+)
+PAIR_BATCH = 256  # samples a batch, where the data come as one pair of tensors
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a data set's certificates say, with the settings that every number carries.
+
+    Attributes:
+        accuracy: share of samples classified correctly.
+        acr, art: Eq. (12) and (13), fractions.
+        cert_acc: from eps (pixel units) to the share of samples certified there.
+        radii: a row a sample: index (its place in the loader), label, predicted (-1: logits not finite), radius, upper
+            (pixel units), status (`RadiusStatus`), evaluations.
+        worst: the rows of the correctly classified samples with the smallest radii, smallest first.
+        images: (len(worst), ...) these samples, on the CPU.
+        settings: verifier, merged, sound, domain, eps_max, solver, xtol, rtol, maxiter, model (its sha256), version,
+            dtype, device, n, monotone (whether the bound is, in eps), seconds (of all calls together), evaluations.
+    """
+
+    accuracy: float
+    acr: float
+    art: float
+    cert_acc: dict[float, float]
+    radii: pd.DataFrame
+    worst: pd.DataFrame
+    images: Tensor
+    settings: dict[str, Any]
+
+    def table(self) -> pd.DataFrame:
+        """The scores in percent and the settings, a row each: columns quantity and value."""
+        scores = {"Acc (%)": 100 * self.accuracy, "ACR (%)": 100 * self.acr, "ART (%)": 100 * self.art}
+        scores |= {f"certified at eps = {eps:.4g} (%)": 100 * share for eps, share in self.cert_acc.items()}
+        counts = self.radii["status"].value_counts()
+        scores |= {f"samples {status.name}": int(counts.get(int(status), 0)) for status in RadiusStatus}
+        rows = scores | {name: str(value) for name, value in self.settings.items()}
+        return pd.DataFrame({"quantity": rows.keys(), "value": rows.values()})
+
+    def plot(self) -> go.Figure:
+        """The certified accuracy at every eps, the histogram of the radii and, of images, the worst ones."""
+        from acertlab.visualization.radius import certificate  # plotly is loaded when a figure is asked for
+
+        return certificate(self)
+
+    def to_json(self, path: str | Path) -> None:
+        """Scores, settings and every sample's row, as one JSON file, atomically; an infinite number becomes null."""
+        scores = {"accuracy": self.accuracy, "acr": self.acr, "art": self.art, "cert_acc": self.cert_acc}
+        tables = {"worst": list(self.worst["index"]), "radii": self.radii.to_dict("list")}
+        write_json(path, {**scores, "settings": self.settings, **tables})
+
+    def to_html(self, path: str | Path) -> None:
+        """One page with the picture, the table and the worst samples, atomically; it needs no network."""
+        figure = self.plot().to_html(full_html=False, include_plotlyjs=True, include_mathjax=False)
+        title = f"Certified radii: {html.escape(self.summary())}"
+        page = (
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+            "<style>body{font-family:sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em 1em;text-align:left}"
+            f"</style></head>\n<body><h1>{title}</h1>\n{figure}\n{self._repr_html_()}\n"
+            f"<h2>Correctly classified, smallest radii</h2>\n{self.worst.to_html(index=False)}</body></html>\n"
+        )
+        with written_aside(Path(path)) as aside:
+            aside.write_text(page, encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html(index=False, float_format="{:.2f}".format)
+
+    def summary(self) -> str:
+        scores = f"Acc {100 * self.accuracy:.2f} %, ACR {100 * self.acr:.2f} %, ART {100 * self.art:.2f} %"
+        return f"{scores} (eps_max = {self.settings['eps_max']:.4g}, {self.settings['verifier']})"
+
+
+def certify(
+    model: nn.Module,
+    loader: Iterable[Batch] | Batch,
+    eps_max: float,
+    *,
+    bound: str = "ibp",
+    merged: bool = True,
+    domain: Domain = (0.0, 1.0),
+    sound: bool | str = False,
+    solver: str = "brentq",
+    xtol: float = 1e-8,
+    rtol: float = 1e-5,
+    maxiter: int = 100,
+    eps_grid: Sequence[float] | None = None,
+    worst: int = 8,
+    run_dir: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> Report:
+    """Def. 3.1 over a whole data set: certified radii, accuracy, ACR and ART (Eq. 12-13), pooled over the samples.
+
+    Args:
+        model: in evaluation mode, (B, ...) -> (B, classes).
+        loader: batches (x, y), once through, as a DataLoader or a list gives them, or one pair of tensors: x (B, ...)
+            in pixel units or uint8 images, y (B,) integer labels. They are moved to the model's device.
+        eps_max: the perceptual limit in pixel units, > 0.
+        bound, merged, domain, sound, solver, xtol, rtol, maxiter: as in `acertlab.certified_radius`.
+        eps_grid: where to give the certified accuracy, in [0, eps_max]; None: at eleven points.
+        worst: how many of the correctly classified samples with the smallest radii to keep, images included.
+        run_dir: a folder that keeps every finished batch; None: nothing is kept.
+        resume: go on where an earlier call with the same folder, network, settings and samples was stopped, at any
+            moment and in any way; False: start anew.
+        progress: show a progress bar over the batches.
+
+    Returns:
+        A `Report`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was wrong and what is accepted; among them a run_dir that was
+            begun with another network, other settings or other samples.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
+    grid, eps_max = _check_request(eps_max, eps_grid, worst), float(eps_max)
+    search = {"merged": merged, "domain": domain, "sound": sound, "solver": solver, "xtol": xtol, "rtol": rtol}
+    search |= {"maxiter": maxiter, "bound": bound}
+    asked = {"eps_max": eps_max, **search, "model": fingerprint(model), "version": version("acertlab")}
+    folder = None if run_dir is None else _Folder(Path(run_dir), asked, resume)
+    parts, kept, place = [], None, 0
+    total = operator.length_hint(loader, 0) or None
+    for i, (x, y) in enumerate(tqdm(_batches(loader), "certify", _pairs(loader) or total, disable=not progress)):
+        try:
+            if not len(y):
+                continue
+            part = _certify_batch(model, x, y, eps_max, search, folder, i)
+        except (TypeError, ValueError) as error:
+            error.add_note(f"This was batch {i} of the loader.")
+            raise
+        part.insert(0, "index", range(place, place + len(y)))
+        place += len(y)
+        parts.append(part)
+        kept = _keep_worst(kept, part, x, worst)
+    if not place:
+        raise ValueError("loader: gave no samples (empty, or a generator that was used up before)")
+    return _report(pd.concat(parts, ignore_index=True), kept, grid, asked, model)
+
+
+def _check_request(eps_max: float, eps_grid: Sequence[float] | None, worst: int) -> list[float]:
+    check_eps_max(eps_max)
+    if isinstance(worst, bool) or not isinstance(worst, int) or worst < 0:
+        raise ValueError(f"worst: must be a whole number >= 0, not {worst!r}")
+    grid = [float(eps) for eps in (np.linspace(0, eps_max, 11) if eps_grid is None else eps_grid)]
+    if not all(0 <= eps <= eps_max for eps in grid):
+        raise ValueError(f"eps_grid: {grid} has values outside [0, eps_max = {eps_max}], where radii are searched")
+    return grid
+
+
+def _pairs(loader: Any) -> int | None:
+    """How many batches one pair of tensors makes; None where the loader is not such a pair."""
+    pair = isinstance(loader, (tuple, list)) and len(loader) == 2 and all(isinstance(t, Tensor) for t in loader)
+    return -(-len(loader[0]) // PAIR_BATCH) if pair and loader[0].dim() else None
+
+
+def _batches(loader: Iterable[Batch] | Batch) -> Iterator[Batch]:
+    """The loader's batches, each one a pair of tensors of the same length."""
+    if _pairs(loader) is not None:
+        x, y = _check_batch(loader, 0)
+        yield from zip(x.split(PAIR_BATCH), y.split(PAIR_BATCH), strict=True)
+        return
+    if isinstance(loader, (str, bytes, dict, Tensor, nn.Module)) or not isinstance(loader, Iterable):
+        raise TypeError(f"loader: must {ACCEPTED}; not {type(loader).__name__}")
+    for i, batch in enumerate(loader):
+        yield _check_batch(batch, i)
+
+
+def _check_batch(batch: Any, i: int) -> Batch:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(t, Tensor) for t in batch):
+        names = [type(part).__name__ for part in batch] if isinstance(batch, (tuple, list)) else []
+        what = f"({', '.join(names)})" if names else type(batch).__name__
+        raise TypeError(f"loader: its item {i} is {what}; it must {ACCEPTED}")
+    x, y = batch
+    if x.dim() < 2 or y.dim() != 1 or len(x) != len(y):
+        raise ValueError(
+            f"loader: its batch {i} has shapes {tuple(x.shape)} and {tuple(y.shape)}, not (B, ...) and (B,)"
+        )
+    return x, y
+
+
+def _certify_batch(
+    model: nn.Module, x: Tensor, y: Tensor, eps_max: float, search: dict[str, Any], folder: _Folder | None, i: int
+) -> pd.DataFrame:
+    """One batch's table, from the folder where it is done; else computed, and kept there."""
+    path = folder and folder.path_of(i, x, y)
+    if path and path.is_file():
+        return _read(path)
+    started = time.perf_counter()
+    device = next((p.device for p in model.parameters()), x.device)
+    x, y = to_float(x, device) if x.dtype == torch.uint8 else x.to(device), y.to(device)
+    found = certified_radius(model, x, y, eps_max, **search)
+    with torch.no_grad(), full_precision(device):
+        logits = model(x)
+    predicted = torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
+    columns = {"label": y, "predicted": predicted, "radius": found.radius, "upper": found.upper}
+    columns |= {"status": found.status, "evaluations": found.evaluations}
+    table = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+    table = table.assign(monotone=found.monotone, seconds=(time.perf_counter() - started) / len(y))
+    if path:
+        folder.keep(path, table)
+    return table
+
+
+def _keep_worst(kept: tuple | None, part: pd.DataFrame, x: Tensor, worst: int) -> tuple[pd.DataFrame, Tensor]:
+    """The worst of those kept and of one more batch, with their images."""
+    correct = (part["label"] == part["predicted"]) & (part["status"] != RadiusStatus.MISCLASSIFIED)
+    rows = part.reset_index(drop=True)[correct.to_numpy()].nsmallest(worst, "radius")
+    images = x[rows.index.tolist()].detach().cpu()
+    if kept is not None:
+        rows, images = pd.concat([kept[0], rows], ignore_index=True), torch.cat([kept[1], images])
+    order = np.argsort(rows["radius"].to_numpy(), kind="stable")[:worst].tolist()
+    return rows.iloc[order].reset_index(drop=True), images[order]
+
+
+def _report(table: pd.DataFrame, kept: tuple, grid: list[float], asked: dict[str, Any], model: nn.Module) -> Report:
+    eps_max = asked["eps_max"]
+    scores = summarise(table, eps_max, grid, eps_max)
+    weight = next(model.parameters(), torch.empty(0))
+    settings = {"verifier": asked["bound"], **{name: asked[name] for name in asked if name != "bound"}}
+    settings |= {"dtype": str(weight.dtype).removeprefix("torch."), "device": str(weight.device), "n": len(table)}
+    settings |= {"monotone": bool(table["monotone"].all()), "seconds": float(table["seconds"].sum())}
+    settings |= {"evaluations": int(table["evaluations"].sum())}
+    worst, images = kept
+    columns = [*RADII_COLUMNS, "evaluations"]
+    images = to_float(images) if images.dtype == torch.uint8 else images
+    return Report(scores["acc"], scores["acr"], scores["art"], scores["cert_acc"], table[columns], worst[columns],
+                  images, settings)  # fmt: skip
+
+
+# ---- the folder of an interrupted call
+class _Folder:
+    """The finished batches of one call, under the fingerprint of what they depend on."""
+
+    def __init__(self, path: Path, asked: dict[str, Any], resume: bool) -> None:
+        self.path, self.asked = path, json.loads(json.dumps(asked))
+        self.header = path / "certify.json"
+        if not resume:
+            for old in [self.header, *path.glob("batch-*.parquet")]:  # the header first: half deleted is not begun
+                old.unlink(missing_ok=True)
+        elif self.header.is_file():
+            self._refuse_other(read_json(self.header))
+        elif any(path.glob("batch-*.parquet")):
+            raise ValueError(f"run_dir: {path} holds batches, but no certify.json that says of what; {ELSEWHERE}")
+
+    def _refuse_other(self, earlier: dict[str, Any]) -> None:
+        for name, now in self.asked.items():
+            if (then := earlier.get(name)) != now:
+                what = "another network" if name == "model" else f"{name} = {then!r}, not {now!r}"
+                raise ValueError(f"run_dir: {self.path} was begun with {what}; {ELSEWHERE}")
+
+    def path_of(self, i: int, x: Tensor, y: Tensor) -> Path:
+        """Where batch i is kept.
+
+        Raises:
+            ValueError: the folder has a batch i of other samples.
+        """
+        path = self.path / f"batch-{i:05d}-{_sha256({'x': x, 'y': y})}.parquet"
+        if not path.is_file() and any(self.path.glob(f"batch-{i:05d}-*.parquet")):
+            raise ValueError(
+                f"run_dir: {self.path} was begun with other samples in batch {i}; a loader that shuffles gives other "
+                f"batches every time. Give the same ones, or {ELSEWHERE}"
+            )
+        return path
+
+    def keep(self, path: Path, table: pd.DataFrame) -> None:
+        if not self.header.is_file():
+            write_json(self.header, self.asked)
+        write_parquet(path, table)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"run_dir: {path} cannot be read ({error}); delete it, and it is computed again") from error
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A sha256 over the network's structure, as it prints, its parameters and its buffers."""
+    return _sha256(dict(model.named_parameters()) | dict(model.named_buffers()), repr(model))
+
+
+def _sha256(tensors: dict[str, Tensor], text: str = "") -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

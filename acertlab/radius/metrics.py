@@ -1,0 +1,211 @@
+"""Accuracy, ACR and ART (Eq. 12-13), the certified-accuracy curve, and the Pareto front of accuracy and robustness.
+
+Pure functions of arrays (torch tensors, numpy arrays or pandas columns) and tables. Everything is pooled over samples,
+in float64; ACR and ART are fractions in [0, 1].
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from acertlab.data.datasets import to_float
+from acertlab.radius.search import RadiusStatus
+
+# Rounding eps to float32 lowers it by at most this much, relatively.
+FLOAT32_ROUNDING = 2.0**-24
+
+
+def accuracy(logits_or_model: ArrayLike | nn.Module, *data: ArrayLike, batch_size: int = 512) -> float:
+    """Share of samples classified correctly: `accuracy(logits, y)` or `accuracy(model, x, y)`.
+
+    Correct means that logit_y is strictly greater than every other logit. A tie is a mistake, as in the definition of
+    the radius (Eq. 7: a margin of 0 has radius 0), and so is a NaN.
+
+    Args:
+        logits_or_model: Logits (N, C), or a model in evaluation mode; x is moved to its device, batch by batch.
+        data: y (N,) integer labels; for a model x, y, with x (N, ...) float in pixel units or uint8 images.
+        batch_size: Samples in a forward pass.
+
+    Raises:
+        ValueError: No samples, shapes that do not fit, labels outside 0..C-1, or a model in training mode.
+    """
+    is_model = isinstance(logits_or_model, nn.Module)
+    if len(data) != 1 + is_model:
+        raise TypeError(f"expected accuracy(logits, y) or accuracy(model, x, y), got {1 + len(data)} arguments")
+    y = _tensor(data[-1])
+    if is_model and len(data[0]) != len(y):
+        raise ValueError(f"x and y must hold as many samples, got {len(data[0])} and {len(y)}")
+    logits = _logits(logits_or_model, _tensor(data[0]), batch_size) if is_model else _tensor(logits_or_model)
+    if logits.ndim != 2 or logits.shape[1] < 2 or y.shape != logits.shape[:1] or len(y) == 0:
+        shapes = f"{tuple(logits.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"logits and y must have shapes (N, C) and (N,) with N >= 1 and C >= 2, got {shapes}")
+    if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
+        raise ValueError(f"y must hold integers in 0..{logits.shape[1] - 1}, got {y.min()}..{y.max()} ({y.dtype})")
+    y = y.long()[:, None].to(logits.device)
+    others = logits.scatter(1, y, float("-inf")).amax(1)  # (N,), NaN where one of them is
+    return int((logits.gather(1, y)[:, 0] > others).sum()) / len(y)
+
+
+def acr(radii: ArrayLike, eps_max: float) -> float:
+    """Average certified radius, Eq. (12): mean(min(radius, eps_max)) / eps_max, in [0, 1].
+
+    Args:
+        radii: Certified radii (N,), pixel units; they may have been searched beyond eps_max.
+        eps_max: The perceptual limit, pixel units, > 0.
+    """
+    return float(np.minimum(_radii(radii) / _positive(eps_max), 1.0).mean())
+
+
+def art(acc: Any, acr: Any) -> Any:
+    """Accuracy-robustness tradeoff, Eq. (13): sqrt(acc * acr); numbers or arrays, >= 0. NaN stays NaN."""
+    if np.any(_array(acc) < 0) or np.any(_array(acr) < 0):
+        raise ValueError(f"acc and acr must be >= 0, got acc = {acc!r}, acr = {acr!r}")
+    return (acc * acr) ** 0.5
+
+
+def certified_accuracy(radii: ArrayLike, eps_grid: ArrayLike) -> np.ndarray:
+    """Share of samples that are certified at each eps (Fig. 3); the area under it up to eps_max is acr * eps_max.
+
+    A sample is certified at eps if its radius is positive and at least eps: the returned radius is one that was
+    evaluated. At eps = 0 this is the share of positive radii: the accuracy, unless a search failed. An eps is met by a
+    radius that differs from it by float32 rounding (6e-8 relatively), because a search in float32 that ends at eps_max
+    returns float32(eps_max), which may lie below eps_max.
+
+    Args:
+        radii: Certified radii (N,), pixel units.
+        eps_grid: (E,), pixel units, >= 0 and not beyond the limit up to which the radii were searched.
+
+    Returns:
+        (E,) shares in [0, 1].
+    """
+    radii, eps = _radii(radii), _array(eps_grid)
+    if eps.size == 0 or not np.all(eps >= 0):
+        raise ValueError(f"eps_grid must hold numbers >= 0, got {eps_grid!r}")
+    positive = np.sort(radii[radii > 0])
+    return (len(positive) - np.searchsorted(positive, eps * (1 - FLOAT32_ROUNDING), side="left")) / len(radii)
+
+
+def summarise(table: pd.DataFrame, eps_max: float, eps_grid: Sequence[float], radius_cap: float) -> dict[str, Any]:
+    """Acc, ACR, ART and certified accuracies at any eps_max, from radii that were searched once up to `radius_cap`.
+
+    Args:
+        table: A row a sample with label, predicted, radius and status (a run's radii.parquet).
+        eps_max: The perceptual limit, pixel units, in (0, radius_cap].
+        eps_grid: Where to give the certified accuracy, in [0, radius_cap].
+        radius_cap: The limit of the search, pixel units.
+
+    Returns:
+        {"acc", "acr", "art": floats, "cert_acc": {eps: share}}.
+    """
+    beyond = [eps for eps in (eps_max, *eps_grid) if eps > radius_cap]
+    if beyond:
+        raise ValueError(f"radii were searched up to radius_cap = {radius_cap}: nothing is known at eps {beyond}")
+    robustness = acr(table["radius"], eps_max)
+    shares = certified_accuracy(table["radius"], eps_grid) if len(eps_grid) else ()
+    acc = float(correct(table).mean())
+    cert_acc = {float(eps): float(share) for eps, share in zip(eps_grid, shares, strict=True)}
+    return {"acc": acc, "acr": robustness, "art": art(acc, robustness), "cert_acc": cert_acc}
+
+
+def mean_of_batches(table: pd.DataFrame, eps_max: float, batch_size: int) -> dict[str, float]:
+    """Acc, ACR and ART as the paper's published code has them: unweighted means over batches, ART that of their roots.
+
+    Only to stand beside published figures; everything else pools samples (`summarise`).
+    """
+    batches = [table.iloc[start : start + batch_size] for start in range(0, len(table), batch_size)]
+    accs = np.array([correct(batch).mean() for batch in batches])
+    acrs = np.array([acr(batch["radius"], eps_max) for batch in batches])
+    return {"acc": float(accs.mean()), "acr": float(acrs.mean()), "art": float(art(accs, acrs).mean())}
+
+
+def correct(table: pd.DataFrame) -> pd.Series:
+    """Which samples of a run's radii.parquet are classified correctly: (N,) bool; a tie and a NaN are mistakes."""
+    failed = table["status"].isin([RadiusStatus.MISCLASSIFIED, RadiusStatus.NONFINITE])  # argmax finds a NaN, too
+    return (table["label"] == table["predicted"]) & ~failed
+
+
+def pareto_front(df: pd.DataFrame, maximize: Sequence[str] = ("acc", "acr")) -> pd.DataFrame:
+    """The rows that no other row dominates (at least as good in both columns, better in one), in O(n log n).
+
+    Args:
+        df: A row a candidate.
+        maximize: Two columns, larger is better.
+
+    Returns:
+        Those rows with their index, sorted by the first column. Rows with a NaN in either column are never on the
+        front; of rows equal in both columns the first is kept.
+    """
+    return df.iloc[front_places(*_two_columns(df, maximize))]
+
+
+def front_places(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Where the points of `pareto_front` are in two arrays (N,): (F,) places, `first` rising and `second` falling."""
+    order = np.lexsort((-second, -first))  # best first, and equal ones in their order
+    order = order[~(np.isnan(first) | np.isnan(second))[order]]
+    best_before = np.maximum.accumulate(np.concatenate(([-np.inf], second[order])))[:-1]
+    return order[second[order] > best_before][::-1]
+
+
+def hypervolume(
+    df: pd.DataFrame, maximize: Sequence[str] = ("acc", "acr"), reference: tuple[float, float] = (0.0, 0.0)
+) -> float:
+    """Area that the rows dominate above `reference`; rows with a NaN, or below it, add nothing."""
+    if len(reference) != 2 or not np.all(np.isfinite(reference)):
+        raise ValueError(f"reference must be two finite numbers, got {reference!r}")
+    return dominated_area(*_two_columns(df, maximize), reference)
+
+
+def dominated_area(first: np.ndarray, second: np.ndarray, reference: tuple[float, float] = (0.0, 0.0)) -> float:
+    """`hypervolume` of points given as two arrays (N,)."""
+    places = front_places(first, second)
+    first, second = np.maximum(first[places], reference[0]), np.maximum(second[places], reference[1])
+    widths = np.diff(first, prepend=reference[0])  # first rises along the front, second falls
+    return float(np.sum(widths * (second - reference[1])))
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+    if model.training:
+        raise ValueError("model is in training mode; call model.eval() first")
+    if len(x) == 0 or batch_size < 1:
+        raise ValueError(f"there must be samples, and batch_size >= 1; got {len(x)} and {batch_size!r}")
+    device = next((p.device for p in model.parameters()), x.device)
+    batches = ((to_float(b, device) if b.dtype == torch.uint8 else b.to(device)) for b in x.split(batch_size))
+    return torch.cat([model(batch).cpu() for batch in batches])
+
+
+def _tensor(values: ArrayLike) -> Tensor:
+    return values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
+
+
+def _array(values: ArrayLike) -> np.ndarray:
+    return _tensor(values).cpu().double().numpy()
+
+
+def _radii(radii: ArrayLike) -> np.ndarray:
+    values = _array(radii)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"radii must be a non-empty vector (N,), got shape {values.shape}")
+    if not np.all(values >= 0):
+        raise ValueError(f"radii must be >= 0, got {values[~(values >= 0)][0]} (index {np.argmin(values >= 0)})")
+    return values
+
+
+def _positive(eps_max: float) -> float:
+    if not 0 < eps_max < float("inf"):
+        raise ValueError(f"eps_max must be positive and finite, got {eps_max!r}")
+    return eps_max
+
+
+def _two_columns(df: pd.DataFrame, maximize: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    if len(maximize) != 2 or not set(maximize) <= set(df.columns):
+        raise ValueError(f"maximize must name two columns of {list(df.columns)}, got {maximize!r}")
+    columns = df[list(maximize)].to_numpy(dtype=np.float64)
+    if len(df) == 0 or np.any(np.isinf(columns)):
+        raise ValueError(f"df must have rows, and no infinite value in {tuple(maximize)}; got {len(df)} rows")
+    return columns[:, 0], columns[:, 1]

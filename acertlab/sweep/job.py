@@ -1,0 +1,159 @@
+"""One cell of a sweep, as a worker executes it: a notebook in a kernel of its own, by papermill.
+
+This module is loaded in every worker, so it stays clear of torch: only the kernel needs it.
+"""
+
+import gc
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import papermill
+from distributed import Worker, get_worker
+from distributed.core import Status
+from jupyter_client import AsyncKernelManager
+from papermill.exceptions import PapermillExecutionError
+
+START_TIMEOUT = 600  # seconds for a kernel to come up: a busy machine, Python on a slow network disk
+DONE, RUNNING, FAILED = "notebook.ipynb", "notebook.running.ipynb", "notebook.failed.ipynb"
+for name in ("papermill", "traitlets"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)  # what they report of a kernel's death, the outcome says
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One execution of the notebook.
+
+    Attributes:
+        name: its folder's name: what it varies, and a hash of all parameters and the package's version.
+        parameters: of the notebook, checked; all of them but run_dir.
+        folder: becomes run_dir; also takes the executed notebook.
+        notebook: which is executed.
+        environment: variables that the kernel gets, on top of its worker's.
+        cwd: the kernel's working folder.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    folder: Path
+    notebook: Path
+    environment: dict[str, str]
+    cwd: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether `result.json` was renamed into place and no notebook beside it tells of an interruption since.
+
+        The second: a notebook may check its result after it was written (02 does), and a check may fail.
+        """
+        unfinished = any((self.folder / name).exists() for name in (RUNNING, FAILED))
+        return (self.folder / "result.json").is_file() and not unfinished
+
+
+def dask_setup(worker: Worker) -> None:
+    """Run by this machine's workers as they start: Ctrl-C reaches them, too, but is the sweep's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an execution ended: `reason` is "" where it went well, else the notebook's own error in a line."""
+
+    reason: str
+    seconds: float
+
+
+class KernelDied(RuntimeError):
+    """The kernel ended without the notebook's doing (killed, out of memory, never up): worth another attempt."""
+
+
+def run_cell(cell: Cell, topic: str) -> Outcome:
+    """Executes the cell's notebook, in a worker; an event of this topic says so to the client.
+
+    Returns:
+        The outcome; an error raised by the notebook is one, and is not worth another attempt.
+
+    Raises:
+        KernelDied: the kernel did, or another process still trains in the folder.
+    """
+    worker, started = get_worker(), time.perf_counter()
+    worker.log_event(topic, {"cell": cell.name, "worker": worker.address})
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    running, key = cell.folder / RUNNING, worker.get_current_task()
+
+    def unwanted() -> bool:  # cancelled, or the worker has lost its scheduler
+        task = worker.state.tasks.get(key)
+        return task is None or task.state == "cancelled" or worker.status not in (Status.running, Status.paused)
+
+    with _kernel(cell, unwanted) as kernel_class:
+        try:
+            papermill.execute_notebook(
+                cell.notebook, running, cell.parameters | {"run_dir": str(cell.folder)}, progress_bar=False,
+                kernel_name="python3", start_timeout=START_TIMEOUT, kernel_manager_class=kernel_class,
+                resources={"metadata": {"path": str(cell.cwd)}},
+                store_widget_state=False,  # 5 MB a figure
+            )  # fmt: skip
+        except PapermillExecutionError as error:
+            if error.ename == "Held":
+                raise KernelDied(error.evalue) from None
+            os.replace(running, cell.folder / FAILED)
+            return Outcome(f"{error.ename}: {error.evalue}", time.perf_counter() - started)
+        except RuntimeError as error:  # nbclient's DeadKernelError, and what is raised while the kernel comes up
+            raise KernelDied(f"the kernel died: {error}") from None
+    if not (cell.folder / "result.json").is_file():
+        os.replace(running, cell.folder / FAILED)
+        return Outcome("the notebook ended without writing result.json into run_dir", time.perf_counter() - started)
+    os.replace(running, cell.folder / DONE)
+    (cell.folder / FAILED).unlink(missing_ok=True)  # of an earlier attempt; last, so that a kill here repeats the check
+    return Outcome("", time.perf_counter() - started)
+
+
+@contextmanager
+def _kernel(cell: Cell, unwanted: Callable[[], bool]) -> Iterator[type[AsyncKernelManager]]:
+    """How the cell's kernel is started; it is killed when the cell is no longer wanted.
+
+    jupyter_client looks for five free TCP ports, closes them, and the kernel opens them a second later: another kernel
+    may have taken one by then. Sockets in a folder of the kernel's own have no such race.
+    """
+    sockets = tempfile.mkdtemp(prefix="acertlab-")  # short: a socket's path has at most about 100 characters
+    finished = threading.Event()
+
+    class Kernel(AsyncKernelManager):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            if sys.platform != "win32":  # which has no such sockets
+                self.transport, self.connection_file = "ipc", os.path.join(sockets, "kernel.json")
+
+        def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+            # this very Python, whatever kernels the user has installed
+            return [sys.executable, "-m", "acertlab.sweep.kernel", "-f", self.connection_file, *(extra_arguments or [])]
+
+        async def _async_launch_kernel(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+            kwargs["env"] = {**kwargs.get("env", os.environ), **cell.environment}
+            with open(cell.folder / "kernel.log", "ab") as said:  # what it says outside of the notebook's cells
+                await super()._async_launch_kernel(kernel_cmd, **kwargs | {"stdout": said, "stderr": said})
+            threading.Thread(target=kill_when_unwanted, args=(self.provisioner.pid,), daemon=True).start()
+
+    def kill_when_unwanted(pid: int) -> None:
+        while not finished.wait(0.5):
+            if unwanted():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                return
+
+    try:
+        yield Kernel
+    finally:
+        finished.set()
+        shutil.rmtree(sockets, ignore_errors=True)
+        gc.collect()  # a kernel's manager is a cycle that holds a file and 0.6 MB, in a worker that allocates little

@@ -1,0 +1,213 @@
+"""What a sweep is to do, read from YAML and checked as a whole before anything starts.
+
+    dataset: mnist            # parameters of the notebook: of all cells,
+    budget: fast
+    grid:                     # or of a grid: every combination of the listed values; several grids make a list
+      - {method: fast-ibp, kappa: [0, 0.8, 0.95], seed: [0, 1, 2]}
+      - {method: acert, kappa: [0, 0.25, 0.5], seed: [0, 1, 2], eps_max: [0.1, 8/255]}
+
+What is no parameter of 02 goes into its `settings`: `settings: ["", "ramp_epochs=4", "scheduler=step, lr=5e-4"]`.
+
+Three names are not parameters: `grid`, `notebook` (relative to the file; default: this project's 02_training.ipynb)
+and `out` (relative to where you are; default: a folder named like the file, in ACERTLAB_RUNS or runs). A notebook of
+your own needs a `parameters` cell with `run_dir`, the folder into which its last cell writes `result.json`
+(`acertlab.runs.write_json`).
+"""
+
+import ast
+import difflib
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import papermill
+import yaml
+
+import acertlab
+from acertlab.sweep.job import Cell
+
+TRAINING = Path(__file__).resolve().parents[2] / "notebooks" / "02_training.ipynb"
+RESERVED = ("grid", "notebook", "out")
+NOT_KEYED = ("run_dir", "data_root")  # where things are on a machine, not what is computed
+# One thread of arithmetic a cell: cells run side by side, and results depend on the number of threads, bit for bit.
+# Freed memory is kept for the next step: Dask has its workers' children return every 64 kB at once, which made an epoch
+# of a small CNN take twice as long (half of it in the operating system).
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+               "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All cells of a sweep, checked.
+
+    Attributes:
+        out: the folder; holds `cells/NAME` for every cell.
+        cells: in the order of the specification.
+        varied: the parameters that differ between cells, and the method, kappa and seed where there are such.
+    """
+
+    out: Path
+    cells: tuple[Cell, ...]
+    varied: tuple[str, ...]
+
+
+def read_spec(spec: str | Path | Mapping[str, Any], *, out: str | Path = "") -> Sweep:
+    """The sweep that a YAML file (or its content, as a mapping) describes; nothing is written.
+
+    Args:
+        spec: see the module.
+        out: instead of the specification's own folder.
+
+    Raises:
+        FileNotFoundError: there is no such file or notebook.
+        ValueError: the file is no YAML, or a name or value in it is not accepted; the message names the cell,
+            the parameter, the value and what is accepted.
+    """
+    from_file = not isinstance(spec, Mapping)
+    content = _read_yaml(Path(spec)) if from_file else dict(spec)
+    where, base = (str(spec), Path(spec).parent) if from_file else ("the specification", Path())
+    stem = Path(spec).stem if from_file else "sweep"
+    try:
+        notebook = (base / content["notebook"] if "notebook" in content else TRAINING).resolve()
+        if not notebook.is_file():
+            raise FileNotFoundError(f"notebook: {notebook} is not there")
+        defaults = _parameters_of(notebook)
+        given = [_expanded(content, grid) for grid in _grids(content)]
+        cells = [_checked(cell, defaults, notebook) for grid in given for cell in grid]
+        folder = Path(out or content.get("out") or Path(os.environ.get("ACERTLAB_RUNS") or "runs") / stem).absolute()
+        return _sweep(folder, notebook, cells)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+def is_training(parameters: Mapping[str, Any]) -> bool:
+    """Whether a notebook with these parameters trains as 02 does, so that `TrainConfig` judges them."""
+    return {"dataset", "method", "kappa", "seed", "budget"} <= set(parameters)
+
+
+def describe(parameters: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """Some parameters of a cell in a line: `acert kappa=0.5 seed=1`."""
+    values = {name: parameters[name] for name in names if name in parameters}
+    return " ".join(str(v) if isinstance(v, str) and v else f"{k}={_short(v)}" for k, v in values.items())
+
+
+# ---- from the file to grids
+class _Loader(yaml.SafeLoader):
+    """A name given twice is an error, not the last of the two."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    names = [loader.construct_object(key) for key, _ in node.value]
+    twice = [str(name) for name, count in Counter(map(str, names)).items() if count > 1]
+    if twice:
+        raise ValueError(f"line {node.start_mark.line + 1} and below: {', '.join(twice)} is given twice")
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no specification {path}")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a table of names and values is needed, it holds {type(content).__name__}")
+    return content
+
+
+def _grids(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    grids = content.get("grid", {})
+    grids = grids if isinstance(grids, list) else [grids]
+    if not grids or not all(isinstance(grid, Mapping) for grid in grids):
+        raise ValueError(f"grid = {content['grid']!r}: accepted is a table from parameters to lists of values, or a "
+                         "list of such tables")  # fmt: skip
+    return grids
+
+
+def _expanded(content: Mapping[str, Any], grid: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of the values; the parameter that is named last varies fastest."""
+    axes = {name: value for name, value in content.items() if name not in RESERVED} | dict(grid)
+    for name, values in axes.items():
+        plain = values if isinstance(values, list) else [values]
+        if not plain or not all(isinstance(value, (str, int, float, bool)) for value in plain):
+            raise ValueError(f"{name} = {values!r}: accepted is a text, a number, true, false, or a list of such")
+    listed = [values if isinstance(values, list) else [values] for values in axes.values()]
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*listed)]
+
+
+# ---- the parameters of the notebook
+def _parameters_of(notebook: Path) -> dict[str, Any]:
+    """The names and default values of the notebook's parameters cell."""
+    found = papermill.inspect_notebook(str(notebook))
+    if "run_dir" not in found:
+        raise ValueError(f"notebook: {notebook} has no parameter run_dir in a cell tagged parameters, the folder that "
+                         "takes its result.json")  # fmt: skip
+    try:
+        return {name: ast.literal_eval(entry["default"]) for name, entry in found.items()}
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"notebook: the parameters of {notebook} must be plain values: {error}") from None
+
+
+def _checked(cell: Mapping[str, Any], defaults: Mapping[str, Any], notebook: Path) -> dict[str, Any]:
+    """All parameters of the cell, coerced where it is a training notebook's."""
+    for name in cell:
+        if name not in defaults or name == "run_dir":
+            close = difflib.get_close_matches(name, defaults, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            others = ", ".join(n for n in defaults if n != "run_dir")
+            others += '; all else of TrainConfig as settings: "NAME=VALUE"' if "settings" in defaults else ""
+            raise ValueError(f"{name!r} is not a parameter that can be swept{hint}; {notebook.name} has {others}")
+    parameters = {**defaults, **cell}
+    try:
+        checked = _check_training(parameters) if is_training(parameters) else parameters
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"cell {describe(cell, tuple(cell))}: {error}") from None
+    return {name: value for name, value in checked.items() if name != "run_dir"}
+
+
+def _check_training(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    from acertlab.presets import config_from_parameters  # loads torch: where it is needed only
+    from acertlab.training.parameters import PARAMETERS, check_parameters
+
+    known = {name: accepted for name, accepted in PARAMETERS.items() if name in parameters}
+    checked = dict(parameters) | check_parameters(parameters, known)
+    config = config_from_parameters(checked)
+    return checked | {"kappa": config.kappa}  # 1 for standard training, whatever is asked: not several cells alike
+
+
+# ---- cells
+def _sweep(out: Path, notebook: Path, given: list[dict[str, Any]]) -> Sweep:
+    names = list(given[0])
+    varied = tuple(n for n in names if n in ("method", "kappa", "seed") or len({repr(cell[n]) for cell in given}) > 1)
+    shown = tuple(name for name in names if name in varied or name == "dataset")
+    cells = {}
+    for parameters in given:
+        keyed = {k: v for k, v in parameters.items() if k not in NOT_KEYED and (k, v) != ("settings", "")}
+        key = [notebook.stem, acertlab.__version__, keyed]  # without settings as before there were such
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
+        label = "-".join(_label(name, parameters[name]) for name in shown)
+        name = "-".join(filter(None, (re.sub(r"[^\w.-]+", "_", label)[:80], digest)))
+        environment = ENVIRONMENT | {n: os.path.abspath(os.environ[n]) for n in ("ACERTLAB_DATA",) if n in os.environ}
+        if name in cells:
+            raise ValueError(f"the cell {describe(parameters, shown)} is there twice")
+        cells[name] = Cell(name, parameters, out / "cells" / name, notebook, environment, Path.cwd())
+    return Sweep(out, tuple(cells.values()), varied)
+
+
+def _label(name: str, value: Any) -> str:
+    return Path(value).name if isinstance(value, str) and value else f"{name}{_short(value)}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

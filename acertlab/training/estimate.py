@@ -1,0 +1,247 @@
+"""How long a run will take, from ten of its own steps in each phase; what a step costs beside another method's.
+
+    acertlab estimate cifar10 acert --budget paper --steps 3   # and how much memory
+
+A run has up to three phases: clean steps (eps_{max,t} = 0), the ramp, and what comes after. Where radii are searched a
+step's cost depends on how many images are classified correctly (on a CPU, done ones are dropped), so the steps are
+taken one after the other on one and the same batch, which the network soon knows.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from acertlab._text import readable
+from acertlab.bounds.checks import full_precision
+from acertlab.data.datasets import ImageData, augment, load_dataset, to_float
+from acertlab.data.run import Run
+from acertlab.training.config import BUDGETS, TrainConfig
+from acertlab.training.loop.state import State, initial_state
+from acertlab.training.loop.step import memory_kept, normalisation, train_step
+from acertlab.training.loop.train import evaluate
+from acertlab.training.parameters import config_of
+from acertlab.training.presets import preset
+from acertlab.training.schedules import RAMPS
+
+COUNT = 10  # steps measured in each phase
+WARM = 2  # and not measured before them
+EVALUATED = 256  # images whose radii are searched to learn what validation costs; a GPU takes a whole batch
+Name = TypeVar("Name")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """What a run takes on the device on which it was measured."""
+
+    steps: int  # an epoch
+    step: dict[str, float]  # seconds a step, by phase: "clean", "ramp", "after"
+    epochs: dict[str, int]  # of each phase
+    validation: float  # seconds an epoch
+    test: float  # seconds, once
+
+    @property
+    def training(self) -> float:
+        """Seconds of all steps."""
+        return self.steps * sum(self.epochs[phase] * seconds for phase, seconds in self.step.items())
+
+    @property
+    def total(self) -> float:
+        """Seconds of training, validation and test."""
+        return self.training + sum(self.epochs.values()) * self.validation + self.test
+
+    def __str__(self) -> str:
+        parts = []
+        for phase, name in (("clean", "clean"), ("ramp", "on the ramp"), ("after", "after it")):
+            if count := self.epochs[phase]:
+                epochs = f"{count} epoch{'s' if count > 1 else ''} {name}"
+                parts.append(f"{epochs} of {self.steps} steps at {_short(self.step[phase])}")
+        parts += [f"validation {readable(self.validation)} an epoch", f"test {readable(self.test)}"]
+        return f"about {readable(self.total)}: {', '.join(parts)}"
+
+
+def estimate(config: TrainConfig, data: ImageData, count: int = COUNT) -> Duration:
+    """What ``train(config, data, ...)`` will take, from ``count`` steps a phase and the radii of some images.
+
+    The run itself is not begun, and no random state is touched. Validation and test are measured as if every image were
+    classified correctly, so that a radius is searched for each of them: rather too much than too little.
+    """
+    device, n = config.torch_device(), len(data.train_x)
+    steps = math.ceil(n / config.batch_size)
+    devices = [device] if device.type == "cuda" else []
+    with memory_kept(), torch.random.fork_rng(devices), full_precision(device):
+        state = initial_state(replace(config, scheduler="step", milestones=()), data, device, steps)
+        batch = _Batch(data, torch.arange(min(n, config.batch_size)), device)
+        state.model.train()
+        step = {phase: _median(partial(batch.step, state, config, eps), device, count)
+                for phase, eps in _phases(config, steps).items()}  # fmt: skip
+        published = config.protocol == "published"
+        watched = data.test_x if published else data.val_x
+        validation = _per_image(state, config, watched, config.eps_max, 1e-6, 1e-4, device) * len(watched)
+        test = _per_image(state, config, data.test_x, config.cap, config.eval_xtol, config.eval_rtol, device)
+    epochs = {"clean": config.clean_epochs, "ramp": config.ramp_epochs}
+    epochs["after"] = config.epochs - sum(epochs.values())
+    return Duration(steps, step, epochs, validation, test * len(data.test_x))
+
+
+def beside_fast_ibp(run: Run, data: ImageData, validation: float) -> tuple[float, float]:
+    """A step of a run, and an epoch with its validation, over those of FastIBP, for the same network after the ramp.
+
+    Args:
+        run: finished.
+        data: on which it was trained.
+        validation: seconds that an epoch's validation takes, the same for both.
+    """
+    config, model = config_of(run.config), run.load_model()
+    seconds = step_seconds({"own": (config, model), "base": (replace(config, method="fast-ibp"), model)}, data)
+    steps = math.ceil(len(data.train_x) / config.batch_size)
+    own, base = (steps * seconds[name] + validation for name in ("own", "base"))
+    return seconds["own"] / seconds["base"], own / base
+
+
+def step_seconds(
+    trained: Mapping[Name, tuple[TrainConfig, nn.Module]], data: ImageData, count: int = COUNT
+) -> dict[Name, float]:
+    """Seconds a step after the ramp, from trained networks that take turns on the same batches.
+
+    Steps are taken at a learning rate so small that the weights stay, and without radii of an earlier epoch. Medians;
+    with one thread on a CPU it is processor time, so that other processes count little.
+
+    Args:
+        trained: by name, by what they are trained on and the network; all of one dataset and batch size.
+        data: on whose training images.
+        count: steps measured.
+    """
+    ready = {}
+    for name, (config, model) in trained.items():
+        config = replace(config, scheduler="step", milestones=(), lr=1e-9, radius_history=False)
+        device = config.torch_device()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            state = initial_state(config, data, device, 1)
+        state.model.load_state_dict(model.state_dict())
+        state.model.train()
+        ready[name] = (state, config)
+    size = min(config.batch_size, len(data.train_x))
+    chunks = torch.arange(len(data.train_x) // size * size).split(size)
+    spent: dict[Name, list[float]] = {name: [] for name in trained}
+    names, one_thread = list(trained), device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if one_thread else time.perf_counter
+    with memory_kept(), full_precision(device):
+        for i in range(-WARM, count):
+            batch = _Batch(data, chunks[i % len(chunks)], device)
+            for name in names[i % len(names) :] + names[: i % len(names)]:
+                seconds = _seconds(partial(batch.step, *ready[name], config.train_eps), device, clock)
+                if i >= 0:
+                    spent[name].append(seconds)
+    return {name: statistics.median(seconds) for name, seconds in spent.items()}
+
+
+@dataclass
+class _Batch:
+    """Some training images, and a step on them as the training loop takes it."""
+
+    data: ImageData
+    index: Tensor
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.x, self.y = (part[self.index].to(self.device) for part in (self.data.train_x, self.data.train_y))
+        self.index = self.index.to(self.device)
+        self.std = normalisation(self.data, self.device)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def step(self, state: State, config: TrainConfig, eps: float) -> None:
+        x = augment(to_float(self.x), config.dataset, self.generator)
+        train_step(state, config, x, self.y, self.index, eps, self.std)
+
+
+def _phases(config: TrainConfig, steps: int) -> dict[str, float]:
+    """eps_{max,t} in each phase; half-way up the ramp."""
+    first, last = config.clean_epochs * steps, (config.clean_epochs + config.ramp_epochs) * steps
+    ramp = RAMPS[config.ramp]((first + last) // 2, first, last, config.train_eps)
+    return {"clean": 0.0, "ramp": ramp, "after": config.train_eps}
+
+
+def _per_image(
+    state: State, config: TrainConfig, images: Tensor, cap: float, xtol: float, rtol: float, device: torch.device
+) -> float:
+    """Seconds that the radius of one image takes."""
+    x = images[: min(EVALUATED, config.eval_batch) if device.type == "cpu" else config.eval_batch]
+    if not len(x):
+        return 0.0
+    with torch.no_grad():
+        y = state.model.eval()(to_float(x, device)).argmax(1).cpu()
+    search = partial(evaluate, state.model, x, y, cap, config, xtol=xtol, rtol=rtol)
+    if device.type != "cpu":
+        search()  # the first one of a shape is slow
+    return _seconds(search, device) / len(x)
+
+
+def _median(call: Callable[[], object], device: torch.device, count: int) -> float:
+    spent = [_seconds(call, device) for _ in range(WARM + count)]
+    return statistics.median(spent[WARM:])
+
+
+def _seconds(call: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
+    _wait(device)
+    start = clock()
+    call()
+    _wait(device)
+    return clock() - start
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+# ---- the command
+def peak_memory(device: torch.device) -> float:
+    """GiB that this process held at most: of the device's tensors on CUDA, else of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # Windows has none
+
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="acertlab estimate", description=__doc__.splitlines()[0])
+    parser.add_argument("dataset")
+    parser.add_argument("method")
+    parser.add_argument("--budget", choices=BUDGETS, default="paper")
+    parser.add_argument("--steps", type=int, default=COUNT, help="measured in each phase")
+    given = parser.parse_args(arguments)
+    try:
+        if given.steps < 1:
+            raise ValueError(f"--steps = {given.steps}: accepted is a whole number >= 1")
+        config, data = preset(given.dataset, given.method, budget=given.budget), load_dataset(given.dataset)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"acertlab estimate: {error}", file=sys.stderr)
+        return 1
+    device, found = config.torch_device(), estimate(config, data, given.steps)
+    network = f"{config.model} of width {config.width}, batch {config.batch_size}"
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    phases = ", ".join(f"{_short(seconds)} {phase}" for phase, seconds in found.step.items())
+    print(f"{given.dataset}, {given.method}, {network}, {device}{threads}: a step takes {phases}; an epoch of "
+          f"{found.steps} steps after the ramp {readable(found.steps * found.step['after'])}; peak memory "
+          f"{peak_memory(device):.1f} GiB\nthe whole run {found}")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Where a training run stopped being finite: the layer, found by training the epoch again and looking at every step."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, fx, nn
+
+from acertlab.bounds.box import Box, ball
+from acertlab.bounds.ibp import Frozen, freeze
+from acertlab.training.loop.batch_statistics import clean_pass
+from acertlab.training.loop.state import State
+
+
+class NotFinite(FloatingPointError):
+    """A loss or a gradient that is infinite or NaN; at eps_{max,t} = ``eps`` (pixel units)."""
+
+    def __init__(self, message: str, eps: float) -> None:
+        super().__init__(message)
+        self.eps = eps
+
+
+class _Found(Exception):
+    """The layer, as a sentence."""
+
+
+def find_layer(state: "State", error: NotFinite, train_again: Callable[[], object]) -> str:
+    """A sentence that names the layer in which ``error`` began.
+
+    Args:
+        state: the run as it was at the start of the epoch.
+        error: what stopped it.
+        train_again: trains that epoch on ``state``.
+    """
+    latest: dict[str, Tensor] = {}
+
+    def look(*_: object) -> None:
+        parameters = list(state.model.named_parameters())
+        if all(p.grad is None or p.grad.isfinite().all() for _, p in parameters):
+            return
+        if name := _first_in_the_clean_pass(state.model, latest["x"]):
+            raise _Found(f"It began in layer {name}: its output is not finite")
+        if state.objective.bounds and (name := _first_bounds(state, latest["x"], error.eps)):
+            raise _Found(f"It began in layer {name}: its bounds at eps_t are not finite")
+        bad = [name for name, p in parameters if p.grad is not None and not p.grad.isfinite().all()]
+        raise _Found(f"It began on the way back, in the gradient of {bad[-1]}")
+
+    def keep(_: object, args: tuple[Tensor, ...]) -> None:
+        latest["x"] = args[0].detach()
+
+    with state.optimizer.register_step_pre_hook(look), state.model.register_forward_pre_hook(keep):
+        try:
+            train_again()
+        except _Found as found:
+            return str(found)
+        except NotFinite:
+            return "Each gradient was finite: the loss itself, or the norm of all gradients, is too large"
+    return "Training that epoch once more from its start, it did not happen again"
+
+
+def _first_in_the_clean_pass(model: nn.Module, x: Tensor) -> str:
+    """The first layer whose output is not finite, and its kind; empty if there is none."""
+    found: list[str] = []
+    kinds = {module: f"'{name}' ({type(module).__name__})" for name, module in model.named_modules()}
+
+    def look(module: nn.Module, _: object, output: object) -> None:
+        if isinstance(output, Tensor) and not output.isfinite().all():
+            found.append(kinds[module])
+
+    with ExitStack() as hooks, torch.no_grad():
+        for module in kinds:
+            if not list(module.children()):
+                hooks.enter_context(module.register_forward_hook(look))
+        model(x)
+    return found[0] if found else ""
+
+
+def _first_bounds(state: "State", x: Tensor, eps: float) -> str:
+    with torch.no_grad():
+        frozen = freeze(state.traced, clean_pass(state.model, x)[1])
+        box = ball(x, eps, state.objective.domain)
+        for node in frozen.nodes[1:]:
+            entering = frozen.propagate(box, until=node)
+            if isinstance(entering, Box) and not (entering.lower.isfinite() & entering.upper.isfinite()).all():
+                return _name(frozen, node.all_input_nodes[0])
+    return ""
+
+
+def _name(frozen: Frozen, node: fx.Node) -> str:
+    node = frozen.folded.get(node, node)
+    kind = type(frozen.traced.model.get_submodule(node.target)).__name__ if node.op == "call_module" else node.op
+    return f"'{node.target}' ({kind})"

@@ -1,0 +1,259 @@
+"""The training loop: one step, one epoch, one run, which goes on bit for bit where it was killed.
+
+A run is decided by its `TrainConfig` and its data alone. All randomness of an epoch comes from generators seeded by
+(seed, epoch), so a checkpoint holds no random state: the weights, the optimiser, the schedule and the history are all.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import time
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from acertlab._lock import locked
+from acertlab.bounds.checks import full_precision
+from acertlab.data.datasets import ImageData, augment, certified_at, to_float
+from acertlab.data.files import write_json, write_parquet, write_weights
+from acertlab.data.run import LATER, LOCK_WAIT, UNDECISIVE, Run, history_table, load_run, open_folder
+from acertlab.radius.certified import certified_radius
+from acertlab.radius.metrics import mean_of_batches, summarise
+from acertlab.training.config import TrainConfig
+from acertlab.training.loop.checkpoint import full_disk_explained, restore, save_checkpoint
+from acertlab.training.loop.diagnostics import NotFinite, find_layer
+from acertlab.training.loop.state import State, initial_state
+from acertlab.training.loop.step import _sums, memory_kept, normalisation, train_step
+from acertlab.training.schedules import RAMPS
+
+CHECK_EVERY = 100  # steps between two looks at whether the loss is still finite: each waits for the device
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: bool = True, progress: bool = True) -> Run:
+    """Trains a network by ``config`` and writes its run folder; the same call again goes on, or returns what is done.
+
+    Args:
+        config: see `TrainConfig` and `preset`.
+        data: the dataset that ``config.dataset`` names, from `load_dataset`. Validation is read after each epoch (not
+            at all where it is empty), the test part once, at the end.
+        run_dir: the run's folder. It is made if it is not there; a finished run of the same configuration in it is
+            returned as it is, an unfinished one continued from its last checkpoint.
+        resume: False: refuse a folder that holds a run.
+        progress: show a bar with Acc, ACR and ART of the last validation.
+
+    Returns:
+        The finished run. On one machine's CPU the same configuration, data and number of threads give the same
+        weights bit for bit.
+
+    Raises:
+        ValueError: ``data`` is not what ``config`` asks for, the device is not there, or ``run_dir`` holds a run of
+            another configuration (the message names what differs; nothing is overwritten).
+        FileExistsError: ``resume`` is False and ``run_dir`` holds a run.
+        Held: another process trains in ``run_dir``.
+        NotFinite: the loss is no longer finite; the message names epoch, step, learning rate, eps and the layer.
+        OSError: the disk is full; the last checkpoint is whole, and the same call goes on from it.
+    """
+    _check_data(config, data)
+    device, run_dir, described = config.torch_device(), Path(run_dir), _described(config, data)
+    if (run_dir / "result.json").is_file() and (finished := open_folder(run_dir, described, resume)):
+        return finished  # needs no lock, which a read-only folder could not give
+    with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT), full_disk_explained(run_dir):
+        return open_folder(run_dir, described, resume) or _train(config, data, run_dir, device, progress)
+
+
+def _train(config: TrainConfig, data: ImageData, run_dir: Path, device: torch.device, progress: bool) -> Run:
+    owner = _owner(config, data)
+    steps = math.ceil(len(data.train_x) / config.batch_size)
+    train_x, train_y = data.train_x.to(device), data.train_y.to(device)
+    label = f"{config.method} kappa={config.kappa:g}"
+    devices = [device] if device.type == "cuda" else []
+    with memory_kept(), torch.random.fork_rng(devices), full_precision(device):
+        state = initial_state(config, data, device, steps)
+        restore(state, run_dir / "checkpoint", owner)
+        done = len(state.history) * steps
+        with tqdm(total=config.epochs * steps, initial=done, desc=label, disable=not progress, mininterval=1.0) as bar:
+            for epoch in range(len(state.history), config.epochs):
+                started = time.perf_counter()
+                try:
+                    row = {"epoch": epoch} | _train_epoch(state, config, data, train_x, train_y, epoch, bar)
+                except NotFinite as error:
+                    state = initial_state(config, data, device, steps)
+                    restore(state, run_dir / "checkpoint", owner)
+                    again = partial(_train_epoch, state, config, data, train_x, train_y, epoch, bar)
+                    raise NotFinite(f"{error}. {find_layer(state, error, again)}", error.eps) from error
+                row |= _validate(state.model, config, data)
+                _keep_best(state, config, row["val_art"])
+                state.history.append(row | {"seconds": time.perf_counter() - started})
+                if row["val_acc"] is not None:
+                    shown = {"Acc": row["val_acc"], "ACR": row["val_acr"], "ART": row["val_art"]}
+                    bar.set_postfix({name: f"{100 * value:.1f}" for name, value in shown.items()})
+                _warn_of_spiral(state)
+                write_parquet(run_dir / "history.parquet", history_table(state.history))
+                save_checkpoint(state, run_dir / "checkpoint", owner)
+        _finish(state, config, data, run_dir)
+    return load_run(run_dir)
+
+
+def evaluate(
+    model: nn.Module, x: Tensor, y: Tensor, cap: float, config: TrainConfig, *, xtol: float, rtol: float
+) -> pd.DataFrame:
+    """Predictions and certified radii (Def. 3.1) in evaluation mode, as a run's `radii.parquet` holds them.
+
+    Args:
+        model: on its device; put into evaluation mode.
+        x: (N, C, H, W) uint8 images; y: (N,) labels.
+        cap: the largest radius searched for, pixel units.
+        config: bounds, solver and how many samples are bounded at once.
+        xtol, rtol: tolerances of the radii.
+
+    Returns:
+        A row a sample: index, label, predicted, radius (certified), upper (not certified), status (`RadiusStatus`).
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    settings = {"merged": config.merged, "domain": config.domain, "solver": config.solver, "xtol": xtol, "rtol": rtol}
+    parts = []
+    for images, labels in zip(x.split(config.eval_batch), y.split(config.eval_batch), strict=True):
+        images, labels = to_float(images, device), labels.to(device)
+        with torch.no_grad():
+            predicted = model(images).argmax(1)
+        found = certified_radius(model, images, labels, cap, **settings)
+        columns = {"label": labels, "predicted": predicted} | {
+            name: getattr(found, name) for name in ("radius", "upper", "status")
+        }
+        parts.append(pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()}))
+    table = pd.concat(parts, ignore_index=True)
+    table.insert(0, "index", range(len(table)))
+    return table
+
+
+# ---- one epoch
+def _train_epoch(
+    state: State, config: TrainConfig, data: ImageData, train_x: Tensor, train_y: Tensor, epoch: int, bar: tqdm
+) -> dict[str, float | None]:
+    """One pass over the training set. Nothing waits for the device but a look at the loss every `CHECK_EVERY` steps."""
+    state.model.train()
+    generator = torch.Generator().manual_seed(_mixed_seed(config.seed, epoch))
+    torch.manual_seed(generator.initial_seed())  # for layers that draw at random
+    n, device = len(train_x), train_x.device
+    batches = torch.randperm(n, generator=generator).to(device).tensor_split(math.ceil(n / config.batch_size))
+    steps, std = len(batches), normalisation(data, device)
+    ramp_first, ramp_last = config.clean_epochs * steps, (config.clean_epochs + config.ramp_epochs) * steps
+    totals, bounded = torch.zeros(9, device=device), 0
+    first_bad = torch.full((), -1, device=device)
+    for i, index in enumerate(batches):
+        t = epoch * steps + i
+        eps, lr = RAMPS[config.ramp](t, ramp_first, ramp_last, config.train_eps), state.optimizer.param_groups[0]["lr"]
+        x, y = augment(to_float(train_x[index]), config.dataset, generator), train_y[index]
+        loss, norm, logits, logged = train_step(state, config, x, y, index, eps, std)
+        bar.update()
+        totals += _sums(loss, logged, logits, y, eps)
+        bounded += len(y) if eps > 0 else 0
+        first_bad = torch.where((first_bad < 0) & ~(loss + norm).isfinite(), t, first_bad)
+        if ((i + 1) % CHECK_EVERY == 0 or i + 1 == steps) and (bad := int(first_bad)) >= 0:
+            eps = RAMPS[config.ramp](bad, ramp_first, ramp_last, config.train_eps)
+            raise NotFinite(
+                f"the loss or its gradient stopped being finite in epoch {epoch} at step {bad} (learning rate about "
+                f"{lr:.3g}, eps_t {eps:.4g}); a smaller lr, a longer ramp_epochs or a smaller clip may help", eps,
+            )  # fmt: skip
+    loss, clean, robust, regulariser, correct, zero, cap, radius, passes = (totals / n).tolist()
+    zero, cap = zero * n / max(1, bounded), cap * n / max(1, bounded)
+    shares = (zero, max(0.0, 1 - zero - cap), cap) if bounded else (None, None, None)
+    return {
+        "loss": loss, "clean_loss": clean, "robust_loss": robust, "regulariser": regulariser, "lr": lr, "eps_t": eps,
+        "train_acc": correct, "share_zero": shares[0], "share_inside": shares[1], "share_cap": shares[2],
+        "radius_mean": radius, "passes": passes,
+    }  # fmt: skip
+
+
+def _mixed_seed(seed: int, epoch: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:7])
+
+
+def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[str, float | None]:
+    """Scores on the validation part; by the published protocol on the test part, as means of batches."""
+    published = config.protocol == "published"
+    x, y = (data.test_x, data.test_y) if published else (data.val_x, data.val_y)
+    if not len(x):
+        return {"val_acc": None, "val_acr": None, "val_art": None}
+    table = evaluate(model, x, y, config.eps_max, config, xtol=1e-6, rtol=1e-4)  # the paper's
+    if published:
+        scores = mean_of_batches(table, config.eps_max, config.batch_size)
+    else:
+        scores = summarise(table, config.eps_max, (), config.eps_max)
+    return {f"val_{name}": scores[name] for name in ("acc", "acr", "art")}
+
+
+def _keep_best(state: State, config: TrainConfig, art: float | None) -> None:
+    """By the published protocol the best epoch's weights are the result, not the last's."""
+    if config.protocol == "published" and art >= max((row["val_art"] for row in state.history), default=0.0):
+        state.best_epoch = len(state.history)
+        state.best_weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+
+
+def _warn_of_spiral(state: State) -> None:
+    """Warns once where the radii fall back: eps_{max,t} grew too fast for the number of steps (NUMERICS, section 8)."""
+    positive = [1 - row["share_zero"] for row in state.history if row["share_zero"] is not None]
+    radii = [row["radius_mean"] for row in state.history]
+    if state.warned or not positive or (positive[-1] >= max(positive) - 0.1 and radii[-1] >= 0.5 * max(radii)):
+        return
+    state.warned = True
+    log.warning(
+        "epoch %d: the share of training samples with a positive radius fell from %.2f to %.2f, their mean radius is "
+        "%.4g (at best %.4g). A ramp that is too quick makes radii shrink: more ramp_epochs, a larger kappa or a "
+        "smaller eps_max help", state.history[-1]["epoch"], max(positive), positive[-1], radii[-1], max(radii),
+    )  # fmt: skip
+
+
+# ---- beginning and end of a run
+def _check_data(config: TrainConfig, data: ImageData) -> None:
+    if data.name != config.dataset:
+        raise ValueError(f"data: holds {data.name!r}, but config.dataset = {config.dataset!r}; they must be the same")
+    if len(data.train_x) < 2 or not len(data.test_x):
+        raise ValueError(f"data: {len(data.train_x)} training and {len(data.test_x)} test images; at least 2 and 1")
+
+
+def _described(config: TrainConfig, data: ImageData) -> dict[str, Any]:
+    """`config.json`: what the run was asked to do, and what it takes to rebuild the network; in JSON's own types."""
+    parts = {f"n_{part}": len(getattr(data, f"{part}_x")) for part in ("train", "val", "test")}
+    network = {"in_shape": data.in_shape, "classes": data.num_classes, "mean": data.mean, "std": data.std}
+    return json.loads(json.dumps(asdict(config) | network | parts | {"version": version("acertlab")}))
+
+
+def _owner(config: TrainConfig, data: ImageData) -> str:
+    """What a checkpoint must have been made for: all of `_described` but where it ran; of older versions the same."""
+    described = {name: value for name, value in _described(config, data).items()
+                 if name not in UNDECISIVE and not (name in LATER and value == LATER[name])}  # fmt: skip
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path) -> None:
+    """Reads the test part once; writes radii and weights, and `result.json` last."""
+    tolerances = {"xtol": config.eval_xtol, "rtol": config.eval_rtol}
+    started = time.perf_counter()
+    if state.best_weights:
+        state.model.load_state_dict(state.best_weights)
+    table = evaluate(state.model, data.test_x, data.test_y, config.cap, config, **tolerances)
+    grid = certified_at(config.dataset, config.eps_max, config.cap)
+    write_parquet(run_dir / "radii.parquet", table)
+    write_weights(run_dir / "model.safetensors", state.model.state_dict())
+    device = next(state.model.parameters()).device
+    asked = ("dataset", "method", "kappa", "eps_max", "seed", "merged", "domain", "epochs", "batch_size", "model",
+             "width", "train_eps_factor")  # fmt: skip
+    result = {name: getattr(config, name) for name in asked} | summarise(table, config.eps_max, grid, config.cap)
+    result |= {"verifier": "ibp", "radius_cap": config.cap, "protocol": config.protocol}
+    if state.best_weights:
+        scores = mean_of_batches(table, config.eps_max, config.batch_size)
+        result |= {"selected_epoch": state.best_epoch, "selected_on": "test", "means_of_batches": scores}
+    result |= {"xtol": config.eval_xtol, "rtol": config.eval_rtol, "n": len(table), "split": "test"}
+    result |= {"seconds": sum(row["seconds"] for row in state.history), "test_seconds": time.perf_counter() - started}
+    write_json(run_dir / "result.json", result | {"device": str(device), "version": version("acertlab")})

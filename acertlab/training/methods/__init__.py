@@ -1,0 +1,3 @@
+"""What each training method minimises."""
+
+from acertlab.training.methods.catalogue import METHODS as METHODS

@@ -1,0 +1,141 @@
+"""Methods that also attack: SABR, MTL-IBP, CC-IBP, Exp-IBP, and their combinations with ACERT."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from acertlab.bounds.box import Box, ball
+from acertlab.bounds.margin import worst_margin
+from acertlab.radius.search import Growth, without_zero
+from acertlab.training.methods.acert import ACERT
+from acertlab.training.methods.base import Step
+from acertlab.training.methods.ibp import FastIBP
+from acertlab.training.methods.pgd import training_attack
+from acertlab.training.methods.sample_radii import Estimates
+
+SMALLEST = 1e-12  # of a loss that is raised to a power below 1, whose gradient is infinite at 0
+
+
+# ---- successors of IBP, which attack the network as well
+@dataclass(frozen=True)
+class Adversarial(FastIBP):
+    """FastIBP that knows an adversarial example x_adv at eps_{max,t} of every sample; by itself it makes no use of it.
+
+    BatchNorm is in evaluation mode during the attack; f(x_adv) is then evaluated with the clean batch's statistics, as
+    all bounds are.
+    """
+
+    attacks: ClassVar[bool] = True
+
+    attack_steps: int = 8  # of PGD, from one random start (Mueller et al. 2023)
+    attack_step_size: float = 0.5  # relative to eps_{max,t}; falls tenfold after 50, 80 and 90 % of the steps
+    amp: bool = False  # attack in bfloat16 on CUDA; bounds never are
+
+    def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor | Estimates]]:
+        """The loss of one step; see `IBP.__call__`."""
+        if step.eps > 0:
+            settings = {"steps": self.attack_steps, "step_size": self.attack_step_size, "amp": self.amp}
+            x_adv = training_attack(step.model, step.x, step.y, step.eps, domain=self.domain, **settings)
+            step = replace(step, x_adv=x_adv)
+        return super().__call__(step)
+
+
+@dataclass(frozen=True)
+class SABR(Adversarial):
+    """SABR: FastIBP on a small box of radius lambda eps_{max,t}, around x_adv moved to where the box fits in.
+
+    Its centre is clamp(x_adv, x - (1 - lambda) eps_{max,t}, x + (1 - lambda) eps_{max,t}).
+
+    Source: Mueller et al. 2023, "Certified training: small boxes are all you need".
+    """
+
+    small_box: float = 0.4  # lambda
+
+    def box(self, step: Step, radii: Tensor) -> Box:
+        """The small box in the ball of each radius; while eps_{max,t} = 0 the ball itself."""
+        if step.x_adv is None:
+            return super().box(step, radii)
+        return self._small(radii, step.x, step.x_adv)
+
+    def _small(self, radii: Tensor, x: Tensor, x_adv: Tensor) -> Box:
+        reach = ((1 - self.small_box) * radii).view(-1, *[1] * (x.dim() - 1))
+        return ball(x + (x_adv - x).clamp(-reach, reach), self.small_box * radii, self.domain)
+
+
+@dataclass(frozen=True)
+class MTLIBP(Adversarial):
+    """MTL-IBP: L_rob = alpha CE_IBP + (1 - alpha) CE(f(x_adv), y).
+
+    Source: De Palma et al. 2024, "Expressive losses for verified robustness via convex combinations".
+    """
+
+    alpha: float = 0.5  # share of the IBP loss
+
+    def robust(self, step: Step, margins: Tensor) -> Tensor:
+        """The mixture of both losses."""
+        return self._mixed(F.cross_entropy(margins, step.y), F.cross_entropy(step.frozen.logits(step.x_adv), step.y))
+
+    def _mixed(self, ibp: Tensor, adversarial: Tensor) -> Tensor:
+        return self.alpha * ibp + (1 - self.alpha) * adversarial
+
+
+@dataclass(frozen=True)
+class ExpIBP(MTLIBP):
+    """Exp-IBP: L_rob = CE_IBP^alpha CE(f(x_adv), y)^(1 - alpha), of the batch's mean losses.
+
+    Source: De Palma et al. 2024.
+    """
+
+    def _mixed(self, ibp: Tensor, adversarial: Tensor) -> Tensor:
+        return ibp.clamp(min=SMALLEST) ** self.alpha * adversarial.clamp(min=SMALLEST) ** (1 - self.alpha)
+
+
+@dataclass(frozen=True)
+class CCIBP(MTLIBP):
+    """CC-IBP: L_rob = CE(alpha margins_IBP + (1 - alpha) margins of f(x_adv), y).
+
+    Source: De Palma et al. 2024.
+    """
+
+    def robust(self, step: Step, margins: Tensor) -> Tensor:
+        """The loss of the mixture of both margins."""
+        logits = step.frozen.logits(step.x_adv)
+        attacked = logits - logits.gather(1, step.y.unsqueeze(1))
+        return F.cross_entropy(self.alpha * margins + (1 - self.alpha) * attacked, step.y)
+
+
+# ---- ours: does a radius of each sample's own help the successors too?
+@dataclass(frozen=True)
+class ACERTSABR(SABR, ACERT):
+    """SABR at each sample's own radius: the largest r, capped by eps_{max,t}, at which its *small* box is certified.
+
+    The attack is SABR's, at eps_{max,t}, and the small box follows it: radius lambda r around
+    clamp(x_adv, x - (1 - lambda) r, x + (1 - lambda) r). Such boxes do not hold each other, so that r is a root and
+    not always the first. Ours; not published.
+    """
+
+    def growth(self, step: Step) -> Growth | None:
+        """That over small boxes which no attack has moved."""
+        growth = super().growth(replace(step, eps=self.small_box * step.eps))
+        return growth and growth._replace(eps=growth.eps - math.log(self.small_box))
+
+    def searched(self, step: Step) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+        """The margin over the small box as a function of r."""
+
+        def margin(eps: Tensor, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
+            margins = step.frozen.margins(self._small(eps, x, x_adv), y, merged=self.merged)
+            return without_zero(worst_margin(margins, y))
+
+        return margin, (step.x, step.y, step.x_adv)
+
+
+@dataclass(frozen=True)
+class ACERTMTLIBP(MTLIBP, ACERT):
+    """MTL-IBP with ACERT's radii: alpha CE(margins at E_cert(x)) + (1 - alpha) CE(f(x_adv), y), x_adv at eps_{max,t}.
+
+    Ours; not published.
+    """

@@ -1,0 +1,230 @@
+"""A notebook's parameters: checked, turned into a `TrainConfig`, and back into the command that trains it."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from acertlab._validation import Within
+from acertlab.data.run import LATER, runs_folder
+from acertlab.models.architectures import MODELS
+from acertlab.training.config import BUDGETS, DEVICES, TrainConfig
+from acertlab.training.methods.catalogue import METHODS
+from acertlab.training.presets import preset
+
+
+def check_parameters(
+    namespace: Mapping[str, Any], spec: Mapping[str, type | tuple[str, ...] | Callable[[Any], Any]]
+) -> dict[str, Any]:
+    """The parameters of a notebook, coerced and checked: called with `globals()` right after the parameters cell.
+
+    Papermill only logs a name that the notebook does not know and hands "8/255" over as text; here the first is an
+    error, and the second is a number.
+
+        eps_max, method, seed = check_parameters(globals(), {
+            "eps_max": Within(0, 1, open_low=True), "method": ("ibp", "acert"), "seed": int}).values()
+
+    Args:
+        namespace: The notebook's `globals()`.
+        spec: From a parameter's name to what it may be: `str`, `bool`, `int` or `float`; a tuple of the words
+            accepted; a `Within`; or any function that returns the coerced value or raises ValueError with what is
+            accepted as its message.
+
+    Returns:
+        The values, by name, in the order of `spec`.
+
+    Raises:
+        ValueError: A parameter is missing, of the wrong kind or out of range, or papermill injected a name that is
+            not in `spec`; the message names the parameter, the value and what is accepted.
+    """
+    for name in _injected_names(namespace):
+        if name not in spec:
+            close = difflib.get_close_matches(name, spec, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"{name!r} is not a parameter of this notebook{hint}; accepted are {', '.join(spec)}")
+    missing = [name for name in spec if name not in namespace]
+    if missing:
+        raise ValueError(f"the parameters cell does not set {', '.join(missing)}: run it first")
+    return {name: _coerced(name, namespace[name], accepted) for name, accepted in spec.items()}
+
+
+def _injected_names(namespace: Mapping[str, Any]) -> list[str]:
+    """What papermill's own cell assigns. Other variables are the notebook's: its cells may be run in any order."""
+    cells = [source for source in namespace.get("In", ()) if source.startswith("# Parameters")]
+    targets = [target for source in cells for node in ast.parse(source).body if isinstance(node, ast.Assign)
+               for target in node.targets]  # fmt: skip
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _coerced(name: str, value: Any, accepted: type | tuple[str, ...] | Callable[[Any], Any]) -> Any:
+    if isinstance(accepted, tuple):
+        if value in accepted:
+            return value
+        close = difflib.get_close_matches(str(value), accepted, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"parameter {name} = {value!r}: accepted are {', '.join(accepted)}{hint}")
+    if accepted in (str, bool):
+        if accepted is bool and str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+        if not isinstance(value, accepted):
+            wanted = "text" if accepted is str else "True or False"
+            raise ValueError(f"parameter {name} = {value!r}: accepted is {wanted}")
+        return value
+    check = Within(kind=accepted) if accepted in (int, float) else accepted
+    try:
+        return check(value)
+    except ValueError as error:
+        wanted = str(check) if isinstance(check, Within) else str(error)
+        raise ValueError(f"parameter {name} = {value!r}: accepted is {wanted}") from None
+
+
+def _model_or_preset(name: Any) -> str:
+    if name not in ("", *MODELS):
+        raise ValueError(f'{", ".join(MODELS)}, or "" for the preset\'s')
+    return name
+
+
+def _readable_settings(text: Any) -> str:
+    parse_settings(text)
+    return text
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """Settings of `TrainConfig` written as in a call: "alpha=0.3, scheduler=step, milestones=(10, 15), lr=1/500".
+
+    Raises:
+        ValueError: it cannot be read so, or a name is no setting, or one that has a parameter of its own; the message
+            says what is accepted.
+    """
+    accepted = "NAME=VALUE, NAME=VALUE, ... with the names of TrainConfig"
+    try:
+        call = ast.parse(f"dict({text})", mode="eval").body
+        if not isinstance(text, str) or not isinstance(call, ast.Call) or call.args or ast.unparse(call.func) != "dict":
+            raise ValueError
+        given = {word.arg: _literal(word.value) for word in call.keywords}
+        if len(given) < len(call.keywords):
+            raise ValueError
+    except (ValueError, TypeError, SyntaxError, ZeroDivisionError):
+        raise ValueError(accepted) from None
+    names = [field.name for field in fields(TrainConfig) if field.name not in PARAMETERS]
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            why = "is a parameter of its own" if name in PARAMETERS else "is none of them"
+            raise ValueError(f"{accepted}: {name} {why}{hint}. They are {', '.join(names)}")
+    return given
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return node.id  # a word, such as step
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return ast.literal_eval(node.left) / ast.literal_eval(node.right)
+    return ast.literal_eval(node)
+
+
+# What a training notebook's parameters may be, for `check_parameters`; 0 and "" stand for the preset's value
+PARAMETERS: dict[str, Any] = {
+    "dataset": str,
+    "method": tuple(METHODS),
+    "kappa": Within(0, 1),
+    "eps_max": Within(0, 1),
+    "seed": Within(0, kind=int),
+    "model": _model_or_preset,
+    "width": Within(0, kind=int),
+    "epochs": Within(0, kind=int),
+    "batch_size": Within(0, kind=int),
+    "device": DEVICES,
+    "data_root": str,
+    "run_dir": str,
+    "budget": BUDGETS,
+    "settings": _readable_settings,
+}
+
+
+def config_from_parameters(parameters: Mapping[str, Any]) -> TrainConfig:
+    """The configuration that a notebook's parameters ask for: a preset, with what is set replaced.
+
+    Args:
+        parameters: names and values as `check_parameters` returns them (a training notebook's: by `PARAMETERS`).
+            ``dataset``, ``method`` and ``budget`` choose the preset; ``kappa`` and ``seed`` replace its values, and so
+            does every other field of `TrainConfig` that is neither 0 nor "" nor None. Other ``epochs`` keep the
+            preset's shares of clean epochs, ramp and milestones. ``settings`` is read by `parse_settings`; they replace
+            what the preset and other ``epochs`` say. Names that are no field are passed over.
+
+    Raises:
+        ValueError: as `preset` and `TrainConfig`.
+    """
+    config = preset(parameters["dataset"], parameters["method"], budget=parameters["budget"])
+    names = {field.name for field in fields(TrainConfig)}
+    always = ("kappa", "seed")
+    chosen = {n: v for n, v in parameters.items() if n in names and (n in always or v not in (0, "", None))}
+    if epochs := chosen.pop("epochs", None):
+        config = with_epochs(config, epochs)
+    return replace(config, **chosen | parse_settings(parameters.get("settings", "")))
+
+
+def with_epochs(config: TrainConfig, epochs: int) -> TrainConfig:
+    """The same schedule, stretched or shrunk to ``epochs``."""
+    clean = min(config.clean_epochs, epochs - 1)
+    ramp = min(round(config.ramp_epochs * epochs / config.epochs), epochs - clean)
+    milestones = tuple(max(1, round(m * epochs / config.epochs)) for m in config.milestones)
+    return replace(config, epochs=epochs, clean_epochs=clean, ramp_epochs=ramp, milestones=milestones)
+
+
+def default_run_dir(config: TrainConfig, root: str | Path = "") -> Path:
+    """Where a run goes if nobody says: below `runs_folder`, named by its main settings and a hash of all of them."""
+    dataset = Path(config.dataset).name if ":" in config.dataset else config.dataset
+    settings = json.dumps({name: value for name, value in asdict(config).items() if name != "device"})
+    key = hashlib.sha256(settings.encode()).hexdigest()[:6]
+    name = f"{dataset}-{config.method}-kappa{config.kappa:g}-eps{config.eps_max:.4g}-seed{config.seed}-{key}"
+    return runs_folder(root) / name
+
+
+ALWAYS = ("dataset", "method", "kappa", "seed")  # parameters of notebook 02 that are told in any case
+OPTIONAL = ("eps_max", "model", "width", "epochs", "batch_size")  # and those told where they are not the preset's
+
+
+def config_of(settings: Mapping[str, Any]) -> TrainConfig:
+    """The `TrainConfig` in a run's `config.json`, which holds more than that.
+
+    Raises:
+        ValueError: Fields are missing; the message names them. And as `TrainConfig`.
+    """
+    names, settings = [field.name for field in fields(TrainConfig)], LATER | dict(settings)
+    if missing := [name for name in names if name not in settings]:
+        raise ValueError(f"config: it lacks {', '.join(missing)}, so that the run cannot be repeated")
+    return TrainConfig(**{name: settings[name] for name in names})
+
+
+def training_command(config: TrainConfig) -> str:
+    """The papermill command that trains this configuration again: by the preset from which it differs least.
+
+    It was followed on paper, and arrives at this very configuration (`device` apart).
+    """
+    wanted = replace(config, device="auto")
+    return min((_papermill(wanted, budget) for budget in BUDGETS), key=len)
+
+
+def _papermill(wanted: TrainConfig, budget: str) -> str:
+    chosen: dict[str, Any] = {name: getattr(wanted, name) for name in ALWAYS} | {"budget": budget}
+    chosen |= _differences(wanted, chosen, OPTIONAL)
+    others = _differences(wanted, chosen, [field.name for field in fields(TrainConfig) if field.name not in ALWAYS])
+    if others:
+        chosen["settings"] = ", ".join(f"{name}={value!r}" for name, value in others.items())
+    assert config_from_parameters(chosen) == wanted
+    parameters = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in chosen.items())
+    return f"papermill notebooks/02_training.ipynb out.ipynb {parameters}"
+
+
+def _differences(wanted: TrainConfig, chosen: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    near = config_from_parameters(chosen)
+    return {name: getattr(wanted, name) for name in names if getattr(wanted, name) != getattr(near, name)}

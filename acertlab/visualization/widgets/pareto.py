@@ -1,0 +1,277 @@
+"""What `pareto_explorer` shows at one position of its controls: figures and texts, functions of points and a view."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from acertlab.analysis.tradeoff import Mix, Points, at_accuracy, at_kappa, front, means
+from acertlab.data.run import load_run
+from acertlab.training.parameters import config_of, training_command
+from acertlab.visualization.radius import histogram_spec, shares_spec
+from acertlab.visualization.style import method_style
+from acertlab.visualization.tradeoff import tradeoff_spec
+
+CURVE_POINTS = 201  # of a certified-accuracy curve
+
+
+@dataclass(frozen=True)
+class View:
+    """One position of every control of `pareto_explorer`.
+
+    Attributes:
+        kappa: Whose networks are circled, and whose curves are drawn; between trained ones they are interpolated.
+        eps_max: Largest radius that counts, pixel units.
+        eps: Where certified accuracies are read off, pixel units; beyond eps_max it counts as eps_max.
+        picked: Place of a network in `Points.points`.
+        first, second: Two methods to compare.
+        accuracy: At which accuracy, a fraction.
+    """
+
+    kappa: float
+    eps_max: float
+    eps: float
+    picked: int
+    first: str
+    second: str
+    accuracy: float
+
+    @property
+    def at(self) -> float:
+        """eps, but at most eps_max."""
+        return min(self.eps, self.eps_max)
+
+
+def first_view(
+    points: Points, *, eps_max: float | None = None, kappa: float | None = None, eps: float | None = None
+) -> View:
+    """Where the controls stand at the start: the network of the highest ART is picked, the last two methods compared.
+
+    Args:
+        points: `points.pool(runs, load_radii(runs))`.
+        eps_max: None: what the runs were trained for.
+        kappa: None: the smallest.
+        eps: None: half of eps_max.
+    """
+    eps_max = points.eps_max if eps_max is None else float(eps_max)
+    table = means(points, eps_max)
+    fronts = {method: [p.acc.mean() for p in front(points, method, eps_max)] for method in points.methods}
+    pair = sorted(fronts, key=lambda method: len(fronts[method]) > 1)[-2:]  # stable: the last ones that have a front
+    first, second = pair[0], pair[-1]
+    low, high = max(min(fronts[m]) for m in (first, second)), min(max(fronts[m]) for m in (first, second))
+    accuracy = (low + high) / 2 if low <= high else table.acc.median()  # the middle of what both fronts hold
+    return View(
+        kappa=float(table.kappa.min()) if kappa is None else float(kappa), eps_max=eps_max,
+        eps=eps_max / 2 if eps is None else float(eps), picked=int(table.art.idxmax()),
+        first=first, second=second, accuracy=float(accuracy),
+    )  # fmt: skip
+
+
+# ---- numbers
+def mixes_at(points: Points, view: View) -> dict[str, Mix]:
+    """Every method at the view's kappa, by the name that figures show."""
+    mixes = [at_kappa(points, method, view.kappa) for method in points.methods]
+    return {f"{_name(mix.method)}, kappa = {mix.kappa:g}": mix for mix in mixes}
+
+
+def pair_at(points: Points, view: View) -> list[tuple[str, Mix | None]]:
+    """The two compared methods at the view's accuracy; None where a method's front does not hold it."""
+    pair = (view.first, view.second)
+    return [(method, at_accuracy(points, method, view.accuracy, view.eps_max)) for method in pair]
+
+
+def scores_at(points: Points, view: View) -> pd.DataFrame:
+    """Acc, ACR, ART and the certified accuracy at eps, in percent: a row a method, at the view's kappa."""
+    return pd.DataFrame([_row(mix, view) for mix in mixes_at(points, view).values()])
+
+
+def pair_scores(points: Points, view: View) -> pd.DataFrame:
+    """The same for the two compared methods, at the view's accuracy; without those that do not reach it."""
+    return pd.DataFrame([_row(mix, view) for _, mix in pair_at(points, view) if mix is not None])
+
+
+def _row(mix: Mix, view: View) -> dict[str, object]:
+    scores = mix.scores(view.eps_max, view.at)
+    percent = {"Acc": "acc", "ACR": "acr", "ART": "art", f"certified at {view.at:.4g}": "certified"}
+    label = {"method": _name(mix.method), "kappa": mix.kappa}
+    return label | {name: 100 * scores[key] for name, key in percent.items()} | {"network": mix.note}
+
+
+def _name(method: str) -> str:
+    return method_style(method)[0]
+
+
+# ---- figures
+def _tradeoff(points: Points, view: View) -> dict:
+    table = means(points, view.eps_max)
+    circled = [_place(mix, view) for mix in mixes_at(points, view).values()]
+    crossed = [_place(mix, view) for _, mix in pair_at(points, view) if mix is not None]
+    picked = table.acc[view.picked], table.acr[view.picked]
+    x = max(table.acc.min() - 0.03, 0.0), min(table.acc.max() + 0.03, 1.0)
+    # in whole tens, so that the axis stays where it is for small movements of eps_max
+    y = max(np.floor(10 * table.acr.min() - 0.2) / 10, 0.0), min(np.ceil(10 * table.acr.max() + 0.2) / 10, 1.0)
+    spec = tradeoff_spec(table, kappa=view.kappa, circled=circled, picked=picked, level=view.accuracy,
+                               crossed=crossed, span=(x, y), height=490)  # fmt: skip
+    spec["data"][0]["showscale"] = False  # the map's lines have labels
+    return _narrow(spec, legend_rows=3)
+
+
+def _narrow(spec: dict, legend_rows: int) -> dict:
+    """Room for a legend that stands in so many rows where two figures share the width."""
+    spec["layout"]["margin"]["t"] = 55 + 19 * legend_rows
+    spec["layout"]["legend"]["font"] = {"size": 11}
+    return spec
+
+
+def _place(mix: Mix, view: View) -> tuple[float, float]:
+    scores = mix.scores(view.eps_max, view.at)
+    return scores["acc"], scores["acr"]
+
+
+def _curves(points: Points, view: View) -> dict:
+    mixes, grid = mixes_at(points, view), np.linspace(0.0, view.eps_max, CURVE_POINTS)
+    shares = {name: mix.certified(grid) for name, mix in mixes.items()}
+    methods = {name: mix.method for name, mix in mixes.items()}
+    spec = shares_spec(grid, shares, methods=methods, eps=view.at, height=490)
+    return _narrow(spec, legend_rows=3)
+
+
+def _picked_curve(points: Points, view: View) -> dict:
+    point, grid = points.points[view.picked], np.linspace(0.0, view.eps_max, CURVE_POINTS)
+    methods, title = {point.label: point.method}, "Certified accuracy: the area is the ACR"
+    shares = {point.label: point.certified(grid)}
+    spec = shares_spec(grid, shares, methods=methods, eps=view.at, title=title, fill=True, height=430)
+    return _narrow(spec, legend_rows=4)
+
+
+def _picked_radii(points: Points, view: View) -> dict:
+    radii = np.concatenate(points.points[view.picked].radii)
+    return _narrow(histogram_spec(radii, view.eps_max, eps=view.at, height=430), legend_rows=4)
+
+
+def _pair_curves(points: Points, view: View) -> dict:
+    grid = np.linspace(0.0, view.eps_max, CURVE_POINTS)
+    shares, methods = {}, {}
+    for place, (method, mix) in enumerate(pair_at(points, view)):
+        name = f"{_name(method)}, kappa = {mix.kappa:.3g}" if mix else f"{_name(method)}: not at this accuracy"
+        name += " again" if place and view.first == view.second else ""
+        shares[name] = np.full(CURVE_POINTS, np.nan) if mix is None else mix.certified(grid)
+        methods[name] = method
+    title = f"Certified accuracy at a standard accuracy of {100 * view.accuracy:.4g} %"
+    return shares_spec(grid, shares, methods=methods, eps=view.at, title=title, height=400)
+
+
+Draw = Callable[[Points, View], dict]
+FIGURES: dict[str, tuple[Draw, tuple[str, ...]]] = {  # how each is drawn, and what of the view it depends on
+    "tradeoff": (_tradeoff, ("kappa", "eps_max", "picked", "first", "second", "accuracy")),
+    "curves": (_curves, ("kappa", "eps_max", "eps")),
+    "picked_curve": (_picked_curve, ("picked", "eps_max", "eps")),
+    "picked_radii": (_picked_radii, ("picked", "eps_max", "eps")),
+    "pair": (_pair_curves, ("first", "second", "accuracy", "eps_max", "eps")),
+}
+
+
+def pareto_figures(points: Points, view: View) -> dict[str, go.Figure]:
+    """What `pareto_explorer` draws at one position of its controls.
+
+    Args:
+        points: `points.pool(runs, load_radii(runs))`.
+        view: The position.
+
+    Returns:
+        "tradeoff", the points with the circles of kappa, the frame of the picked network and the line of equal
+        accuracy; "curves", the certified accuracies of every method at kappa; "picked_curve" and "picked_radii";
+        "pair", the certified accuracies of the two compared methods at equal accuracy.
+
+    Raises:
+        ValueError: eps_max is not in (0, cap].
+    """
+    return {name: go.Figure(draw(points, view)) for name, (draw, _) in FIGURES.items()}
+
+
+# ---- the same in words
+def _kappa_text(points: Points, view: View) -> str:
+    return f"<b>Each method at kappa = {view.kappa:g}</b>, in percent" + _html(scores_at(points, view))
+
+
+def _picked_text(points: Points, view: View) -> str:
+    table, point = means(points, view.eps_max), points.points[view.picked]
+    here, certified = table.loc[view.picked], float(point.certified([view.at])[0])
+    better = table[
+        (table.acc >= here.acc) & (table.acr >= here.acr) & ((table.acc > here.acc) | (table.acr > here.acr))
+    ]
+    names = "; ".join(points.points[i].label for i in better.index[:3]) + ("; ..." if len(better) > 3 else "")
+    stands = f"dominated by {names}" if len(better) else "on the front: no other is as good in both and better in one"
+    return (
+        f"<b>{point.label}</b>: Acc {100 * here.acc:.2f} %, ACR {100 * here.acr:.2f} %, ART {100 * here.art:.2f} %, "
+        f"certified at eps = {view.at:.4g}: {100 * certified:.2f} %; {stands}."
+    )
+
+
+def _command_text(points: Points, view: View) -> str:
+    return f"To train it again: <pre style='white-space: pre-wrap'>{html.escape(command_of(points, view))}</pre>"
+
+
+def command_of(points: Points, view: View) -> str:
+    """What trains the first seed of the picked network again, or why that cannot be told."""
+    return _command(points.points[view.picked].paths[0])
+
+
+@lru_cache(maxsize=1024)
+def _command(path: str) -> str:
+    try:
+        return training_command(config_of(load_run(path).config))
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        return f"# {error}"
+
+
+def _pair_text(points: Points, view: View) -> str:
+    at = f"At a standard accuracy of {100 * view.accuracy:.4g} %"
+    absent = []
+    for method in dict.fromkeys(method for method, mix in pair_at(points, view) if mix is None):
+        acc = [100 * point.acc.mean() for point in front(points, method, view.eps_max)]
+        absent.append(f"the front of {_name(method)} holds {min(acc):.4g} to {max(acc):.4g} %")
+    if absent:
+        return f"<b>{at} there is no comparison</b>: {'; '.join(absent)}."
+    table = pair_scores(points, view)
+    ratio = f"the ACR of {table.method[1]} is {table.ACR[1] / table.ACR[0]:.3f} x that of {table.method[0]}"
+    return f"<b>{at} {ratio if table.ACR[0] > 0 else ''}</b>; in percent" + _html(table)
+
+
+Write = Callable[[Points, View], str]
+TEXTS: dict[str, tuple[Write, tuple[str, ...]]] = {
+    "kappa_text": (_kappa_text, ("kappa", "eps_max", "eps")),
+    "picked_text": (_picked_text, ("picked", "eps_max", "eps")),
+    "command": (_command_text, ("picked",)),
+    "pair_text": (_pair_text, ("first", "second", "accuracy", "eps_max", "eps")),
+}
+
+
+def pareto_texts(points: Points, view: View) -> dict[str, str]:
+    """The numbers beside `pareto_figures`, as HTML: "kappa_text", "picked_text", "command", "pair_text"."""
+    return {name: write(points, view) for name, (write, _) in TEXTS.items()}
+
+
+def _html(table: pd.DataFrame) -> str:
+    """Percentages with two digits, numbers to the right; `DataFrame.to_html` takes longer than all the arithmetic."""
+    styles = [
+        f" style='padding: 1px 10px; text-align: {'right' if kind.kind == 'f' else 'left'}'" for kind in table.dtypes
+    ]
+    rows = [[_cell(name, value) for name, value in row.items()] for row in table.to_dict("records")]
+    head, *body = (
+        "<tr>" + "".join(f"<{tag}{style}>{text}</{tag}>" for text, style in zip(row, styles, strict=True)) + "</tr>"
+        for tag, row in (("th", list(table)), *(("td", row) for row in rows))
+    )
+    return f"<table class='dataframe'><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _cell(name: str, value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if name == "kappa" else f"{value:.2f}"
+    return html.escape(str(value))

@@ -1,0 +1,65 @@
+"""Fronts seed by seed: ratios at equal accuracy by hand, over several dials; clear errors."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from acertlab.analysis import equal_accuracy as dials
+from acertlab.data.run import SHIPPED
+
+
+def runs_of(factor: dict[int, float], kappas: tuple[float, ...] = (0.0, 0.5, 1.0)) -> pd.DataFrame:
+    """FastIBP on the line acr = 1 - acc, ACERT `factor[seed]` times as high."""
+    rows = [
+        {"dataset": "digits", "eps_max": 0.2, "method": method, "kappa": kappa, "seed": seed, "acc": 0.4 + 0.4 * kappa,
+         "acr": (1 - 0.4 - 0.4 * kappa) * (f if method == "acert" else 1.0), "path": f"{method}{kappa}{seed}"}
+        for seed, f in factor.items() for method in ("acert", "fast-ibp") for kappa in kappas
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_the_ratio_is_each_seeds_own() -> None:
+    found = dials.ratios_by_seed(runs_of({0: 1.1, 1: 1.3, 2: 1.2}))
+    assert found.accuracy.tolist() == pytest.approx(np.arange(40, 81) / 100)
+    assert np.allclose(found.ratio, 1.2) and np.allclose(found.standard_error, 0.1 / 3**0.5)
+    assert np.allclose(found.low, 1.1) and np.allclose(found.high, 1.3) and (found.seeds == 3).all()
+    assert np.allclose(found.other_acr, 1 - found.accuracy) and np.allclose(found.acr, 1.2 * (1 - found.accuracy))
+
+
+def test_another_dial_adds_points_to_the_front() -> None:
+    runs = runs_of({0: 1.0, 1: 1.0}).assign(train_eps_factor=np.nan)  # runs that know nothing of it have 1
+    better = runs[(runs.method == "acert") & (runs.kappa == 0.5)].assign(train_eps_factor=0.5)
+    found = dials.ratios_by_seed(pd.concat([runs, better.assign(acr=2 * better.acr)]))
+    at = dict(zip(found.accuracy.round(2), found.ratio, strict=True))
+    assert at[0.6] == pytest.approx(2) and at[0.8] == pytest.approx(1)
+    with pytest.raises(ValueError, match="is there twice, by kappa, train_eps_factor, method and seed"):
+        dials.ratios_by_seed(pd.concat([runs, runs]))
+
+
+def test_only_what_all_seeds_reach() -> None:
+    runs = runs_of({0: 1.0, 1: 1.0})
+    runs.loc[(runs.seed == 1) & (runs.method == "acert"), "acc"] += 0.3
+    assert dials.ratios_by_seed(runs).accuracy.min() == pytest.approx(0.7)
+    runs.loc[(runs.seed == 1) & (runs.method == "acert"), "acc"] += 0.3
+    assert dials.ratios_by_seed(runs).empty
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda runs: runs.assign(dataset=["mnist", *runs.dataset[1:]]), "of several dataset"),
+        (lambda runs: runs[runs.method == "acert"], "both must be among acert; got 'acert', 'fast-ibp'"),
+        (lambda runs: runs[(runs.seed == 0) | (runs.method == "acert")], r"got \[0, 1\] and \[0\]"),
+        (lambda runs: runs[runs.seed == 0], "at least two seeds"),
+    ],
+)  # fmt: skip
+def test_one_clear_error(change, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dials.ratios_by_seed(change(runs_of({0: 1.0, 1: 1.1})))
+
+
+def test_the_command_on_the_shipped_runs(capsys: pytest.CaptureFixture) -> None:
+    assert dials.main([str(SHIPPED)]) == 0
+    said = capsys.readouterr().out
+    assert "cifar10" in said and "| Acc % | ACERT: ACR % | FastIBP: ACR % |" in said
+    assert dials.main(["/nowhere"]) == 1 and "there is no folder of runs" in capsys.readouterr().err

@@ -1,0 +1,57 @@
+"""pyproject.toml is the authority on dependencies; environment.yml must install the same, and must resolve."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# what auto_LiRPA 0.7.1 declares, at the commit of environment.yml
+AUTO_LIRPA = ["torch>=2.0.0,<2.9.0", "torchvision>=0.12.0,<0.24.0", "numpy>=1.20", "pytest==8.1.1", "pylint>=2.15",
+              "pytest-order>=1.0.0", "pytest-mock>=3.14", "appdirs>=1.4", "pyyaml>=5.0", "ninja>=1.10",
+              "tqdm>=4.64", "graphviz>=0.20.3"]  # fmt: skip
+
+
+def declared() -> dict[str, Requirement]:
+    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+    return {r.name.lower(): r for r in map(Requirement, lines)}
+
+
+def pip_part() -> list[str]:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == "acertlab"
+    (part,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    return part
+
+
+def test_environment_installs_what_the_project_declares() -> None:
+    part = pip_part()
+    assert "-e .[test]" in part  # all dependencies come from pyproject.toml
+    pins = {r.name.lower(): r for r in map(Requirement, (line for line in part if not line.startswith("-e")))}
+    assert pins.pop("auto-lirpa", pins.pop("auto_lirpa", None)).url.startswith("git+https://github.com/")
+    for name, pin in pins.items():  # the pins lie within the project's ranges
+        (version,) = (s.version for s in pin.specifier)
+        assert declared()[name].specifier.contains(version), name
+    assert set(pins) == {"torch", "torchvision", "pytest"}
+
+
+def test_bounds_are_open_above() -> None:
+    for name, requirement in declared().items():
+        assert all(s.operator == ">=" for s in requirement.specifier), name
+
+
+def test_the_pip_part_resolves(tmp_path: Path) -> None:
+    """pip's own resolver over every requirement, without installing anything; auto_LiRPA's as it declares them."""
+    pins = [line for line in pip_part() if "==" in line]
+    everything = [*pins, *map(str, declared().values()), *AUTO_LIRPA]
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed", "--target", tmp_path]
+    wheels = ["--python-version", "3.12", "--only-binary=:all:"]
+    run = subprocess.run([*pip, *wheels, *everything], capture_output=True, text=True, timeout=600)
+    if "NewConnectionError" in run.stderr or "No matching distribution found for torch==" in run.stderr:
+        pytest.skip("no package index within reach: " + run.stderr.strip().splitlines()[-1])
+    assert run.returncode == 0, run.stderr[-2000:]

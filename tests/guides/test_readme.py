@@ -1,0 +1,53 @@
+"""The README's Python examples run as they stand, one after the other; training on MNIST is left to a person."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import acertlab as al
+from acertlab.data.run import PACKED, SHIPPED
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_the_examples_run_and_certify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certify, report, doubt, training, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(certify, names)
+    assert (names["result"].radius > 0).float().mean() > 0.5
+    exec(report, names)
+    assert "<html" in (tmp_path / "report.html").read_text()
+    exec(doubt, names)
+    radius, bracket = names["radius"], names["bracket"]
+    assert (names["deployed"].radius <= names["sound"].radius).all() and (names["sound"].radius > 0).any()
+    assert (bracket.attacked >= bracket.certified).all()
+    assert names["x"].grad[(radius > 0) & (radius < 0.1)].any()
+    assert "al.train(" in training
+
+
+def test_the_networks_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (imported,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "al.import_run" in block)
+    monkeypatch.chdir(tmp_path)
+    data = al.load_dataset("digits")
+    theirs = al.models.small_cnn(data.in_shape, data.num_classes).eval()
+    torch.save({"state_dict": theirs.state_dict()}, "theirs.pth")
+    exec(imported, {"al": al, "torch": torch, "data": data, "x": al.to_float(data.test_x)})
+    (run,) = al.load_runs("runs").itertuples()
+    assert run.acc == al.accuracy(theirs, data.test_x, data.test_y)
+
+
+@pytest.mark.skipif(not any(SHIPPED.glob(f"**/{PACKED}")), reason=f"there are no packed runs in {SHIPPED} yet")
+def test_the_analysis_of_the_shipped_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    (analysis,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "al.analyse" in block)
+    monkeypatch.chdir(Path(__file__).parents[2])
+    exec(analysis, {"al": al})
+    assert "%" in capsys.readouterr().out
+
+
+def test_both_commands_and_every_module_are_named() -> None:
+    assert "make demo" in README and "make test" in README
+    for path in (Path(__file__).parents[2] / "acertlab").glob("[a-z]*.py"):
+        assert path.name in README, path.name

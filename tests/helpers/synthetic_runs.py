@@ -1,0 +1,84 @@
+"""Made-up sweeps: runs whose radii are known, in memory and as folders."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from acertlab.analysis import seeds
+from acertlab.analysis.bootstrap import Samples
+from acertlab.data import files
+from acertlab.radius import metrics
+from acertlab.radius.search import RadiusStatus
+
+EPS_MAX, CAP = 0.2, 0.25
+Cell = tuple[str, float, int]  # method, kappa, seed
+
+
+def sample_table(radius: np.ndarray, correct: np.ndarray | None = None, cap: float = CAP) -> pd.DataFrame:
+    """A run's radii.parquet; without `correct` every positive radius is a correct image."""
+    radius = np.asarray(radius, dtype=np.float32)
+    correct = radius > 0 if correct is None else np.asarray(correct, dtype=bool)
+    status = np.where(~correct, RadiusStatus.MISCLASSIFIED, RadiusStatus.CONVERGED)
+    status[radius >= np.float32(cap)] = RadiusStatus.AT_EPS_MAX
+    label = np.arange(len(radius)) % 10
+    columns = {"index": np.arange(len(radius)), "label": label, "predicted": np.where(correct, label, label + 1)}
+    return pd.DataFrame(columns | {"radius": radius, "upper": radius, "status": status.astype(np.int8)})
+
+
+def result_of(cell: Cell, table: pd.DataFrame, **changes: object) -> dict:
+    method, kappa, seed = cell
+    scores = metrics.summarise(table, EPS_MAX, [EPS_MAX / 4, EPS_MAX], CAP)
+    return {
+        "dataset": "digits", "method": method, "kappa": kappa, "eps_max": EPS_MAX, "seed": seed, **scores,
+        "verifier": "ibp", "merged": True, "domain": [0.0, 1.0], "n": len(table), "split": "test", "epochs": 3,
+        "seconds": 1.5, "version": "0.1.0", "radius_cap": CAP,
+    } | changes  # fmt: skip
+
+
+def write_sweep(root: Path, radii: Mapping[Cell, np.ndarray], val_art: Mapping[Cell, float] | None = None) -> Path:
+    """Complete run folders; with `val_art` the last epoch has a validation ART."""
+    for cell, radius in radii.items():
+        table, path = sample_table(radius), root / "{}-{:g}-{}".format(*cell)
+        files.write_json(path / "config.json", {"model": "mlp"})
+        history = {"epoch": [0, 1], "val_art": [0.1, val_art[cell]] if val_art else [np.nan, np.nan]}
+        files.write_parquet(path / "history.parquet", pd.DataFrame(history))
+        files.write_parquet(path / "radii.parquet", table)
+        files.write_weights(path / "model.safetensors", {})
+        files.write_json(path / "result.json", result_of(cell, table))
+    return root
+
+
+def in_memory(radii: Mapping[Cell, np.ndarray]) -> Samples:
+    """What `joint_samples` makes of such folders, without them."""
+    tables = {cell: sample_table(radius) for cell, radius in radii.items()}
+    table = pd.DataFrame([{"path": str(cell), **result_of(cell, rows)} for cell, rows in tables.items()])
+    means = seeds.mean_over_seeds(table)
+    places = {(row.method, row.kappa): i for i, row in enumerate(means.itertuples())}
+    return Samples(
+        table, np.stack([rows["radius"] for rows in tables.values()]),
+        np.stack([metrics.correct(rows) for rows in tables.values()]), next(iter(tables.values()))["label"].to_numpy(),
+        CAP, means[["method", "kappa", "seeds"]], np.array([places[cell[:2]] for cell in tables]),
+    )  # fmt: skip
+
+
+def tradeoff(
+    methods: Mapping[str, float], kappas: tuple[float, ...] = (0.0, 0.5, 0.9), seeds: int = 3, n: int = 400,
+    noise: float = 0.01, seed: int = 0,
+) -> dict[Cell, np.ndarray]:  # fmt: skip
+    """Methods on a common set of images, easy and hard; accuracy rises with kappa, radii fall.
+
+    Args:
+        methods: From a method to the factor of its radii.
+        noise: Standard deviation of the accuracy over seeds.
+    """
+    rng = np.random.default_rng(seed)
+    ease, radii = rng.random(n), {}
+    for method, factor in methods.items():
+        for kappa in kappas:
+            for k in range(seeds):
+                wrong = 0.5 - 0.3 * kappa + rng.normal(0, noise)
+                score = np.clip(0.8 * ease + 0.2 * rng.random(n) - 0.8 * wrong, 0, None)
+                radii[method, kappa, k] = np.clip(score * factor * (1 - 0.8 * kappa) * CAP, 0, CAP)
+    return radii

@@ -1,0 +1,175 @@
+"""Specifications are checked as a whole before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import dask.config
+import distributed  # noqa: F401 -- its settings
+import pytest
+import yaml
+
+import acertlab
+from acertlab.sweep import executor as sweep
+from acertlab.sweep.job import FAILED, RUNNING
+from acertlab.sweep.spec import describe, read_spec
+from tests.helpers.notebooks import write_notebook
+
+ROOT = Path(__file__).parents[2]
+
+
+def cells_of(spec: Any, **options: Any) -> list[dict[str, Any]]:
+    return [cell.parameters for cell in read_spec(spec, **options).cells]
+
+
+def test_lists_are_combined_and_grids_follow_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "dataset: mnist\nbudget: fast\ngrid:\n"
+        "  - {method: fast-ibp, kappa: [0, 0.8], seed: [0, 1]}\n"
+        "  - {method: acert, kappa: 0.25, eps_max: [0.1, 8/255]}\n"
+    )
+    sweep = read_spec(path)
+    got = [[cell.parameters[name] for name in ("method", "kappa", "seed", "eps_max")] for cell in sweep.cells]
+    assert got == [
+        ["fast-ibp", 0, 0, 0], ["fast-ibp", 0, 1, 0], ["fast-ibp", 0.8, 0, 0], ["fast-ibp", 0.8, 1, 0],
+        ["acert", 0.25, 0, 0.1], ["acert", 0.25, 0, 8 / 255],
+    ]  # fmt: skip
+    assert all(cell.parameters["dataset"] == "mnist" and cell.notebook.stem == "02_training" for cell in sweep.cells)
+    assert sweep.varied == ("method", "kappa", "eps_max", "seed")
+    assert describe(sweep.cells[5].parameters, sweep.varied) == "acert kappa=0.25 eps_max=0.03137 seed=0"
+    assert sweep.cells[5].name.startswith("mnist-acert-kappa0.25-eps_max0.03137-seed0-")
+
+
+def test_the_folder_is_named_by_the_file_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ACERTLAB_RUNS", raising=False)
+    Path("mine.yaml").write_text("kappa: 0.5")
+    assert read_spec("mine.yaml").out == tmp_path / "runs" / "mine"
+    monkeypatch.setenv("ACERTLAB_RUNS", str(tmp_path / "elsewhere"))
+    assert read_spec("mine.yaml").out == tmp_path / "elsewhere" / "mine"
+    Path("mine.yaml").write_text("kappa: 0.5\nout: there")
+    assert read_spec("mine.yaml").out == tmp_path / "there"
+    assert read_spec("mine.yaml", out="here").out == tmp_path / "here"
+    (cell,) = read_spec("mine.yaml").cells
+    assert cell.folder == tmp_path / "there" / "cells" / cell.name
+
+
+def test_a_cells_name_depends_on_parameters_and_version_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    (name,) = (cell.name for cell in read_spec({"kappa": 0.5, "eps_max": "1/4"}).cells)
+    for same in ({"eps_max": 0.25, "kappa": "1/2", "seed": 0}, {"kappa": 0.5, "eps_max": 0.25, "data_root": "/x"}):
+        assert read_spec(same).cells[0].name == name  # order, spelling, defaults and places do not matter
+    assert read_spec({"kappa": 0.5, "eps_max": 0.25, "epochs": 3}).cells[0].name != name
+    monkeypatch.setattr(acertlab, "__version__", "99")
+    assert read_spec({"kappa": 0.5, "eps_max": "1/4"}).cells[0].name != name
+
+
+def test_cells_of_before_there_were_settings_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acertlab, "__version__", "0.1.0")
+    grid = {"method": "fast-ibp", "kappa": 0, "seed": 2}
+    (cell,) = read_spec({"dataset": "cifar10", "width": 8, "budget": "fast", "grid": grid}).cells
+    assert cell.name.endswith("-2d1fe7984f")  # or a sweep would train again what is there
+
+
+def test_other_settings_can_be_swept() -> None:
+    grid = {"method": "mtl-ibp", "settings": ["", "alpha=0.3", "alpha=0.3, scheduler=step"]}
+    sweep = read_spec({"dataset": "mnist", "grid": grid})
+    assert [cell.parameters["settings"] for cell in sweep.cells] == grid["settings"]
+    assert "settings" in sweep.varied and len({cell.name for cell in sweep.cells}) == 3
+
+
+def test_a_cell_keeps_its_memory_whatever_dask_tells_its_workers() -> None:
+    told = dask.config.get("distributed.nanny.pre-spawn-environ")["MALLOC_TRIM_THRESHOLD_"]
+    kept = read_spec({"dataset": "mnist"}).cells[0].environment["MALLOC_TRIM_THRESHOLD_"]
+    assert int(kept) >= 2**28 > int(told)  # an epoch of the small CNN took twice as long with dask's 64 kB
+
+
+def test_a_cell_is_done_when_its_result_is_there_and_was_checked(tmp_path: Path) -> None:
+    (cell,) = read_spec({"kappa": 0.5}, out=tmp_path).cells
+    assert not cell.done
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "result.json").write_text("{}")
+    assert cell.done
+    for name in (RUNNING, FAILED):  # interrupted, or refuted, by the notebook's own checks after the result was written
+        (cell.folder / name).touch()
+        assert not cell.done
+        (cell.folder / name).unlink()
+    assert cell.done
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"methd": "acert"}, r"'methd' is not a parameter .*\(did you mean 'method'\?\); 02_training.ipynb has"),
+        ({"alpha": 0.3}, r'settings; all else of TrainConfig as settings: "NAME=VALUE"'),
+        ({"settings": ["", "alhpa=0.3"]}, "cell .*settings = 'alhpa=0.3'.*did you mean alpha"),
+        ({"run_dir": "x"}, "'run_dir' is not a parameter that can be swept"),
+        ({"grid": {"kappa": [0, 1.5]}}, r"cell kappa=1.5: parameter kappa = 1.5: accepted is a number .* <= 1"),
+        ({"grid": {"method": ["acert", "acrt"]}}, "cell acrt: parameter method = 'acrt': .* did you mean 'acert'"),
+        ({"dataset": "minst"}, "dataset = 'minst': accepted is digits, mnist"),
+        ({"seed": -1}, "parameter seed = -1: accepted is a whole number >= 0"),
+        ({"grid": {"kappa": []}}, r"kappa = \[\]: accepted is a text, a number"),
+        ({"grid": {"kappa": {"from": 0}}}, "kappa = {'from': 0}: accepted is"),
+        ({"grid": {"kappa": [0, None]}}, "accepted is a text, a number"),
+        ({"grid": "kappa"}, "grid = 'kappa': accepted is a table"),
+        ({"grid": [{"kappa": 0}, {"kappa": [0, 0.5]}]}, "the cell .*kappa=0.* is there twice"),
+        ({"grid": {"method": "standard", "kappa": [0, 0.5]}}, "the cell .*standard.* is there twice"),
+        ({"notebook": "nowhere.ipynb"}, "notebook: .*nowhere.ipynb is not there"),
+    ],
+)  # fmt: skip
+def test_one_clear_error(spec: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    with pytest.raises((ValueError, FileNotFoundError), match=f"mine.yaml: .*{message}"):
+        read_spec(path, out=tmp_path / "out")
+    with pytest.raises((ValueError, FileNotFoundError), match=f"^the specification: .*{message}"):
+        sweep.run(spec, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kappa: 0\nkappa: 1", "line 1 and below: kappa is given twice"),
+        ("kappa: [0", "cannot be read as YAML"),
+        ("- kappa", "a table of names and values is needed, it holds list"),
+    ],
+)
+def test_a_file_that_is_none(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"mine.yaml.*{message}"):
+        read_spec(tmp_path / "mine.yaml")
+    with pytest.raises(FileNotFoundError, match="there is no specification .*other.yaml"):
+        read_spec(tmp_path / "other.yaml")
+
+
+def test_any_notebook_with_a_run_dir(tmp_path: Path) -> None:
+    write_notebook(tmp_path / "mine.ipynb", ['x = 1  # a number\nname = "a"\nrun_dir = ""', "pass"])
+    spec = {"notebook": str(tmp_path / "mine.ipynb"), "grid": {"x": [1, 2], "name": "b"}}
+    assert cells_of(spec) == [{"x": 1, "name": "b"}, {"x": 2, "name": "b"}]
+    write_notebook(tmp_path / "mine.ipynb", ["x = 1", "pass"])
+    with pytest.raises(ValueError, match="mine.ipynb has no parameter run_dir"):
+        read_spec(spec)
+
+
+def test_the_shipped_sweep_is_accepted() -> None:
+    cells = cells_of(ROOT / "data" / "results" / "fronts" / "sweep.yaml")
+    assert len(cells) == 69
+    assert {(cell["dataset"], cell["method"], cell["seed"]) for cell in cells} == {
+        (dataset, method, seed)
+        for dataset in ("mnist", "cifar10") for method in ("fast-ibp", "acert") for seed in (0, 1, 2)
+    }  # fmt: skip
+
+
+def test_the_command_refuses_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("grid: {kappa: [0, 0.5]}")
+    out = ["--out", str(tmp_path / "out")]
+    assert sweep.main([str(path), "--dry-run", *out]) == 0
+    said = capsys.readouterr().out
+    assert "waiting  acert kappa=0.5 seed=0" in said and "2 cells, 0 done" in said
+    assert not (tmp_path / "out").exists()
+    path.write_text("grid: {kappa: [0, 2]}")
+    assert sweep.main([str(path), *out]) == 2
+    assert "error: " in (said := capsys.readouterr().err) and "kappa = 2" in said and "Traceback" not in said
+    assert sweep.main([str(path), "--workers", "-1", *out]) == 2
+    assert "workers = -1: accepted is a whole number >= 0" in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""Locks die with their processes, and so do kernels."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from acertlab import _lock as locks
+from acertlab._lock import Held, locked
+from acertlab.data.datasets import load_dataset
+from acertlab.training.config import TrainConfig
+from acertlab.training.loop.train import train
+from tests.helpers.notebooks import ROOT, wait_for
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from acertlab.locks import locked
+with locked(Path(sys.argv[1]), "the folder"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path: Path, environment: dict[str, str]) -> None:
+    path = tmp_path / "new" / ".lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, env=environment) as other:
+        assert other.stdout.readline() == b"held\n"
+        said = rf"^my folder is in use by process {other.pid} on .+ since \d{{4}}-"
+        with pytest.raises(Held, match=said), locked(path, "my folder"):
+            pass
+        other.kill()
+    with locked(path, "my folder"):
+        assert f'"pid": {os.getpid()}' in path.read_text()
+        with pytest.raises(Held, match=f"process {os.getpid()} "), locked(path, "my folder", wait=0.2):
+            pass
+    with locked(path, "my folder"):  # given up at the end of the block
+        pass
+
+
+def test_two_processes_never_train_the_same_run(
+    tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["acertlab.training.loop.train"], "LOCK_WAIT", 0.2)
+    config, images = TrainConfig(width=2, epochs=1, clean_epochs=1, ramp_epochs=0), load_dataset("digits")
+    lock = tmp_path / "run" / ".lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE, env=environment) as other:
+        other.stdout.readline()
+        with pytest.raises(Held, match=f"run_dir: {tmp_path}/run is in use by process {other.pid}"):
+            train(config, images, tmp_path / "run", progress=False)
+        assert not (tmp_path / "run" / "config.json").exists()
+        other.kill()
+    result = train(config, images, tmp_path / "run", progress=False).result
+    with locked(lock, "the folder"):  # a finished run is read whoever has the lock: its folder may be read-only
+        assert train(config, images, tmp_path / "run", progress=False).result == result
+
+
+def test_where_there_are_no_locks_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(locks, "fcntl", None)
+    with locked(tmp_path / ".lock", "the folder"), locked(tmp_path / ".lock", "the folder"):
+        pass
+    assert "no file locks" in caplog.text
+
+
+PARENT = """
+import os, subprocess, sys, time
+kernel = subprocess.Popen([sys.executable, "-m", "acertlab.sweep.kernel", "-f", sys.argv[1]],
+                          env=os.environ | {"JPY_PARENT_PID": str(os.getpid())}, start_new_session=True)
+print(kernel.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_kernel_dies_with_its_parent(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Once while it starts, once when it is up; without help from the parent, which is killed."""
+    for up in (False, True):
+        told = tmp_path / f"kernel-{up}.json"
+        command = [sys.executable, "-c", PARENT, told]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=tmp_path) as parent:
+            kernel = psutil.Process(int(parent.stdout.readline()))
+            if up:
+                wait_for(told.exists, "the kernel is up")
+            parent.kill()
+        wait_for(lambda kernel=kernel: not kernel.is_running() or kernel.status() == "zombie", "the kernel ends")
+        assert up or not told.exists()
+
+
+def test_a_kernel_without_its_parent_does_not_start(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "acertlab.sweep.kernel", "-f", "nowhere.json"]
+    ended = subprocess.run(command, env=environment | {"JPY_PARENT_PID": "1"}, capture_output=True, text=True)
+    assert ended.returncode == 1 and "has ended" in ended.stderr

@@ -1,0 +1,624 @@
+"""Training: settings, one run from end to end, and what happens when it is killed, damaged, repeated or diverges."""
+
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from acertlab.bounds.ibp import freeze
+from acertlab.bounds.margin import margin_at
+from acertlab.data.datasets import DATASETS, load_dataset, to_float
+from acertlab.data.run import HISTORY_COLUMNS, RESULT_KEYS, load_run
+from acertlab.data.run_table import load_runs
+from acertlab.models.architectures import MODELS
+from acertlab.radius.certified import certified_radius
+from acertlab.radius.search import RadiusStatus
+from acertlab.training.config import BUDGETS, TrainConfig
+from acertlab.training.loop.diagnostics import NotFinite
+from acertlab.training.loop.train import evaluate, train
+from acertlab.training.methods.catalogue import METHODS
+from acertlab.training.parameters import PARAMETERS, check_parameters, config_from_parameters, default_run_dir
+from acertlab.training.presets import preset
+
+train_module = sys.modules[train.__module__]
+SMALL = TrainConfig(eps_max=0.1, model="mlp", width=32, epochs=4, clean_epochs=1, ramp_epochs=2, batch_size=32,
+                    lr=1e-2, device="cpu")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def few(digits):
+    """A hundred or so images, so that a run takes a moment."""
+    cut = {"train": 200, "val": 50, "test": 60}
+    return replace(
+        digits, **{f"{part}_{k}": getattr(digits, f"{part}_{k}")[:n] for part, n in cut.items() for k in "xy"}
+    )
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("method", "acrt", "standard, ibp, fast-ibp, crown-ibp, sabr"),
+        ("dataset", "minst", "mnist"),
+        ("dataset", "folder", "folder:PATH"),
+        ("dataset", None, "mnist"),
+        ("model", "resnet", "small_cnn"),
+        ("kappa", 1.5, "<= 1"),
+        ("kappa", float("nan"), ">= 0"),
+        ("kappa", "0.5", "a finite number"),
+        ("eps_max", 0.0, "> 0"),
+        ("eps_max", float("inf"), "a finite number > 0"),
+        ("epochs", 0, ">= 1"),
+        ("epochs", 2.5, "a whole number"),
+        ("batch_size", True, "a whole number"),
+        ("seed", -1, ">= 0"),
+        ("ramp_epochs", 15, "at most epochs - clean_epochs, here 14"),
+        ("ramp", "cubic", "smooth, linear"),
+        ("scheduler", "cosine", "onecycle, step"),
+        ("milestones", (60, 50), "rising epochs"),
+        ("solver", "newton", "brentq"),
+        ("domain", (1.0, 0.0), "low < high"),
+        ("radius_cap", 0.3, ">= 0.4"),
+        ("merged", "yes", "True or False"),
+        ("device", "tpu", "auto, cpu, cuda, mps"),
+        ("lr", -1e-3, "> 0"),
+        ("l1", -1.0, ">= 0"),
+        ("small_box", 1.5, "<= 1"),
+        ("alpha", -0.1, ">= 0"),
+        ("attack_steps", 0, ">= 1"),
+        ("attack_step_size", 0.0, "> 0"),
+        ("beta_end", 2.0, "<= 1"),
+        ("root_iterations", -1, ">= 0"),
+        ("protocol", "paper", "held-out, published"),
+        ("amp", 1, "True or False"),
+    ],
+)
+def test_bad_settings_are_named_with_what_is_accepted(name, value, accepted):
+    with pytest.raises(ValueError) as caught:
+        TrainConfig(**{name: value})
+    assert str(caught.value).startswith(f"{name} = {value!r}")
+    assert accepted in str(caught.value)
+
+
+def test_settings_survive_json_and_standard_is_kappa_one():
+    config = preset("mnist", "fast-ibp")
+    assert TrainConfig(**json.loads(json.dumps(asdict(config)))) == config
+    assert TrainConfig(method="standard", kappa=0.0).kappa == 1.0
+    assert replace(TrainConfig(), eps_max=0.2).cap == pytest.approx(0.25)
+    assert TrainConfig(eps_max=0.9).cap == 1.0
+    assert TrainConfig(radius_cap=0.4).cap == 0.4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_an_error_before_anything_is_written(few, tmp_path):
+    with pytest.raises(ValueError, match="device = 'cuda': accepted is what this machine has"):
+        train(replace(SMALL, device="cuda"), few, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_there_is_a_preset_of_every_kind(method, budget):
+    for dataset in (*DATASETS, "folder:somewhere"):
+        config = preset(dataset, method, budget=budget)
+        assert (config.dataset, config.method) == (dataset, method)
+
+
+def test_presets_are_table_4():
+    acert = preset("cifar10", "acert")
+    assert (acert.model, acert.eps_max, acert.batch_size, acert.epochs) == ("cnn7", 8.8 / 255, 128, 200)
+    assert (acert.clean_epochs, acert.ramp_epochs, acert.lr, acert.scheduler) == (1, 80, 2e-3, "onecycle")
+    tiny = preset("tinyimagenet", "acert")
+    assert (tiny.batch_size, tiny.lambda0, tiny.l1, tiny.clip, tiny.eps_max) == (256, 0.2, 1e-4, 10.0, 1 / 255)
+    fast_ibp = preset("mnist", "fast-ibp")
+    assert (fast_ibp.batch_size, fast_ibp.epochs, fast_ibp.milestones) == (256, 70, (50, 60))
+    assert (fast_ibp.scheduler, fast_ibp.lr, fast_ibp.decay) == ("step", 5e-4, 0.2)
+    fair = preset("mnist", "fast-ibp", budget="fast")
+    assert replace(fair, method="acert") == preset("mnist", "acert", budget="fast")
+    with pytest.raises(ValueError, match="budget = 'huge': accepted is smoke, fast, paper"):
+        preset("mnist", "acert", budget="huge")
+
+
+def test_presets_are_the_methods_authors():
+    sabr, mtl, exp = (preset("cifar10", method) for method in ("sabr", "mtl-ibp", "exp-ibp"))
+    assert (sabr.epochs, sabr.milestones, sabr.small_box, sabr.attack_steps, sabr.attack_step_size) == (
+        180, (140, 160), 0.7, 8, 0.5)  # fmt: skip
+    assert (mtl.epochs, mtl.milestones, mtl.alpha, mtl.l1, mtl.attack_steps, mtl.attack_step_size) == (
+        260, (180, 220), 0.5, 1e-7, 1, 10.0)  # fmt: skip
+    assert (exp.l1, exp.alpha, preset("tinyimagenet", "exp-ibp").alpha) == (0.0, 0.5, 0.04)
+    assert [preset("mnist", method).alpha for method in ("mtl-ibp", "cc-ibp")] == [0.08, 0.3]
+    assert preset("mnist", "sabr").small_box == 0.6
+    assert preset("tinyimagenet", "mtl-ibp").l1 == 5e-5
+    assert preset("tinyimagenet", "crown-ibp").epochs == 80
+    ours = preset("cifar10", "acert-sabr")
+    assert ours == replace(preset("cifar10", "acert"), method="acert-sabr", small_box=0.7)
+    for method in ("sabr", "mtl-ibp", "acert-mtl-ibp"):  # equal schedules where two cores must do
+        own = {name: getattr(preset("mnist", method), name) for name in ("small_box", "alpha", "attack_steps",
+                                                                         "attack_step_size")}  # fmt: skip
+        fair = preset("mnist", "acert", budget="fast")
+        assert preset("mnist", method, budget="fast") == replace(fair, method=method, **own)
+
+
+def test_notebook_parameters_replace_a_preset_where_they_are_set():
+    unset = {"dataset": "mnist", "method": "acert", "budget": "fast", "kappa": 0.0, "seed": 0, "eps_max": 0.0,
+             "model": "", "width": 0, "epochs": 0, "batch_size": 0, "device": "auto", "data_root": "",
+             "run_dir": "", "settings": ""}  # fmt: skip
+    assert unset.keys() == PARAMETERS.keys()
+    fast = preset("mnist", "acert", budget="fast")
+    assert config_from_parameters(check_parameters(unset, PARAMETERS)) == fast
+    asked = unset | {"kappa": 0.25, "eps_max": "25.5/255", "width": 8, "epochs": 12, "seed": 3}
+    config = config_from_parameters(check_parameters(asked, PARAMETERS))
+    assert config == replace(fast, kappa=0.25, eps_max=0.1, width=8, epochs=12, ramp_epochs=6, seed=3)
+    paper = config_from_parameters(unset | {"method": "fast-ibp", "budget": "paper", "epochs": 7})
+    assert (paper.epochs, paper.ramp_epochs, paper.milestones) == (7, 2, (5, 6))
+    assert config_from_parameters(unset | {"epochs": 1}).epochs == 1
+    for name, value, accepted in (("budget", "tiny", "smoke, fast, paper"), ("eps_max", "8/0", ">= 0 and <= 1"),
+                                  ("dataset", "minst", "digits, mnist"), ("method", "acrt", "did you mean 'acert'"),
+                                  ("model", "resnet", "small_cnn, cnn7"),
+                                  ("epochs", 2.5, "a whole number")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} = {value!r}: accepted.*{accepted}"):
+            config_from_parameters(check_parameters(unset | {name: value}, PARAMETERS))
+
+
+def test_other_settings_are_read_as_in_a_call():
+    asked = {"dataset": "mnist", "method": "mtl-ibp", "budget": "fast", "kappa": 0.5, "seed": 0, "epochs": 12}
+    text = "alpha=0.3, scheduler=step, milestones=(5, 9), lr=1/500, three_phase=True, ramp_epochs=4, domain=None"
+    config = config_from_parameters(asked | {"settings": text})
+    expected = {"alpha": 0.3, "scheduler": "step", "milestones": (5, 9), "lr": 1 / 500, "three_phase": True,
+                "ramp_epochs": 4, "domain": None, "epochs": 12, "kappa": 0.5}  # fmt: skip
+    assert config == replace(preset("mnist", "mtl-ibp", budget="fast"), **expected)
+    assert PARAMETERS["settings"](text) == text
+    for wrong, what in (("alhpa=0.3", "alhpa is none of them; did you mean alpha"), ("kappa=1", "of its own"),
+                        ("0.3", "NAME=VALUE"), ("alpha=f(x)", "NAME=VALUE"), ("alpha=0.3)(b=1", "NAME=VALUE"),
+                        ("alpha=0.1, alpha=0.2", "NAME=VALUE"), ("**{'alpha': 1}", "NAME=VALUE"),
+                        ("alpha=1/0", "NAME=VALUE"), (0.3, "NAME=VALUE")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"parameter settings = .*accepted.*{what}"):
+            check_parameters(asked | {"settings": wrong}, {"settings": PARAMETERS["settings"]})
+    with pytest.raises(ValueError, match="alpha = 3"):
+        config_from_parameters(asked | {"settings": "alpha=3"})
+
+
+@pytest.mark.parametrize("method", ["acert", "fast-ibp", "crown-ibp"])
+def test_training_at_another_eps_is_that_training_judged_at_eps_max(method, tmp_path):
+    data = load_dataset("digits").first(150)
+    config = replace(preset("digits", method, budget="fast"), epochs=3, ramp_epochs=1, width=4, eps_max=0.1)
+    half = train(replace(config, train_eps_factor=0.5), data, tmp_path / "half", progress=False)
+    there = train(replace(config, eps_max=0.05, radius_cap=0.125), data, tmp_path / "there", progress=False)
+    assert half.history.eps_t.iloc[-1] == 0.05 and half.result["eps_max"] == 0.1 == 2 * there.result["eps_max"]
+    for a, b in zip(half.load_model().parameters(), there.load_model().parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert (half.radii.radius == there.radii.radius).all()
+    assert half.result["acr"] == pytest.approx(there.radii.radius.clip(upper=0.1).mean() / 0.1)
+    with pytest.raises(ValueError, match="train_eps_factor = 0"):
+        replace(config, train_eps_factor=0)
+
+
+def test_a_run_of_before_a_setting_goes_on(tmp_path, monkeypatch):
+    """A checkpoint and a config.json that do not name `train_eps_factor` are those of the run at its default."""
+    data = load_dataset("digits").first(150)
+    config = replace(preset("digits", "acert", budget="fast"), epochs=4, ramp_epochs=1, width=4)
+    whole = train(config, data, tmp_path / "whole", progress=False)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "_finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, data, tmp_path / "old", progress=False)
+    monkeypatch.undo()
+    path = tmp_path / "old" / "config.json"
+    written = json.loads(path.read_text())
+    del written["train_eps_factor"]
+    path.write_text(json.dumps(written))
+    with pytest.raises(ValueError, match="train_eps_factor = .* there, 0.5 here"):
+        train(replace(config, train_eps_factor=0.5), data, tmp_path / "old", progress=False)
+    monkeypatch.setattr(train_module, "_train_epoch", stop)  # nothing is trained again
+    again = train(config, data, tmp_path / "old", progress=False)
+    assert again.result["art"] == whole.result["art"] and len(again.history) == 4
+
+
+def test_runs_get_folders_of_their_own():
+    config = TrainConfig(dataset="mnist", kappa=0.25, eps_max=0.1, seed=3)
+    assert default_run_dir(config).as_posix().startswith("runs/mnist-acert-kappa0.25-eps0.1-seed3-")
+    assert default_run_dir(config) == default_run_dir(replace(config, device="cpu"))
+    assert default_run_dir(config) != default_run_dir(replace(config, lr=1e-3))
+    assert default_run_dir(replace(config, dataset="folder:/a/b")).name.startswith("b-acert")
+
+
+# ---- one run
+
+
+@pytest.fixture(scope="module")
+def done(few, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "acert"
+    return train(replace(SMALL, kappa=0.25), few, folder, progress=False)
+
+
+def test_a_run_folder_holds_what_was_done(done, few):
+    result = done.result
+    assert set(RESULT_KEYS) <= result.keys()
+    assert (result["n"], result["split"], result["verifier"], result["radius_cap"]) == (60, "test", "ibp", 0.125)
+    assert result["art"] == pytest.approx((result["acc"] * result["acr"]) ** 0.5)
+    assert result["acr"] == pytest.approx(done.radii.radius.clip(upper=0.1).mean() / 0.1)
+    assert result["cert_acc"][0.05] == pytest.approx((done.radii.radius >= 0.05).mean())
+    assert sorted(result["cert_acc"]) == [0.05, 0.1]
+    assert tuple(done.history.columns) == HISTORY_COLUMNS
+    assert done.history.epoch.tolist() == [0, 1, 2, 3]
+    assert done.history.eps_t.iloc[0] == 0
+    assert done.history.eps_t.iloc[-1] == 0.1
+    assert done.history[["share_zero", "share_inside", "share_cap"]].iloc[1:].sum(axis=1).tolist() == pytest.approx(
+        [1] * 3
+    )
+    assert done.history.loss.iloc[0] > done.history.clean_loss.iloc[-1]
+    assert done.history.val_acc.iloc[-1] > 0.3
+    assert len(load_runs(done.path.parent)) == 1
+    assert done.config["in_shape"] == [1, 8, 8]
+
+
+def test_stored_radii_are_certified_by_the_stored_weights(done, few):
+    model, radii = done.load_model(), torch.tensor(done.radii.radius.to_numpy())
+    x, y = to_float(few.test_x), few.test_y
+    assert done.radii.label.tolist() == y.tolist()
+    assert done.radii.predicted.tolist() == model(x).argmax(1).tolist()
+    assert done.radii["index"].tolist() == list(range(60))
+    positive = radii > 0
+    assert positive.equal(model(x).argmax(1) == y)
+    assert positive.sum() > 10
+    with torch.no_grad():
+        assert (margin_at(freeze(model), x[positive], y[positive], radii[positive].float()) < 0).all()
+    assert (done.radii.upper > done.radii.radius)[positive.numpy()].all()
+    assert not (done.radii.status >= RadiusStatus.MAXITER).any()
+
+
+def test_the_same_call_again_returns_the_run_without_training(done, few, monkeypatch):
+    monkeypatch.setattr(train_module, "_train_epoch", None)
+    again = train(replace(SMALL, kappa=0.25, device="auto"), few, done.path, progress=False)
+    assert again.result == done.result
+
+
+def test_another_configuration_is_refused_and_nothing_is_overwritten(done, few):
+    before = {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"kappa = 0\.25 there, 0\.5 here; seed = 0 there, 1 here"):
+        train(replace(SMALL, kappa=0.5, seed=1), few, done.path, progress=False)
+    with pytest.raises(FileExistsError, match="resume=True"):
+        train(replace(SMALL, kappa=0.25), few, done.path, resume=False, progress=False)
+    assert {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()} == before
+
+
+def test_other_data_is_refused(done, few, digits):
+    with pytest.raises(ValueError, match="n_train = 200 there"):
+        train(replace(SMALL, kappa=0.25), digits, done.path, progress=False)
+    with pytest.raises(ValueError, match=r"data: holds 'digits', but config.dataset = 'mnist'"):
+        train(replace(SMALL, dataset="mnist"), few, done.path, progress=False)
+
+
+def test_an_unreadable_folder_is_named(few, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run_dir: .*config.json cannot be read"):
+        train(SMALL, few, tmp_path, progress=False)
+    (tmp_path / "config.json").rename(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"run_dir: .*config.json cannot be read"):
+        train(SMALL, few, tmp_path, progress=False)
+
+
+def test_the_same_seed_gives_the_same_numbers(done, few, tmp_path):
+    torch.manual_seed(123)  # the global state does not matter,
+    before = torch.random.get_rng_state()
+    again = train(replace(SMALL, kappa=0.25), few, tmp_path / "again", progress=False)
+    assert torch.equal(torch.random.get_rng_state(), before)  # and is left alone
+    assert_same_weights(weights(again.path), weights(done.path))
+    assert again.radii.equals(done.radii)
+    assert again.history.drop(columns="seconds").equals(done.history.drop(columns="seconds"))
+    other = train(replace(SMALL, kappa=0.25, seed=1), few, tmp_path / "other", progress=False)
+    assert not torch.equal(weights(other.path)["1.weight"], weights(done.path)["1.weight"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scheduler", ["onecycle", "step"])
+def test_every_method_runs(method, scheduler, few, tmp_path):
+    config = replace(SMALL, method=method, model="small_cnn", width=4, epochs=2, clean_epochs=0, ramp_epochs=1,
+                     scheduler=scheduler, milestones=(1,), l1=1e-5, merged=scheduler == "step")  # fmt: skip
+    run = train(config, replace(few, val_x=few.val_x[:0], val_y=few.val_y[:0]), tmp_path, progress=False)
+    assert run.history[["val_acc", "val_acr", "val_art"]].isna().all(axis=None)
+    assert run.result["kappa"] == (1.0 if method == "standard" else 0.0)
+    expected = [1e-2, 2e-3] if scheduler == "step" else [run.history.lr.iloc[0], 1e-2 / 25 / 100]
+    assert run.history.lr.tolist() == pytest.approx(expected, rel=0.05)
+
+
+def test_acert_learns_digits(digits, tmp_path):
+    config = replace(preset("digits", "acert", budget="fast"), epochs=8, ramp_epochs=4, device="cpu")
+    run = train(config, digits, tmp_path, progress=False)
+    assert run.result["acc"] > 0.8
+    assert run.result["acr"] > 0.3
+    shares = run.history.iloc[-1]
+    assert shares.share_zero < 0.3
+    assert run.history.radius_mean.iloc[-1] > 0.05
+
+
+def test_evaluate_is_independent_of_its_batches(done, few):
+    model = done.load_model()
+    tables = [evaluate(model, few.test_x, few.test_y, 0.1, replace(SMALL, eval_batch=b), xtol=1e-8, rtol=1e-5)
+              for b in (7, 1024)]  # fmt: skip
+    assert tables[0].radius.to_numpy() == pytest.approx(tables[1].radius.to_numpy(), abs=1e-7)
+    direct = certified_radius(model, to_float(few.test_x), few.test_y, 0.1)
+    assert tables[1].radius.tolist() == direct.radius.tolist()
+
+
+# ---- killed, damaged, diverged
+
+CHILD = textwrap.dedent("""
+    import sys
+    import torch
+    torch.set_num_threads(1)
+    from acertlab.data import load_dataset
+    from acertlab.presets import TrainConfig
+    from acertlab.train import train
+    train(TrainConfig(**eval(sys.argv[2])), load_dataset("digits"), sys.argv[1], progress=False)
+""")
+
+
+@pytest.mark.parametrize("history", [False, True])
+def test_a_killed_run_goes_on_bit_for_bit(history, digits, tmp_path):
+    """SIGKILL at a random moment after the first epoch; the same command again; compared with a run left in peace."""
+    config = replace(preset("digits", "acert", budget="fast"), width=2, batch_size=128, epochs=10, ramp_epochs=5,
+                     radius_history=history)  # fmt: skip
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-c", CHILD, str(killed), repr(asdict(replace(config, device="cpu")))]
+    with subprocess.Popen(command) as process:
+        while process.poll() is None and not list((killed / "checkpoint").glob("epoch-*")):
+            time.sleep(0.01)
+        delay = random.uniform(0, 0.4)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, f"after {delay:.3f} s"
+    assert not (killed / "result.json").exists(), f"after {delay:.3f} s"
+    subprocess.run(command, check=True)
+    resumed, whole = load_run(killed), train(config, digits, tmp_path / "whole", progress=False)
+    assert_same_weights(weights(resumed.path), weights(whole.path))
+    assert resumed.radii.equals(whole.radii)
+    assert resumed.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
+    assert not [path for path in killed.rglob("*") if path.name.endswith(".tmp")]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_after(epochs, monkeypatch):
+    original = train_module._train_epoch
+
+    def epoch_or_stop(state, *args):
+        if len(state.history) == epochs:
+            raise Interrupted
+        return original(state, *args)
+
+    monkeypatch.setattr(train_module, "_train_epoch", epoch_or_stop)
+
+
+@pytest.mark.parametrize("scheduler", ["onecycle", "step"])
+@pytest.mark.parametrize("damage", [None, "last", "all", "json"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(few, tmp_path, monkeypatch, caplog, damage, scheduler):
+    config = replace(SMALL, scheduler=scheduler, milestones=(2,))
+    whole = train(config, few, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        stop_after(3, patched)
+        train(config, few, tmp_path / "cut", progress=False)
+    folders = sorted((tmp_path / "cut" / "checkpoint").iterdir())
+    assert [folder.name for folder in folders] == ["epoch-0002", "epoch-0003"]
+    damaged = {None: [], "last": folders[1:], "all": folders, "json": folders[1:]}[damage]
+    for folder in damaged:
+        path = folder / ("state.json" if damage == "json" else "state.safetensors")
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    resumed = train(config, few, tmp_path / "cut", progress=False)
+    assert [str(folder) in caplog.text for folder in folders] == [folder in damaged for folder in folders]
+    assert_same_weights(weights(resumed.path), weights(whole.path))
+    assert len(resumed.history) == 4
+
+
+@pytest.mark.parametrize("foreign", ["seed", "shape"])
+def test_a_foreign_checkpoint_is_named_and_never_loaded(few, tmp_path, monkeypatch, caplog, foreign):
+    other = replace(SMALL, seed=1) if foreign == "seed" else replace(SMALL, width=16)
+    for config, name in ((SMALL, "cut"), (other, "other")):
+        with monkeypatch.context() as patched, pytest.raises(Interrupted):
+            stop_after(3, patched)
+            train(config, few, tmp_path / name, progress=False)
+    shutil.rmtree(tmp_path / "cut" / "checkpoint" / "epoch-0003")
+    shutil.copytree(tmp_path / "other" / "checkpoint" / "epoch-0003", tmp_path / "cut" / "checkpoint" / "epoch-0003")
+    resumed = train(SMALL, few, tmp_path / "cut", progress=False)
+    assert "epoch-0003 is passed over: it belongs to another run" in caplog.text
+    assert "epoch-0002" not in caplog.text
+    assert_same_weights(weights(resumed.path), weights(train(SMALL, few, tmp_path / "whole", progress=False).path))
+
+
+def test_radii_that_an_earlier_version_kept_are_left_out(few, tmp_path, monkeypatch, caplog):
+    """What was remembered of a sample is another thing now: the run goes on from the weights, and searches anew."""
+    config = replace(SMALL, method="acert", radius_history=True)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        stop_after(3, patched)
+        train(config, few, tmp_path, progress=False)
+    folder = tmp_path / "checkpoint" / "epoch-0003"
+    state = load_file(folder / "state.safetensors")
+    state["radii.slope"] = state.pop("radii.factor")
+    save_file(state, folder / "state.safetensors")
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("state.*")}
+    (folder / "sha256.json").write_text(json.dumps(sums))
+    assert len(train(config, few, tmp_path, progress=False).history) == 4 and "passed over" not in caplog.text
+
+
+FULL = textwrap.dedent("""
+    import resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+""")
+
+
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(digits, tmp_path):
+    """The child may write no file larger than so many bytes: less than a checkpoint, as on a disk without room."""
+    config = replace(SMALL, epochs=3, ramp_epochs=1)
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "run"), repr(asdict(config))]
+    with subprocess.Popen(command) as process:
+        while process.poll() is None and not list((tmp_path / "run" / "checkpoint").glob("epoch-0001")):
+            time.sleep(0.01)
+        process.kill()
+    before = load_file(tmp_path / "run" / "checkpoint" / "epoch-0001" / "state.safetensors")
+    full = [sys.executable, "-c", CHILD.replace("import torch", FULL + "import torch", 1), *command[3:], "20000"]
+    failed = subprocess.run(full, capture_output=True, text=True)
+    assert failed.returncode == 1
+    message = failed.stderr.strip().splitlines()[-1]
+    assert "File too large; the checkpoint epoch-0001 is whole; make room and give the same command again" in message
+    assert str(tmp_path / "run") in message
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoint").iterdir())
+    assert kept == ["epoch-0001"] and not list(tmp_path.rglob("*.tmp"))
+    after = load_file(tmp_path / "run" / "checkpoint" / "epoch-0001" / "state.safetensors")
+    assert_same_weights(before, after)
+    subprocess.run(command, check=True)
+    whole = train(config, digits, tmp_path / "whole", progress=False)
+    assert_same_weights(weights(tmp_path / "run"), weights(whole.path))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda model: model[3].weight.data.fill_(3e38), r"It began in layer '3' \(Linear\): its output is not finite"),
+        (None, r"It began in layer '1' \(Linear\): its bounds at eps_t are not finite"),
+    ],
+    ids=["clean pass", "bounds"],
+)
+def test_the_layer_in_which_a_loss_overflows_is_named(few, tmp_path, monkeypatch, spoil, sentence):
+    original = train_module.initial_state
+
+    def spoiled(*args):
+        state = original(*args)
+        if spoil:
+            spoil(state.model)
+        else:  # finite at x, where the weights cancel each other, and not over a box
+            state.model[1].weight.data.fill_(3e38)
+            state.model[1].bias.data.zero_()
+        return state
+
+    monkeypatch.setattr(train_module, "initial_state", spoiled)
+    images = few if spoil else replace(few, train_x=few.train_x * 0)
+    config = replace(SMALL, method="ibp", clean_epochs=0, ramp_epochs=0, epochs=1)
+    with pytest.raises(NotFinite, match=sentence):
+        train(config, images, tmp_path, progress=False)
+
+
+def test_too_high_a_rate_is_found_in_the_first_steps(few, tmp_path):
+    with pytest.raises(
+        FloatingPointError, match=r"epoch 0 at step \d+ \(learning rate about .* It began in layer '\d'"
+    ):
+        train(replace(SMALL, lr=1e30), few, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_published_protocol_selects_on_the_test_set_and_says_so(killed, few, tmp_path, monkeypatch):
+    config = replace(SMALL, protocol="published", epochs=6)
+    if killed:
+        with monkeypatch.context() as patched, pytest.raises(Interrupted):
+            stop_after(4, patched)
+            train(config, few, tmp_path, progress=False)
+    run = train(config, few, tmp_path, progress=False)
+    best = run.history.val_art.to_numpy()
+    assert run.result["protocol"] == "published" and run.result["selected_on"] == "test"
+    assert run.result["selected_epoch"] == len(best) - 1 - best[::-1].argmax()
+    sizes = [slice(i, i + 32) for i in range(0, 60, 32)]
+    found = certified_radius(run.load_model(), to_float(few.test_x), few.test_y, 0.1)
+    accs = [(run.load_model()(to_float(few.test_x)).argmax(1) == few.test_y)[s].double().mean() for s in sizes]
+    acrs = [found.radius[s].double().mean() / 0.1 for s in sizes]
+    means = run.result["means_of_batches"]
+    assert means["art"] == pytest.approx(
+        sum((a * r) ** 0.5 for a, r in zip(accs, acrs, strict=True)).item() / 2, abs=1e-6
+    )
+    assert means["art"] == pytest.approx(best.max(), abs=1e-3)
+    assert means["acr"] == pytest.approx(sum(acrs).item() / 2, abs=1e-6)
+    assert means["acr"] != pytest.approx(run.result["acr"], abs=1e-6)  # ours pools: the last batch is smaller
+    plain = train(replace(config, protocol="held-out"), few, tmp_path / "plain", progress=False)
+    assert plain.result["protocol"] == "held-out" and "selected_on" not in plain.result
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(few, tmp_path, monkeypatch):
+    original = train_module.l1_norm
+    monkeypatch.setattr(train_module, "l1_norm", lambda model: original(model) * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"epoch 0 at step 0 \(learning rate about .*, eps_t 0"):
+        train(replace(SMALL, l1=1e-3), few, tmp_path, progress=False)
+    assert not (tmp_path / "result.json").exists()
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_history_is_kept_where_the_search_makes_use_of_it(few):
+    for method, solver, kept in (("acert", "log-secant", True), ("acert-sabr", "log-secant", True),
+                                 ("acert", "brentq", False), ("fast-ibp", "log-secant", False)):  # fmt: skip
+        config = replace(SMALL, method=method, solver=solver, radius_history=True)
+        state = train_module.initial_state(config, few, torch.device("cpu"), steps=7)
+        assert (state.radii is not None) == kept
+
+
+def test_shrinking_radii_are_warned_of_once(few, caplog):
+    state = train_module.initial_state(SMALL, few, torch.device("cpu"), steps=7)
+    shares = [None, 0.1, 0.1, 0.25, 0.4]
+    for epoch, zero in enumerate(shares):
+        state.history.append({"epoch": epoch, "share_zero": zero, "radius_mean": 0.01 * epoch})
+        train_module._warn_of_spiral(state)
+        assert len(caplog.records) == (epoch >= 3)
+    assert "epoch 3: the share of training samples with a positive radius fell from 0.90 to 0.75" in caplog.text
+
+
+def test_ibp_methods_start_from_ibp_initialisation(few):
+    spread = {}
+    for method in METHODS:
+        state = train_module.initial_state(replace(SMALL, method=method), few, torch.device("cpu"), steps=7)
+        spread[method] = state.model[1].weight.std().item()
+    expected = (2 * torch.pi) ** 0.5 / 64
+    for method in set(METHODS) - {"standard", "ibp", "crown-ibp"}:
+        assert spread[method] == pytest.approx(expected, rel=0.1)
+    assert spread["standard"] == spread["ibp"] != pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_trains(model, few, tmp_path):
+    few = replace(
+        few, **{f"{part}_{k}": getattr(few, f"{part}_{k}")[:24] for part in ("train", "val", "test") for k in "xy"}
+    )
+    config = replace(SMALL, model=model, width=2, epochs=1, clean_epochs=0, ramp_epochs=0)
+    run = train(config, few, tmp_path, progress=False)
+    assert run.load_model()(to_float(few.test_x)).shape == (24, 10)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_training_on_a_gpu_gives_certified_radii(few, tmp_path):
+    run = train(replace(SMALL, device="cuda"), few, tmp_path, progress=False)
+    radii, model = torch.tensor(run.radii.radius.to_numpy()), run.load_model().cuda()
+    positive = radii > 0
+    x, y = to_float(few.test_x, "cuda"), few.test_y.cuda()
+    with torch.no_grad():
+        margin = margin_at(freeze(model), x[positive], y[positive], radii[positive].float().cuda())
+    assert (margin < 0).all()

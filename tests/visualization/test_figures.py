@@ -1,0 +1,206 @@
+"""Figures hold the numbers they are given, in percent where shown, with the methods' own colours and markers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from acertlab import visualization as plots
+from acertlab.analysis import seeds
+from acertlab.training.methods.catalogue import METHODS
+
+
+def table(rows, **common):
+    """A row a run from (method, kappa, seed, acc, acr)."""
+    runs = pd.DataFrame(rows, columns=["method", "kappa", "seed", "acc", "acr"])
+    return runs.assign(dataset="digits", eps_max=0.2, art=np.sqrt(runs.acc * runs.acr), **common)
+
+
+RUNS = table([
+    ("acert", 0.25, 0, 0.90, 0.60), ("acert", 0.0, 0, 0.80, 0.70), ("acert", 0.0, 1, 0.84, 0.74),
+    ("standard", 1.0, 0, 0.98, 0.0), ("fast-ibp", 0.0, 0, 0.70, 0.72), ("fast-ibp", 0.8, 0, 0.88, 0.62),
+])  # fmt: skip
+
+
+class TestTradeoff:
+    def test_a_trace_a_method_in_percent(self):
+        figure = plots.tradeoff(RUNS, kappa=0.25)
+        marks = ["kappa = 0.25", "picked", "equal accuracy"]
+        assert [trace.name for trace in figure.data] == ["ART", "Standard", "FastIBP", "ACERT", *marks]
+        acert = figure.data[3]
+        np.testing.assert_allclose(acert.x, [82, 90])
+        np.testing.assert_allclose(acert.y, [72, 60])
+        assert acert.error_x.visible
+        np.testing.assert_allclose(acert.error_x.array, [np.std([80, 84], ddof=1), 0])
+        assert not figure.data[1].error_x.visible
+        assert "%" in figure.layout.xaxis.title.text
+        assert "%" in figure.layout.yaxis.title.text
+
+    def test_kappa_is_circled(self):
+        ring = plots.tradeoff(RUNS, kappa=0.0).data[-3]
+        np.testing.assert_allclose(sorted(ring.x), [70, 82])
+        none = plots.tradeoff(RUNS)
+        assert [len(trace.x) for trace in none.data[-3:]] == [0, 0, 0]
+        assert not any(trace.showlegend for trace in none.data[-3:])
+
+    def test_places_of_the_explorer(self):
+        means = seeds.mean_over_seeds(RUNS)
+        places = dict(circled=[(0.85, 0.65)], picked=(0.9, 0.6), level=0.88, crossed=[(0.88, 0.62), (0.88, 0.5)])
+        figure = plots.tradeoff_of_means(means, kappa=0.125, **places, span=((0.5, 1), (0.2, 0.8)))
+        ring, frame, line = figure.data[-3:]
+        assert (list(ring.x), list(ring.y), ring.name) == ([85], [65], "kappa = 0.125")
+        assert (list(frame.x), list(frame.y)) == ([90], [60])
+        np.testing.assert_allclose(line.x, 4 * [88])
+        np.testing.assert_allclose(line.y, [20, 62, 50, 80])
+        assert list(line.marker.size) == [0, 12, 12, 0]
+
+    def test_the_map_is_art_and_lighter_is_higher(self):
+        art = plots.tradeoff(RUNS, span=((0.5, 1.0), (0.0, 1.0))).data[0]
+        np.testing.assert_allclose(art.z, np.sqrt(np.outer(art.y, art.x)), atol=0.005)
+        assert art.colorscale[-1][1] == "#FFFFFF"
+        assert (art.x[0], art.x[-1], art.y[0], art.y[-1]) == (50, 100, 0, 100)
+
+    def test_methods_differ_in_colour_and_marker(self):
+        styles = [plots.method_style(method)[1:] for method in METHODS]
+        assert len(set(styles)) == len(styles)
+        assert len({symbol for _, symbol in styles}) == len(styles)
+        assert plots.method_style("mine")[0] == "mine"
+
+    @pytest.mark.parametrize(
+        ("runs", "message"),
+        [
+            (RUNS[:0], "empty"),
+            (RUNS.assign(eps_max=[0.1] + 5 * [0.2]), r"several eps_max .*0\.1, 0\.2"),
+            (RUNS.assign(dataset=["mnist"] + 5 * ["digits"]), "several dataset .*digits, mnist"),
+        ],
+    )
+    def test_what_cannot_be_compared(self, runs, message):
+        with pytest.raises(ValueError, match=message):
+            plots.tradeoff(runs)
+
+
+class TestRadiusRanges:
+    CERTIFIED = {"ibp": [0.1, 0.0, 0.2], "crown": [0.15, 0.05, 0.2]}  # noqa: RUF012
+    ATTACKED = [0.18, 0.06, np.inf]  # noqa: RUF012
+
+    def test_proved_unknown_and_attacked_meet(self):
+        figure = plots.radius_ranges(self.CERTIFIED, self.ATTACKED, 0.2, ["a 3", "a 5", "a 7"])
+        proved, unknown, ibp, crown, attacked = figure.data
+        np.testing.assert_allclose(proved.x, [0.15, 0.05, 0.2])
+        base, length = np.array(unknown.base, dtype=float), np.array(unknown.x, dtype=float)
+        np.testing.assert_allclose(base, proved.x)
+        np.testing.assert_allclose(base + length, [0.18, 0.06, 0.2])
+        np.testing.assert_allclose(ibp.x, [0.1, 0.0, 0.2])
+        np.testing.assert_allclose(crown.x, [0.15, 0.05, 0.2])
+        np.testing.assert_allclose(np.array(attacked.x, dtype=float), [0.18, 0.06, np.nan])
+        assert ibp.marker.symbol != crown.marker.symbol
+        assert figure.layout.yaxis.ticktext == ("a 3", "a 5", "a 7")
+
+    def test_what_does_not_fit_is_refused(self):
+        with pytest.raises(ValueError, match=r"attacked: 2 values for 3 samples"):
+            plots.radius_ranges(self.CERTIFIED, self.ATTACKED[:2], 0.2)
+        with pytest.raises(ValueError, match=r"certified: no bound"):
+            plots.radius_ranges({}, self.ATTACKED, 0.2)
+
+
+class TestCertifiedAccuracyCurves:
+    def test_the_share_at_every_eps(self):
+        figure = plots.certified_accuracy_curves({"acert": [0.0, 0.1, 0.2, 0.2]}, 0.2, eps=0.05, points=5)
+        curve, line = figure.data
+        np.testing.assert_allclose(curve.x, [0, 0.05, 0.1, 0.15, 0.2])
+        np.testing.assert_allclose(curve.y, [75, 75, 75, 50, 50])
+        assert list(line.x) == [0.05, 0.05]
+        assert curve.name == "ACERT"
+        assert curve.line.color == plots.VERMILLION
+
+    def test_curves_of_one_method_differ_in_dash(self):
+        methods = {"a": "acert", "b": "acert", "c": "ibp"}
+        figure = plots.certified_accuracy_curves({name: [0.1] for name in "abc"}, 0.2, methods=methods)
+        assert [trace.line.dash for trace in figure.data[:3]] == ["solid", "dash", "solid"]
+        assert [trace.name for trace in figure.data[:3]] == ["a", "b", "c"]
+
+    @given(arrays(float, st.integers(1, 30), elements=st.floats(0, 0.3)))
+    def test_the_area_is_the_mean_radius(self, radii):
+        curve = plots.certified_accuracy_curves({"acert": radii}, 0.3, points=2001).data[0]
+        area = np.trapezoid(curve.y, curve.x) / 100
+        assert area == pytest.approx(radii.mean(), abs=0.3 / 2000)
+
+
+class TestRadiusHistogram:
+    @given(arrays(float, st.integers(1, 60), elements=st.sampled_from([0.0, 0.01, 0.05, 0.0999, 0.1, 0.3])))
+    def test_the_shares_add_up(self, radii):
+        zero, inside, end, line = plots.radius_histogram(radii, 0.1, eps=0.04).data
+        assert list(line.x) == [0.04, 0.04]
+        shares = [100 * np.mean(part) for part in (radii == 0, (radii > 0) & (radii < 0.1), radii >= 0.1)]
+        np.testing.assert_allclose([sum(bar.y) for bar in (zero, inside, end)], shares, atol=1e-9)
+        assert end.name == f"at eps_max: {shares[2]:.1f} %"
+
+    def test_float32_radii_at_eps_max(self):
+        assert plots.radius_histogram(np.full(3, np.float32(0.11)), 0.11).data[2].y[0] == 100
+
+    def test_none(self):
+        with pytest.raises(ValueError, match="radii: the array is empty"):
+            plots.radius_histogram([], 0.1)
+
+
+class TestOneSample:
+    def test_margin_curve(self):
+        iterates = [(0.0, -1.0), (0.2, 1.0), (0.1, 0.01)]
+        figure = plots.margin_curve([0, 0.1, 0.2], [-1, 0, 1], iterates=iterates, radius=0.0999, current=(0.2, 1.0))
+        curve, certified, _zero, radius, visited, here = figure.data
+        np.testing.assert_allclose(curve.y, [-1, 0, 1])
+        np.testing.assert_allclose(certified.y, [-1, 0, 0])
+        assert list(radius.x) == [0.0999, 0.0999]
+        assert list(zip(visited.x, visited.y, strict=True)) == iterates
+        assert list(visited.text) == ["1", "2", "3"]
+        assert (here.x[0], here.y[0]) == (0.2, 1.0)
+
+    def test_margin_curve_has_the_same_traces_without_extras(self):
+        plain = plots.margin_curve([0, 0.1], [-1, -0.5])
+        assert len(plain.data) == 6
+        assert [len(trace.x) for trace in plain.data[3:]] == [0, 0, 0]
+
+    def test_logit_intervals_break_where_one_reaches_the_true_class(self):
+        figure = plots.logit_intervals([0, 2, -1], [1, 3, 2.5], 1, classes=["a", "b", "c"])
+        true, below, reach, line = figure.data
+        assert (list(true.y), list(below.y), list(reach.y)) == (["b"], ["a"], ["c"])
+        assert (reach.base[0], reach.x[0]) == (-1, 3.5)
+        assert list(line.x) == [2, 2]
+        assert "= 0.5, certificate broken" in figure.layout.title.text
+        assert "= -1, certified" in plots.logit_intervals([0, 2], [1, 3], 1).layout.title.text
+
+    def test_interval_growth(self):
+        figure = plots.interval_growth(["input", "linear"], {0.1: [0.2, 3.0], 0.01: [0.02, 0.0]})
+        assert [trace.name for trace in figure.data] == ["eps = 0.1", "eps = 0.01"]
+        assert figure.layout.yaxis.type == "log"
+        assert np.isnan(figure.data[1].y[1])  # a width of 0 has no place on a logarithm
+        assert list(figure.layout.xaxis.ticktext) == ["input", "linear"]
+
+
+class TestImageGrid:
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_light_and_labelled(self, channels):
+        images = np.random.default_rng(0).random((20, channels, 28, 28))
+        figure = plots.image_grid(images, [f"n{i}" for i in range(20)], radii=np.linspace(0, 0.19, 20), columns=8)
+        assert len(figure.data) == 1
+        assert len(figure.layout.annotations) == 20
+        assert figure.layout.annotations[19].text == "n19<br>radius 0.19"
+        assert len(figure.to_json()) < 100_000
+
+    @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 2, 8, 8), (0, 1, 8, 8)])
+    def test_wrong_shapes(self, shape):
+        with pytest.raises(ValueError, match=r"images: shape .*accepted is \(N, 1, H, W\)"):
+            plots.image_grid(np.zeros(shape))
+
+
+def test_training_history():
+    columns = {"epoch": [0, 1, 2], "loss": [2.0, 1.5, 1.0], "eps_t": [0.0, 0.1, 0.2]}
+    columns |= {f"val_{name}": [0.1, 0.2, 0.3] for name in ("acc", "acr", "art")}
+    columns |= {"share_zero": [None, 0.5, 0.2], "share_inside": [None, 0.3, 0.3], "share_cap": [None, 0.2, 0.5]}
+    traces = {trace.name: trace for trace in plots.training_history(pd.DataFrame(columns)).data}
+    np.testing.assert_allclose(traces["ART"].y, [10, 20, 30])
+    assert list(traces["radius 0"].x) == [2, 3]  # epochs are counted from 1 where shown; no boxes before the ramp
+    np.testing.assert_allclose(sum(np.array(traces[n].y) for n in ("radius 0", "inside", "at eps_max,t")), [100, 100])
+    assert list(traces["loss"].y) == [2.0, 1.5, 1.0]

@@ -1,0 +1,97 @@
+"""The page over many runs: it says what was computed, stands alone, and what cannot be analysed says why."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from acertlab.analysis.fronts import analyse
+from acertlab.data.files import read_json, write_json
+from acertlab.data.pack import pack_runs
+from acertlab.data.run_table import load_runs
+from acertlab.visualization import report
+from acertlab.visualization.report import write_report
+from tests.helpers.synthetic_runs import tradeoff, write_sweep
+
+METHODS = {"fast-ibp": 1.0, "acert": 1.3}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sweep(tmp_path_factory.mktemp("sweep"), tradeoff(METHODS, n=100))
+
+
+class Page(HTMLParser):
+    """A page's text, tags, and whatever it would load from elsewhere."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads, self.text, self.tags, self._inside = [], "", [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.append(tag)
+        self._inside.append(tag)
+        self.loads += [value for name, value in attributes if name in ("src", "href", "srcset")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if not self._inside or self._inside[-1] not in ("script", "style") or not data.strip():
+            self.text += data.replace("\xa0", " ")
+
+
+def test_the_page_says_what_was_computed_and_loads_nothing(root: Path, tmp_path: Path) -> None:
+    assert write_report(root, tmp_path / "page.html", resamples=50, progress=False) == []
+    page = Page(tmp_path / "page.html")
+    assert page.loads == []
+    analysis = analyse(load_runs(root), resamples=50)
+    for sentence in analysis.sentences:
+        assert sentence in page.text
+    assert "digits, eps_max = 0.2" in page.text and "All 18 runs" in page.text and "18 runs." in page.text
+    drawn = re.findall(r"Plotly\.newPlot\(", (tmp_path / "page.html").read_text())
+    assert len(drawn) == 1 + len(analysis.comparisons) + 1 + 5
+
+
+def test_packed_runs_make_the_same_page(root: Path, tmp_path: Path) -> None:
+    packed = pack_runs(root, tmp_path / "packed")
+    for folder, name in ((root, "a.html"), (packed, "b.html")):
+        write_report(folder, tmp_path / name, resamples=30, progress=False)
+    one, other = (Page(tmp_path / name).text for name in ("a.html", "b.html"))
+    assert one.replace(str(root), "").strip() == other.replace(str(packed), "").strip()
+
+
+def test_what_cannot_be_analysed_says_why_and_the_rest_is_there(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "runs/digits")
+    other = tmp_path / "runs/mixed"
+    shutil.copytree(root, other)
+    for i, path in enumerate(sorted(other.iterdir())):
+        write_json(path / "result.json", read_json(path / "result.json") | {"dataset": "<i>mine</i>", "epochs": i})
+    (failed,) = write_report(tmp_path / "runs", tmp_path / "page.html", resamples=30, progress=False)
+    assert failed.startswith("<i>mine</i>, eps_max = 0.2: runs: those with dataset")
+    page = Page(tmp_path / "page.html")
+    assert "differ in epochs" in page.text and "i" not in page.tags
+    assert "ACERT dominates every other method" in page.text
+    shutil.rmtree(tmp_path / "runs/digits")
+    before = (tmp_path / "page.html").read_bytes()
+    with pytest.raises(ValueError, match="differ in epochs"):
+        write_report(tmp_path / "runs", tmp_path / "page.html", progress=False)
+    assert (tmp_path / "page.html").read_bytes() == before
+
+
+def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    page = tmp_path / "page.html"
+    assert report.main([str(root), "--output", str(page), "--resamples", "30"]) == 0 and page.is_file()
+    assert capsys.readouterr().out.strip() == str(page)
+    (tmp_path / "empty/half").mkdir(parents=True)
+    (tmp_path / "empty/half/config.json").write_text("{}")
+    for folder, message in (("empty", "there is no finished run below .*empty .1 unfinished"),
+                            ("nowhere", "there is no folder of runs .*nowhere")):  # fmt: skip
+        assert report.main([str(tmp_path / folder), "--output", str(tmp_path / "none.html")]) == 1
+        assert re.search(f"acertlab report: .*{message}", capsys.readouterr().err)
+    assert report.main([str(root), "--resamples", "3", "--output", str(tmp_path / "none.html")]) == 1
+    assert "resamples: must be a whole number >= 20, not 3" in capsys.readouterr().err
+    assert not (tmp_path / "none.html").exists()
