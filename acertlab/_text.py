@@ -20,7 +20,7 @@ def printed_eps(eps: float) -> str:
     return f"{over:.3g}/255" if 0 < eps < 0.1 and math.isclose(over, round(over, 1), rel_tol=1e-6) else f"{eps:.4g}"
 
 
-def readable(seconds: float) -> str:
+def seconds_text(seconds: float) -> str:
     """Seconds in words: 0.4 s, 12 s, 4.2 min, 7.5 h, 3.1 days."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from acertlab.analysis import tradeoff as points
+from acertlab.analysis import tradeoff
 from acertlab.data import datasets as data
 from acertlab.data.files import write_json, write_parquet
 from acertlab.data.run_table import load_radii, load_runs
@@ -73,5 +73,5 @@ def runs(synthetic_runs: Path) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="session")
-def networks(runs: pd.DataFrame) -> points.Points:
-    return points.pool(runs, load_radii(runs))
+def networks(runs: pd.DataFrame) -> tradeoff.Tradeoff:
+    return tradeoff.pool_seeds(runs, load_radii(runs))

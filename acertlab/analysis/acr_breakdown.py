@@ -15,7 +15,15 @@ import pandas as pd
 from scipy.optimize import brentq
 
 from acertlab._text import eps_text
-from acertlab.analysis.bootstrap import LEVEL, Interval, Resamples, Samples, cell_scores, interval, run_means
+from acertlab.analysis.bootstrap import (
+    LEVEL,
+    ConfidenceInterval,
+    Resamples,
+    Samples,
+    confidence_interval,
+    image_means,
+    resampled_scores,
+)
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import name_of
 
@@ -85,14 +93,14 @@ def cap_sensitivity(samples: Samples, resamples: Resamples, caps: Sequence[float
     """
     caps = np.linspace(samples.cap / CAPS, samples.cap, CAPS) if caps is None else np.asarray(caps, dtype=float)
     few = Resamples(resamples.images[:CAP_DRAWS], resamples.seeds[: CAP_DRAWS + 1])
-    acc = run_means(samples.correct, few)
-    of_method = {method: np.flatnonzero(samples.cells.method == method) for method in samples.methods}
+    acc = image_means(samples.correct, few)
+    of_method = {method: np.flatnonzero(samples.settings.method == method) for method in samples.methods}
     rows, best = [], {method: [] for method in of_method}
     for cap in caps:
-        art = cell_scores(samples, few, float(cap), acc).art
+        art = resampled_scores(samples, few, float(cap), acc).art
         for method, cells in of_method.items():
-            found = interval(art[:, cells].max(1))
-            rows.append((method, cap, float(samples.cells.kappa[cells[art[0, cells].argmax()]]), found.estimate,
+            found = confidence_interval(art[:, cells].max(1))
+            rows.append((method, cap, float(samples.settings.kappa[cells[art[0, cells].argmax()]]), found.estimate,
                          found.low, found.high))  # fmt: skip
             best[method].append(art[:, cells].max(1))
     table = pd.DataFrame(rows, columns=["method", "eps_max", "kappa", "art", "low", "high"])
@@ -121,13 +129,13 @@ def _crossings(samples: Samples, caps: np.ndarray, arts: dict[str, np.ndarray], 
 
 def _tuned_art(samples: Samples, method: str, eps_max: float) -> float:
     acc, acr = samples.correct.mean(1), samples.share(eps_max).mean(1, dtype=np.float64)
-    art = pd.Series(metrics.art(acc, acr)).groupby(samples.cell).mean()
-    return float(art[(samples.cells.method == method).to_numpy()].max())
+    art = pd.Series(metrics.art(acc, acr)).groupby(samples.setting_of_run).mean()
+    return float(art[(samples.settings.method == method).to_numpy()].max())
 
 
 # ---- one network's ACR
 @dataclass(frozen=True)
-class Portrait:
+class ACRBreakdown:
     """What the ACR of one method at one kappa is made of, its seeds pooled.
 
     Attributes:
@@ -153,7 +161,7 @@ class Portrait:
     easy: float
     concentration: tuple[float, ...]
     per_class: dict[int, float]
-    certified: dict[float, Interval]
+    certified: dict[float, ConfidenceInterval]
 
     @property
     def name(self) -> str:
@@ -172,26 +180,26 @@ class Portrait:
         )
 
 
-def portrait(
+def acr_breakdown(
     samples: Samples, resamples: Resamples, method: str, kappa: float, eps_max: float, eps_grid: Sequence[float]
-) -> Portrait:
+) -> ACRBreakdown:
     """One method at one kappa.
 
     Args:
         samples, resamples: `joint_samples` and `draw`.
-        method, kappa: A row of `samples.cells`.
+        method, kappa: A row of `samples.settings`.
         eps_max: The perceptual limit, pixel units, at most the cap.
         eps_grid: Where to give the certified accuracy, pixel units, at most the cap.
 
     Raises:
         ValueError: There is no such run, or an eps lies beyond the cap.
     """
-    cell = np.flatnonzero((samples.cells.method == method) & np.isclose(samples.cells.kappa, kappa))
+    cell = np.flatnonzero((samples.settings.method == method) & np.isclose(samples.settings.kappa, kappa))
     if not len(cell):
         raise ValueError(f"method, kappa: there is no run of {method!r} at kappa = {kappa}")
     if beyond := [eps for eps in eps_grid if not 0 <= eps <= samples.cap * (1 + metrics.FLOAT32_ROUNDING)]:
         raise ValueError(f"eps_grid: {beyond} outside [0, {samples.cap:g}], where radii are known")
-    rows = samples.cell == cell[0]
+    rows = samples.setting_of_run == cell[0]
     share, radii = samples.share(eps_max)[rows].astype(float), samples.radius[rows].astype(float)
     sorted_share = np.sort(share, axis=None)[::-1]
     made = np.concatenate([[0.0], np.cumsum(sorted_share)]) / max(sorted_share.sum(), np.finfo(float).tiny)
@@ -201,9 +209,9 @@ def portrait(
     certified = {}
     for eps in eps_grid:
         holds = (radii > 0) & (radii >= eps * (1 - metrics.FLOAT32_ROUNDING))
-        certified[float(eps)] = interval((run_means(holds, resamples) * seeds).sum(1))
+        certified[float(eps)] = confidence_interval((image_means(holds, resamples) * seeds).sum(1))
     classes = {int(k): float(share[:, samples.label == k].mean()) for k in np.unique(samples.label)}
-    return Portrait(
+    return ACRBreakdown(
         method, float(kappa), float(eps_max), radii.ravel(), float(share.mean()), float((radii <= 0).mean()),
         float(((radii > 0) & ~at_end).mean()), float(at_end.mean()), part(EASIEST),
         tuple(part(tenth / 10) for tenth in range(11)), classes, certified,
@@ -211,9 +219,9 @@ def portrait(
 
 
 # ---- do other measures order the methods alike?
-def order_sentence(portraits: Sequence[Portrait]) -> str:
+def order_sentence(breakdowns: Sequence[ACRBreakdown]) -> str:
     """Whether the order by ACR holds at each fixed eps; intervals that overlap do not count as an order."""
-    ranked = sorted(portraits, key=lambda p: -p.acr)
+    ranked = sorted(breakdowns, key=lambda p: -p.acr)
     if len(ranked) < 2:
         return "One method: there is no order that a fixed eps could change."
     turned = []

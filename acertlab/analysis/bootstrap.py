@@ -22,7 +22,7 @@ LEVEL = 0.95  # of every interval
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """A number and where it may lie, from resampled data.
 
     Attributes:
@@ -44,10 +44,10 @@ class Interval:
         return f"{100 * self.estimate:.{digits}f} ± {100 * self.half:.{digits}f}"
 
 
-def interval(values: np.ndarray) -> Interval:
+def confidence_interval(values: np.ndarray) -> ConfidenceInterval:
     """The percentile interval of (1 + B,) values: the estimate first, then one a resample; NaN ones do not count."""
     low, high = np.nanpercentile(values[1:], [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Interval(float(values[0]), float(low), float(high))
+    return ConfidenceInterval(float(values[0]), float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Samples:
         correct: (R, N) whether the image is classified correctly.
         label: (N,) its class.
         cap: The smallest of the runs' radius_cap, pixel units.
-        cells: A row a (method, kappa), in the order of the methods' table and of kappa: method, kappa, seeds.
-        cell: (R,) each run's row in `cells`.
+        settings: A row a (method, kappa), in the order of the methods' table and of kappa: method, kappa, seeds.
+        setting_of_run: (R,) each run's row in `settings`.
     """
 
     runs: pd.DataFrame
@@ -69,8 +69,8 @@ class Samples:
     correct: np.ndarray
     label: np.ndarray
     cap: float
-    cells: pd.DataFrame
-    cell: np.ndarray
+    settings: pd.DataFrame
+    setting_of_run: np.ndarray
 
     @property
     def eps_max(self) -> float:
@@ -79,7 +79,7 @@ class Samples:
 
     @property
     def methods(self) -> list[str]:
-        return list(self.cells.method.unique())
+        return list(self.settings.method.unique())
 
     def share(self, eps_max: float) -> np.ndarray:
         """(R, N) float32 min(radius, eps_max) / eps_max, whose means are ACRs; ValueError beyond the cap."""
@@ -116,8 +116,8 @@ def joint_samples(runs: pd.DataFrame) -> Samples:
         correct=np.stack([metrics.correct(table).to_numpy() for table in tables.values()]),
         label=first["label"].to_numpy(),
         cap=float(runs.radius_cap.min()),
-        cells=means[["method", "kappa", "seeds"]],
-        cell=np.array([places[row.method, row.kappa] for row in runs.itertuples()]),
+        settings=means[["method", "kappa", "seeds"]],
+        setting_of_run=np.array([places[row.method, row.kappa] for row in runs.itertuples()]),
     )
 
 
@@ -139,9 +139,9 @@ def draw(samples: Samples, resamples: int = 1000, seed: int = 0) -> Resamples:
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 20:
         raise ValueError(f"resamples: must be a whole number >= 20, not {resamples!r}")
     rng = np.random.default_rng(seed)
-    n, members = len(samples.label), [np.flatnonzero(samples.cell == c) for c in range(len(samples.cells))]
+    n, members = len(samples.label), [np.flatnonzero(samples.setting_of_run == c) for c in range(len(samples.settings))]
     images = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples)])
-    seeds = np.zeros((1 + resamples, len(members), len(samples.cell)))
+    seeds = np.zeros((1 + resamples, len(members), len(samples.setting_of_run)))
     for c, runs in enumerate(members):
         seeds[0, c, runs] = 1 / len(runs)
         drawn = max(len(runs) - 1, 1)
@@ -149,13 +149,13 @@ def draw(samples: Samples, resamples: int = 1000, seed: int = 0) -> Resamples:
     return Resamples(images.astype(np.float32), seeds)
 
 
-def run_means(values: np.ndarray, resamples: Resamples) -> np.ndarray:
+def image_means(values: np.ndarray, resamples: Resamples) -> np.ndarray:
     """Means over the images, in the data and in every draw: (R, N) -> (1 + B, R)."""
     drawn = resamples.images @ values.astype(np.float32).T / np.float32(values.shape[1])
     return np.vstack([values.mean(1, dtype=np.float64), drawn])
 
 
-def cell_means(of_runs: np.ndarray, resamples: Resamples) -> np.ndarray:
+def seed_means(of_runs: np.ndarray, resamples: Resamples) -> np.ndarray:
     """Means over the seeds of every cell: (1 + B, R) -> (1 + B, C)."""
     return np.einsum("bcr,br->bc", resamples.seeds[: len(of_runs)], of_runs)
 
@@ -169,14 +169,14 @@ class Scores:
     art: np.ndarray
 
 
-def cell_scores(samples: Samples, resamples: Resamples, eps_max: float, acc: np.ndarray | None = None) -> Scores:
+def resampled_scores(samples: Samples, resamples: Resamples, eps_max: float, acc: np.ndarray | None = None) -> Scores:
     """The scores at an eps_max (pixel units, at most the cap); ART is the mean over seeds of each network's.
 
     Args:
         samples, resamples: What to score.
         eps_max: The perceptual limit.
-        acc: `run_means(samples.correct, resamples)`, where it is known already.
+        acc: `image_means(samples.correct, resamples)`, where it is known already.
     """
-    acc = run_means(samples.correct, resamples) if acc is None else acc
-    acr = run_means(samples.share(eps_max), resamples)
-    return Scores(*(cell_means(values, resamples) for values in (acc, acr, metrics.art(acc, acr))))
+    acc = image_means(samples.correct, resamples) if acc is None else acc
+    acr = image_means(samples.share(eps_max), resamples)
+    return Scores(*(seed_means(values, resamples) for values in (acc, acr, metrics.art(acc, acr))))

@@ -19,9 +19,9 @@ from acertlab.data.run_table import load_finished
 from acertlab.radius.metrics import front_places
 from acertlab.training.methods.catalogue import name_of
 
-STEPS = (0.01, 0.005, 0.002, 0.001)  # between two accuracies: the first that leaves `ENOUGH` of them, else the last
-ENOUGH = 4
-DIALS = ("kappa", "train_eps_factor")
+STEPS = (0.01, 0.005, 0.002, 0.001)  # between two accuracies: the first that leaves `MIN_POINTS` of them, else the last
+MIN_POINTS = 4
+VARIED = ("kappa", "train_eps_factor")
 
 
 def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast-ibp") -> pd.DataFrame:
@@ -49,17 +49,17 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
         )
     if seeds[0] != seeds[1] or len(seeds[0]) < 2:
         raise ValueError(f"runs: at least two seeds, the same for both methods; got {seeds[0]} and {seeds[1]}")
-    dials = [name for name in DIALS if name in runs]
-    runs = runs.fillna({name: LATER[name] for name in dials if name in LATER})
-    if (twice := runs.duplicated([*dials, "method", "seed"])).any():
-        raise ValueError(f"runs: {runs.path[twice].iloc[0]} is there twice, by {', '.join(dials)}, method and seed")
+    varied = [name for name in VARIED if name in runs]
+    runs = runs.fillna({name: LATER[name] for name in varied if name in LATER})
+    if (twice := runs.duplicated([*varied, "method", "seed"])).any():
+        raise ValueError(f"runs: {runs.path[twice].iloc[0]} is there twice, by {', '.join(varied)}, method and seed")
     fronts = [
         [_front(runs[(runs.method == name) & (runs.seed == seed)]) for seed in seeds[0]] for name in (method, other)
     ]
     ends = [(acc[0], acc[-1]) for of_method in fronts for acc, _ in of_method]
     low, high = max(low for low, _ in ends), min(high for _, high in ends)
     accuracy = next(
-        (grid for step in STEPS if len(grid := _grid(low, high, step)) >= ENOUGH), _grid(low, high, STEPS[-1])
+        (grid for step in STEPS if len(grid := _grid(low, high, step)) >= MIN_POINTS), _grid(low, high, STEPS[-1])
     )
     acr, other_acr = (np.stack([np.interp(accuracy, *front) for front in of_method]) for of_method in fronts)
     ratio = acr / other_acr

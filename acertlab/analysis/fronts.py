@@ -16,21 +16,21 @@ import pandas as pd
 
 from acertlab.analysis.bootstrap import (
     LEVEL,
-    Interval,
+    ConfidenceInterval,
     Resamples,
     Samples,
     Scores,
-    cell_scores,
+    confidence_interval,
     draw,
-    interval,
     joint_samples,
+    resampled_scores,
 )
 from acertlab.data.run_table import load_histories
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import name_of
 
 GRID = 101  # accuracies at which two fronts are compared
-KNOWN = 0.95  # an accuracy counts where at least this share of the resampled fronts reaches it
+MIN_SHARE_REACHED = 0.95  # an accuracy counts where at least this share of the resampled fronts reaches it
 
 
 # ---- one method
@@ -51,11 +51,11 @@ class Tuned:
     kappa: float
     seeds: int
     chosen_on: str
-    acc: Interval
-    acr: Interval
-    art: Interval
+    acc: ConfidenceInterval
+    acr: ConfidenceInterval
+    art: ConfidenceInterval
     again: float
-    hypervolume: Interval
+    hypervolume: ConfidenceInterval
     kappas: int
 
     @property
@@ -79,17 +79,17 @@ def tuned(samples: Samples, resamples: Resamples, scores: Scores) -> tuple[Tuned
     validation = validation_art(samples.runs)
     found = []
     for method in samples.methods:
-        cells = np.flatnonzero(samples.cells.method == method)
-        seen = [validation[samples.cell == c].mean() for c in cells]  # NaN where a run has no validation
+        cells = np.flatnonzero(samples.settings.method == method)
+        seen = [validation[samples.setting_of_run == c].mean() for c in cells]  # NaN where a run has no validation
         on_test = scores.art[:, cells]
         chosen_on = "test" if np.isnan(seen).any() else "validation"
         best = int(np.argmax(on_test[0] if chosen_on == "test" else seen))
         areas = [metrics.dominated_area(a, r) for a, r in zip(scores.acc[:, cells], scores.acr[:, cells], strict=True)]
-        cell = samples.cells.iloc[cells[best]]
+        cell = samples.settings.iloc[cells[best]]
         found.append(
             Tuned(method, float(cell.kappa), int(cell.seeds), chosen_on,
-                  *(interval(values[:, cells[best]]) for values in (scores.acc, scores.acr, scores.art)),
-                  again=float(np.mean(on_test[1:].argmax(1) == best)), hypervolume=interval(np.array(areas)),
+                  *(confidence_interval(values[:, cells[best]]) for values in (scores.acc, scores.acr, scores.art)),
+                  again=float(np.mean(on_test[1:].argmax(1) == best)), hypervolume=confidence_interval(np.array(areas)),
                   kappas=len(cells))
         )  # fmt: skip
     return tuple(found)
@@ -120,9 +120,9 @@ class EqualAccuracy:
     method: str
     other: str
     accuracy: float
-    acr: Interval
-    other_acr: Interval
-    ratio: Interval
+    acr: ConfidenceInterval
+    other_acr: ConfidenceInterval
+    ratio: ConfidenceInterval
     covers: str
 
     @property
@@ -206,7 +206,7 @@ def compare(samples: Samples, scores: Scores, method: str, other: str) -> Compar
     """Two methods' fronts, at the accuracies that both reach (or at its one accuracy, where a front is one point).
 
     Args:
-        samples, scores: `joint_samples` and `cell_scores`.
+        samples, scores: `joint_samples` and `resampled_scores`.
         method, other: Two of `samples.methods`.
 
     Raises:
@@ -218,7 +218,7 @@ def compare(samples: Samples, scores: Scores, method: str, other: str) -> Compar
     curves = [Curve.of(samples, scores, name) for name in (method, other)]
     accuracy = _common_accuracies(*curves)  # (1 + B, G)
     acr, other_acr = (curve.acr_at(accuracy) for curve in curves)
-    known = (np.isfinite(acr - other_acr)[1:].mean(0) >= KNOWN) & np.isfinite(acr[0] - other_acr[0])
+    known = (np.isfinite(acr - other_acr)[1:].mean(0) >= MIN_SHARE_REACHED) & np.isfinite(acr[0] - other_acr[0])
     known &= accuracy[0] >= max(curve.reach[0] for curve in curves)
     accuracy, acr, other_acr = accuracy[:, known], acr[:, known], other_acr[:, known]
     difference = acr - other_acr
@@ -232,9 +232,9 @@ def compare(samples: Samples, scores: Scores, method: str, other: str) -> Compar
         middle = int(np.argmin(np.abs(accuracy[0] - sum(longest) / 2)))
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = acr[:, middle] / other_acr[:, middle]
-        single = samples.cells[samples.cells.method.isin((method, other))].seeds.min() == 1
-        at = EqualAccuracy(method, other, float(accuracy[0, middle]), interval(acr[:, middle]),
-                           interval(other_acr[:, middle]), interval(ratio),
+        single = samples.settings[samples.settings.method.isin((method, other))].seeds.min() == 1
+        at = EqualAccuracy(method, other, float(accuracy[0, middle]), confidence_interval(acr[:, middle]),
+                           confidence_interval(other_acr[:, middle]), confidence_interval(ratio),
                            "test images only" if single else "seeds and test images")  # fmt: skip
     compared = (float(accuracy[0, 0]), float(accuracy[0, -1])) if known.any() else None
     wholly = _wholly_better(*curves), _wholly_better(*curves[::-1])
@@ -251,7 +251,7 @@ class Curve:
 
     @staticmethod
     def of(samples: Samples, scores: Scores, method: str) -> Curve:
-        cells = np.flatnonzero(samples.cells.method == method)
+        cells = np.flatnonzero(samples.settings.method == method)
         acc, acr = scores.acc[:, cells], scores.acr[:, cells]
         return Curve(acc, acr, metrics.front_places(acc[0], acr[0]))
 
@@ -375,6 +375,6 @@ def analyse(runs: pd.DataFrame, eps_max: float | None = None, *, resamples: int 
     eps_max = samples.eps_max if eps_max is None else float(eps_max)
     samples.share(eps_max)  # refuses what is beyond the cap before anything is drawn
     drawn = draw(samples, resamples, seed)
-    scores = cell_scores(samples, drawn, eps_max)
+    scores = resampled_scores(samples, drawn, eps_max)
     pairs = tuple(compare(samples, scores, b, a) for a, b in combinations(samples.methods, 2))
     return Analysis(samples, drawn, eps_max, scores, tuned(samples, drawn, scores), pairs)

@@ -3,9 +3,9 @@
 A slider has to be answered in milliseconds, for a hundred runs of ten thousand samples. So each run's radii are sorted
 once and summed up: the mean of min(radius, eps_max) and the share certified at eps are then one binary search a run.
 
-Between two networks that were trained lies a `Mix`: a coin is tossed for each input, and one network or the other
-answers. Its expected accuracy, ACR and certified accuracies are the coin's mean of theirs, hence a straight line from
-one point to the other. No network was trained there, and `Mix.note` says so.
+Between two networks that were trained lies an `Interpolation`: a coin is tossed for each input, and one network or the
+other answers. Its expected accuracy, ACR and certified accuracies are the coin's mean of theirs, hence a straight line
+from one point to the other. No network was trained there, and `Interpolation.note` says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SAME = 1e-9  # two kappa, or two accuracies, that differ by less are one
 
 
 @dataclass(frozen=True, eq=False)
-class Point:
+class TradeoffPoint:
     """One method at one kappa; the runs are its seeds.
 
     Attributes:
@@ -66,7 +66,7 @@ class Point:
 
 
 @dataclass(frozen=True, eq=False)
-class Points:
+class Tradeoff:
     """All points of one dataset, trained for one eps_max.
 
     Attributes:
@@ -80,14 +80,14 @@ class Points:
     eps_max: float
     cap: float
     n: int
-    points: tuple[Point, ...]
+    points: tuple[TradeoffPoint, ...]
 
     @property
     def methods(self) -> tuple[str, ...]:
         """Which there are, in order."""
         return tuple(dict.fromkeys(point.method for point in self.points))
 
-    def of(self, method: str) -> list[Point]:
+    def of(self, method: str) -> list[TradeoffPoint]:
         """The points of one method, by rising kappa.
 
         Raises:
@@ -100,7 +100,7 @@ class Points:
 
 
 @dataclass(frozen=True, eq=False)
-class Mix:
+class Interpolation:
     """Two points of one method, the second chosen with a probability; one point if both are the same.
 
     Attributes:
@@ -109,8 +109,8 @@ class Mix:
         note: "trained", or what was interpolated.
     """
 
-    low: Point
-    high: Point
+    low: TradeoffPoint
+    high: TradeoffPoint
     weight: float
     note: str
 
@@ -136,7 +136,7 @@ class Mix:
         return {"acc": float(acc.mean()), "acr": float(acr.mean()), "art": float(art.mean()), "certified": certified}
 
 
-def choose(runs: pd.DataFrame, dataset: str = "", trained_eps_max: float = 0.0) -> pd.DataFrame:
+def select_runs(runs: pd.DataFrame, dataset: str = "", trained_eps_max: float = 0.0) -> pd.DataFrame:
     """The runs of one dataset that were trained for one eps_max.
 
     Args:
@@ -165,7 +165,7 @@ def choose(runs: pd.DataFrame, dataset: str = "", trained_eps_max: float = 0.0) 
     return chosen
 
 
-def pool(runs: pd.DataFrame, radii: Mapping[str, np.ndarray]) -> Points:
+def pool_seeds(runs: pd.DataFrame, radii: Mapping[str, np.ndarray]) -> Tradeoff:
     """The points of a table of runs: seeds pooled, radii sorted and summed.
 
     Args:
@@ -187,13 +187,13 @@ def pool(runs: pd.DataFrame, radii: Mapping[str, np.ndarray]) -> Points:
         seeds = runs[(runs.method == row.method) & (runs.kappa == row.kappa)].sort_values("seed")
         ordered = tuple(np.sort(np.asarray(radii[path], dtype=float)) for path in seeds.path)
         sums = tuple(np.concatenate([[0.0], np.cumsum(r)]) for r in ordered)
-        points.append(Point(row.method, float(row.kappa), tuple(map(int, seeds.seed)), tuple(seeds.path),
+        points.append(TradeoffPoint(row.method, float(row.kappa), tuple(map(int, seeds.seed)), tuple(seeds.path),
                             seeds.acc.to_numpy(float), ordered, sums))  # fmt: skip
     n = len(points[0].radii[0])
-    return Points(str(table.dataset[0]), float(table.eps_max[0]), float(runs.radius_cap.min()), n, tuple(points))
+    return Tradeoff(str(table.dataset[0]), float(table.eps_max[0]), float(runs.radius_cap.min()), n, tuple(points))
 
 
-def means(points: Points, eps_max: float) -> pd.DataFrame:
+def means(points: Tradeoff, eps_max: float) -> pd.DataFrame:
     """`metrics.mean_over_seeds(rescore(runs, radii, eps_max))`, from what is summed up already.
 
     Raises:
@@ -207,7 +207,7 @@ def means(points: Points, eps_max: float) -> pd.DataFrame:
 
 
 @lru_cache(maxsize=32)  # one movement asks several times
-def _scores(points: Points, eps_max: float) -> np.ndarray:
+def _scores(points: Tradeoff, eps_max: float) -> np.ndarray:
     """(6, P) means of acc, acr and art over the seeds, then their standard deviations (0 for one seed)."""
     if not 0 < eps_max <= points.cap:
         raise ValueError(
@@ -222,22 +222,22 @@ def _scores(points: Points, eps_max: float) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def at_kappa(points: Points, method: str, kappa: float) -> Mix:
+def at_kappa(points: Tradeoff, method: str, kappa: float) -> Interpolation:
     """One method at any kappa: trained there, between its two neighbours, or at the nearest end of what was trained."""
     of = points.of(method)
     trained = np.array([point.kappa for point in of])
     k = int(np.searchsorted(trained, kappa))
     if (exact := np.flatnonzero(np.abs(trained - kappa) < SAME)).size:
-        return Mix(of[exact[0]], of[exact[0]], 0.0, "trained")
+        return Interpolation(of[exact[0]], of[exact[0]], 0.0, "trained")
     if k in (0, len(of)):
         end = of[min(k, len(of) - 1)]
-        return Mix(end, end, 0.0, f"trained no further: kappa = {end.kappa:g} is the nearest")
+        return Interpolation(end, end, 0.0, f"trained no further: kappa = {end.kappa:g} is the nearest")
     low, high = of[k - 1], of[k]
-    return Mix(low, high, float((kappa - low.kappa) / (high.kappa - low.kappa)), _between(low, high))
+    return Interpolation(low, high, float((kappa - low.kappa) / (high.kappa - low.kappa)), _between(low, high))
 
 
 @lru_cache(maxsize=32)
-def front(points: Points, method: str, eps_max: float) -> tuple[Point, ...]:
+def front(points: Tradeoff, method: str, eps_max: float) -> tuple[TradeoffPoint, ...]:
     """The points of one method that no other of its points dominates in (acc, acr), by rising accuracy."""
     places = [i for i, point in enumerate(points.points) if point.method == method]
     if not places:
@@ -247,19 +247,19 @@ def front(points: Points, method: str, eps_max: float) -> tuple[Point, ...]:
     return tuple(points.points[places[i]] for i in table.index)
 
 
-def at_accuracy(points: Points, method: str, accuracy: float, eps_max: float) -> Mix | None:
+def at_accuracy(points: Tradeoff, method: str, accuracy: float, eps_max: float) -> Interpolation | None:
     """The place of one method's front that has a given accuracy; None where its front has no such place."""
     of = front(points, method, eps_max)
     acc = np.array([point.acc.mean() for point in of])
     k = int(np.searchsorted(acc, accuracy))
     if (exact := np.flatnonzero(np.abs(acc - accuracy) < SAME)).size:
-        return Mix(of[exact[0]], of[exact[0]], 0.0, "trained")
+        return Interpolation(of[exact[0]], of[exact[0]], 0.0, "trained")
     if k in (0, len(of)):
         return None
     low, high = of[k - 1], of[k]
-    return Mix(low, high, float((accuracy - acc[k - 1]) / (acc[k] - acc[k - 1])), _between(low, high))
+    return Interpolation(low, high, float((accuracy - acc[k - 1]) / (acc[k] - acc[k - 1])), _between(low, high))
 
 
-def _between(low: Point, high: Point) -> str:
+def _between(low: TradeoffPoint, high: TradeoffPoint) -> str:
     first, second = sorted((low.kappa, high.kappa))
     return f"interpolated between kappa = {first:g} and {second:g}"

@@ -29,7 +29,7 @@ from distributed import Client, Future, KilledWorker, LocalCluster, Security
 from distributed.deploy import Cluster
 
 from acertlab._lock import Held, locked
-from acertlab._text import readable
+from acertlab._text import seconds_text
 from acertlab.sweep.job import Cell, KernelDied, run_cell
 from acertlab.sweep.progress import Board
 from acertlab.sweep.spec import Sweep, describe, is_training, read_spec
@@ -213,7 +213,7 @@ class _Absence:
         elif (absent := time.monotonic() - self._since) >= self._patience:
             self._patience = 2 * absent
             log.warning("no worker at %s for %s; cells that wait for one: %d%s", self._client.scheduler.address,
-                        readable(absent), waiting, _asked_for(self._client.cluster))  # fmt: skip
+                        seconds_text(absent), waiting, _asked_for(self._client.cluster))  # fmt: skip
 
 
 def _asked_for(cluster: Cluster | None) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from acertlab._text import readable
+from acertlab._text import seconds_text
 from acertlab.sweep.job import Cell
 from acertlab.sweep.spec import Sweep, describe
 
@@ -139,7 +139,7 @@ class Board:
         if self.stalled:
             return f"{len(self.rows)} cells: {states}; no worker"
         left = time_left(list(self.rows.values()), self.slots)
-        return f"{len(self.rows)} cells: {states}" + (f"; about {readable(left)} left" if left else "")
+        return f"{len(self.rows)} cells: {states}" + (f"; about {seconds_text(left)} left" if left else "")
 
     def described(self, row: Row) -> str:
         return describe(row.cell.parameters, self.sweep.varied) or row.cell.name
@@ -155,7 +155,7 @@ class Board:
             shown, room = rows[-room:] if state == "done" else rows[:room], max(0, room - len(rows))
             for row in shown:
                 clock = row.seconds if state != "running" else time.monotonic() - row.began
-                took = "" if clock is None else readable(clock)
+                took = "" if clock is None else seconds_text(clock)
                 table.add_row(self.described(row), state, row.progress(), took, style=STYLES[state])
         return table
 

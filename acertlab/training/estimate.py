@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from acertlab._text import readable
+from acertlab._text import seconds_text
 from acertlab.bounds.checks import full_precision
 from acertlab.data.datasets import ImageData, augment, load_dataset, to_float
 from acertlab.data.run import Run
@@ -64,8 +64,8 @@ class Duration:
             if count := self.epochs[phase]:
                 epochs = f"{count} epoch{'s' if count > 1 else ''} {name}"
                 parts.append(f"{epochs} of {self.steps} steps at {_short(self.step[phase])}")
-        parts += [f"validation {readable(self.validation)} an epoch", f"test {readable(self.test)}"]
-        return f"about {readable(self.total)}: {', '.join(parts)}"
+        parts += [f"validation {seconds_text(self.validation)} an epoch", f"test {seconds_text(self.test)}"]
+        return f"about {seconds_text(self.total)}: {', '.join(parts)}"
 
 
 def estimate(config: TrainConfig, data: ImageData, count: int = COUNT) -> Duration:
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     phases = ", ".join(f"{_short(seconds)} {phase}" for phase, seconds in found.step.items())
     print(f"{given.dataset}, {given.method}, {network}, {device}{threads}: a step takes {phases}; an epoch of "
-          f"{found.steps} steps after the ramp {readable(found.steps * found.step['after'])}; peak memory "
+          f"{found.steps} steps after the ramp {seconds_text(found.steps * found.step['after'])}; peak memory "
           f"{peak_memory(device):.1f} GiB\nthe whole run {found}")  # fmt: skip
     return 0
 

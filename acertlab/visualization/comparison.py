@@ -10,8 +10,8 @@ import plotly.colors
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from acertlab.analysis.acr_breakdown import CapSensitivity, Portrait
-from acertlab.analysis.bootstrap import interval
+from acertlab.analysis.acr_breakdown import ACRBreakdown, CapSensitivity
+from acertlab.analysis.bootstrap import confidence_interval
 from acertlab.analysis.fronts import Analysis, Comparison, Curve
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import name_of
@@ -56,7 +56,7 @@ def fronts(analysis: Analysis) -> go.Figure:
         if len(curve.front) > 1:
             grid = np.linspace(*curve.reach, 60)
             found = curve.acr_at(np.broadcast_to(grid, (len(curve.acc), len(grid))))
-            ends = [interval(column) for column in found.T if np.isfinite(column[1:]).mean() >= 0.5]
+            ends = [confidence_interval(column) for column in found.T if np.isfinite(column[1:]).mean() >= 0.5]
             low, high = np.array([(100 * end.low, 100 * end.high) for end in ends]).T
             _band(figure, 100 * grid[: len(ends)], low, high, colour, label)
             figure.add_scatter(x=100 * curve.acc[0, curve.front], y=100 * curve.acr[0, curve.front], mode="lines",
@@ -68,11 +68,12 @@ def fronts(analysis: Analysis) -> go.Figure:
 
 def _networks(analysis: Analysis, method: str) -> go.Scatter:
     label, colour, symbol = method_style(method)
-    cells = np.flatnonzero(analysis.samples.cells.method == method)
+    cells = np.flatnonzero(analysis.samples.settings.method == method)
     acc, acr = (
-        [interval(column) for column in values[:, cells].T] for values in (analysis.scores.acc, analysis.scores.acr)
+        [confidence_interval(column) for column in values[:, cells].T]
+        for values in (analysis.scores.acc, analysis.scores.acr)
     )
-    kappa = analysis.samples.cells.kappa.iloc[cells]
+    kappa = analysis.samples.settings.kappa.iloc[cells]
 
     def bars(ends: list) -> dict:
         up, down = ([100 * (e.high - e.estimate) for e in ends], [100 * (e.estimate - e.low) for e in ends])
@@ -130,47 +131,47 @@ def art_over_caps(sensitivity: CapSensitivity, eps_max: float) -> go.Figure:
 
 
 # ---- what an ACR is made of
-def certified_areas(portraits: Sequence[Portrait]) -> go.Figure:
+def certified_areas(breakdowns: Sequence[ACRBreakdown]) -> go.Figure:
     """Certified accuracy at every eps: the area below a curve is its ACR; the fixed eps are marked."""
     figure = _panel("Certified at every eps: the area is the ACR", EPS_AXIS, "certified accuracy (%)")
-    for portrait, (colour, symbol, dash) in zip(portraits, _styles(portraits), strict=True):
-        grid = np.linspace(0.0, portrait.eps_max, 201)
-        share = metrics.certified_accuracy(portrait.radii, grid)
-        name = f"{portrait.name}: area {100 * portrait.acr:.1f} %"
-        figure.add_scatter(x=grid, y=100 * share, name=name, legendgroup=portrait.name, mode="lines", fill="tozeroy",
+    for breakdown, (colour, symbol, dash) in zip(breakdowns, _styles(breakdowns), strict=True):
+        grid = np.linspace(0.0, breakdown.eps_max, 201)
+        share = metrics.certified_accuracy(breakdown.radii, grid)
+        name = f"{breakdown.name}: area {100 * breakdown.acr:.1f} %"
+        figure.add_scatter(x=grid, y=100 * share, name=name, legendgroup=breakdown.name, mode="lines", fill="tozeroy",
                            fillcolor=_faint(colour, 0.08), line={"color": colour, "width": 2, "dash": dash},
                            hovertemplate="%{y:.1f} %")  # fmt: skip
-        inside = {eps: at for eps, at in portrait.certified.items() if eps <= portrait.eps_max}
+        inside = {eps: at for eps, at in breakdown.certified.items() if eps <= breakdown.eps_max}
         figure.add_scatter(x=list(inside), y=[100 * at.estimate for at in inside.values()], mode="markers",
                            marker={"color": colour, "symbol": symbol, "size": 10}, showlegend=False,
-                           legendgroup=portrait.name, hoverinfo="skip")  # fmt: skip
+                           legendgroup=breakdown.name, hoverinfo="skip")  # fmt: skip
     figure.update_yaxes(range=[0, 102])
     figure.update_layout(hovermode="x unified")
     return figure
 
 
-def radius_shares(portraits: Sequence[Portrait], bins: int = 10) -> go.Figure:
+def radius_shares(breakdowns: Sequence[ACRBreakdown], bins: int = 10) -> go.Figure:
     """How the radii spread: shares of images with radius 0, in equal parts of (0, eps_max), and at eps_max."""
     figure = _panel("How the radii spread", "certified radius (% of eps_max)", "share of images (%)")
     names = ["0", *(f"{100 * k // bins}-{100 * (k + 1) // bins}" for k in range(bins)), "100"]
-    for portrait, (colour, symbol, _) in zip(portraits, _styles(portraits), strict=True):
-        inside = portrait.radii[(portrait.radii > 0) & (portrait.radii < portrait.eps_max * (1 - 1e-6))]
-        counts, _edges = np.histogram(inside, bins, (0.0, portrait.eps_max))
-        shares = [portrait.zero, *(counts / len(portrait.radii)), portrait.full]
-        figure.add_bar(x=names, y=100 * np.array(shares), name=portrait.name, legendgroup=portrait.name,
+    for breakdown, (colour, symbol, _) in zip(breakdowns, _styles(breakdowns), strict=True):
+        inside = breakdown.radii[(breakdown.radii > 0) & (breakdown.radii < breakdown.eps_max * (1 - 1e-6))]
+        counts, _edges = np.histogram(inside, bins, (0.0, breakdown.eps_max))
+        shares = [breakdown.zero, *(counts / len(breakdown.radii)), breakdown.full]
+        figure.add_bar(x=names, y=100 * np.array(shares), name=breakdown.name, legendgroup=breakdown.name,
                        marker_color=colour, marker_pattern_shape=_pattern(symbol),
                        hovertemplate="%{y:.1f} %")  # fmt: skip
     figure.update_xaxes(type="category", tickangle=-45)
     return figure
 
 
-def concentration(portraits: Sequence[Portrait]) -> go.Figure:
+def concentration(breakdowns: Sequence[ACRBreakdown]) -> go.Figure:
     """Which share of the ACR the easiest images make; were all radii equal, all curves would be the diagonal."""
     figure = _panel("Easy images make much of it", "easiest images (% of all)", "share of the ACR (%)")
     x = np.linspace(0, 100, 11)
-    for portrait, (colour, symbol, dash) in zip(portraits, _styles(portraits), strict=True):
-        figure.add_scatter(x=x, y=100 * np.array(portrait.concentration), name=portrait.name, mode="lines+markers",
-                           legendgroup=portrait.name, line={"color": colour, "dash": dash}, marker_symbol=symbol,
+    for breakdown, (colour, symbol, dash) in zip(breakdowns, _styles(breakdowns), strict=True):
+        figure.add_scatter(x=x, y=100 * np.array(breakdown.concentration), name=breakdown.name, mode="lines+markers",
+                           legendgroup=breakdown.name, line={"color": colour, "dash": dash}, marker_symbol=symbol,
                            hovertemplate="%{y:.0f} %")  # fmt: skip
     figure.add_scatter(x=x, y=x, mode="lines", line={"color": GREY, "dash": "dot"}, hoverinfo="skip",
                        showlegend=False)  # fmt: skip
@@ -178,12 +179,12 @@ def concentration(portraits: Sequence[Portrait]) -> go.Figure:
     return figure
 
 
-def class_radii(portraits: Sequence[Portrait]) -> go.Figure:
+def class_radii(breakdowns: Sequence[ACRBreakdown]) -> go.Figure:
     """The ACR of each class."""
     figure = _panel("No class is the mean", "class", "ACR of the class (%)")
-    for portrait, (colour, symbol, _) in zip(portraits, _styles(portraits), strict=True):
-        figure.add_scatter(x=[str(k) for k in portrait.per_class], y=[100 * v for v in portrait.per_class.values()],
-                           name=portrait.name, legendgroup=portrait.name, mode="markers",
+    for breakdown, (colour, symbol, _) in zip(breakdowns, _styles(breakdowns), strict=True):
+        figure.add_scatter(x=[str(k) for k in breakdown.per_class], y=[100 * v for v in breakdown.per_class.values()],
+                           name=breakdown.name, legendgroup=breakdown.name, mode="markers",
                            marker={"color": colour, "symbol": symbol, "size": 11},
                            hovertemplate="%{y:.1f} %")  # fmt: skip
     figure.update_xaxes(type="category")
@@ -191,15 +192,15 @@ def class_radii(portraits: Sequence[Portrait]) -> go.Figure:
     return figure
 
 
-def fixed_eps(portraits: Sequence[Portrait]) -> go.Figure:
+def fixed_eps(breakdowns: Sequence[ACRBreakdown]) -> go.Figure:
     """The certified accuracy at fixed eps, with 95 % intervals over seeds and test images."""
     figure = _panel("At one fixed eps", EPS_AXIS, "certified accuracy (%)")
-    for portrait, (colour, symbol, _) in zip(portraits, _styles(portraits), strict=True):
-        at = list(portrait.certified.values())
+    for breakdown, (colour, symbol, _) in zip(breakdowns, _styles(breakdowns), strict=True):
+        at = list(breakdown.certified.values())
         bars = {"type": "data", "symmetric": False, "array": [100 * (a.high - a.estimate) for a in at],
                 "arrayminus": [100 * (a.estimate - a.low) for a in at]}  # fmt: skip
-        figure.add_bar(x=[f"{eps:.4g}" for eps in portrait.certified], y=[100 * a.estimate for a in at], error_y=bars,
-                       name=portrait.name, legendgroup=portrait.name, marker_color=colour,
+        figure.add_bar(x=[f"{eps:.4g}" for eps in breakdown.certified], y=[100 * a.estimate for a in at], error_y=bars,
+                       name=breakdown.name, legendgroup=breakdown.name, marker_color=colour,
                        marker_pattern_shape=_pattern(symbol), hovertemplate="%{y:.1f} %")  # fmt: skip
     figure.update_xaxes(type="category")
     return figure
@@ -208,9 +209,9 @@ def fixed_eps(portraits: Sequence[Portrait]) -> go.Figure:
 PANELS = (certified_areas, radius_shares, concentration, class_radii, fixed_eps)
 
 
-def acr_picture(portraits: Sequence[Portrait], sensitivity: CapSensitivity) -> go.Figure:
+def acr_picture(breakdowns: Sequence[ACRBreakdown], sensitivity: CapSensitivity) -> go.Figure:
     """What is said against the ACR, answered in one picture: its area, its samples, its classes, its eps, its cap."""
-    parts = [*(panel(portraits) for panel in PANELS), art_over_caps(sensitivity, portraits[0].eps_max)]
+    parts = [*(panel(breakdowns) for panel in PANELS), art_over_caps(sensitivity, breakdowns[0].eps_max)]
     figure = make_subplots(3, 2, subplot_titles=[part.layout.title.text for part in parts], vertical_spacing=0.13)
     for i, part in enumerate(parts):
         row, col = i // 2 + 1, i % 2 + 1
@@ -227,14 +228,14 @@ def acr_picture(portraits: Sequence[Portrait], sensitivity: CapSensitivity) -> g
     return figure
 
 
-def _styles(portraits: Sequence[Portrait]) -> list[tuple[str, str, str]]:
+def _styles(breakdowns: Sequence[ACRBreakdown]) -> list[tuple[str, str, str]]:
     """Colour, marker and dash of each; a method that is there twice takes another dash."""
     seen: dict[str, int] = {}
     styles = []
-    for portrait in portraits:
-        _, colour, symbol = method_style(portrait.method)
-        styles.append((colour, symbol, DASHES[seen.setdefault(portrait.method, 0) % len(DASHES)]))
-        seen[portrait.method] += 1
+    for breakdown in breakdowns:
+        _, colour, symbol = method_style(breakdown.method)
+        styles.append((colour, symbol, DASHES[seen.setdefault(breakdown.method, 0) % len(DASHES)]))
+        seen[breakdown.method] += 1
     return styles
 
 

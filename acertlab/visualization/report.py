@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from tqdm import tqdm
 
 from acertlab._text import eps_text
-from acertlab.analysis.acr_breakdown import CapSensitivity, Portrait, cap_sensitivity, order_sentence, portrait
+from acertlab.analysis.acr_breakdown import ACRBreakdown, CapSensitivity, acr_breakdown, cap_sensitivity, order_sentence
 from acertlab.analysis.fronts import Analysis, analyse
 from acertlab.data.files import written_aside
 from acertlab.data.run_table import load_finished
@@ -102,9 +102,9 @@ def _page(root: str, summary: str, parts: Sequence[str]) -> str:
 def _section(analysis: Analysis) -> str:
     sensitivity = cap_sensitivity(analysis.samples, analysis.resamples)
     grid = sorted({eps for run in analysis.samples.runs.cert_acc for eps in run if eps <= analysis.samples.cap})
-    portraits = [portrait(analysis.samples, analysis.resamples, best.method, best.kappa, analysis.eps_max, grid)
+    breakdowns = [acr_breakdown(analysis.samples, analysis.resamples, best.method, best.kappa, analysis.eps_max, grid)
                  for best in analysis.tuned]  # fmt: skip
-    return "\n".join([*_fronts(analysis), *_caps(analysis, sensitivity), *_anatomy(portraits)])
+    return "\n".join([*_fronts(analysis), *_caps(analysis, sensitivity), *_breakdowns(breakdowns)])
 
 
 def _fronts(analysis: Analysis) -> Iterator[str]:
@@ -137,13 +137,13 @@ def _caps(analysis: Analysis, sensitivity: CapSensitivity) -> Iterator[str]:
     yield _figure(figure.layout.title.text, figure, see)
 
 
-def _anatomy(portraits: Sequence[Portrait]) -> Iterator[str]:
+def _breakdowns(breakdowns: Sequence[ACRBreakdown]) -> Iterator[str]:
     yield "<h3>What the ACR is made of</h3>"
     yield (
         '<p class="see">The ACR is said to be made by easy images, to depend on eps_max and to hide the robustness at '
         "one eps. Here are its parts, for each method at its best kappa, its seeds pooled.</p>"
     )
-    yield _list([*(part.sentence for part in portraits), order_sentence(portraits)])
+    yield _list([*(part.sentence for part in breakdowns), order_sentence(breakdowns)])
     see = (
         "The area below a curve is the ACR; points are the fixed eps. Curves that cross are ordered differently at "
         "different eps.",
@@ -152,7 +152,7 @@ def _anatomy(portraits: Sequence[Portrait]) -> Iterator[str]:
         "The mean radius of each class. Where methods change places, the ACR hides it.",
         "What a user who needs one eps asks for, with its interval over seeds and images.",
     )
-    panels = [panel(portraits) for panel in figures.PANELS]
+    panels = [panel(breakdowns) for panel in figures.PANELS]
     shown = (_figure(panel.layout.title.text, panel, text, "h4") for panel, text in zip(panels, see, strict=True))
     yield f'<div class="panels">{"".join(shown)}</div>'
 

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acertlab.analysis import method_table
-from acertlab.analysis.acr_breakdown import EASIEST, cap_sensitivity, order_sentence, portrait
+from acertlab.analysis.acr_breakdown import EASIEST, acr_breakdown, cap_sensitivity, order_sentence
 from acertlab.analysis.bootstrap import draw
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import METHODS
-from tests.helpers.synthetic_runs import CAP, EPS_MAX, in_memory, tradeoff
+from tests.helpers.synthetic_runs import CAP, EPS_MAX, in_memory, synthetic_radii
 
 RADII = st.lists(st.one_of(st.just(0.0), st.floats(2**-10, CAP, width=32), st.just(CAP)), min_size=10, max_size=60)
 
@@ -30,7 +30,7 @@ class TestCapSensitivity:
         assert ((found.table.low - 1e-6 <= found.table.art) & (found.table.art <= found.table.high + 1e-6)).all()
 
     def test_every_method_at_its_best_kappa(self) -> None:
-        samples = in_memory(tradeoff({"fast-ibp": 1.0, "acert": 1.3}, n=100))
+        samples = in_memory(synthetic_radii({"fast-ibp": 1.0, "acert": 1.3}, n=100))
         found = cap_sensitivity(samples, draw(samples, 20), [0.05, EPS_MAX])
         table = method_table.tuned_table(samples.runs)
         for method in samples.methods:
@@ -40,17 +40,17 @@ class TestCapSensitivity:
         assert found.crossings == () and "is the same at every eps_max from 0.05 to 0.2" in found.sentence
 
     def test_one_method(self) -> None:
-        samples = in_memory(tradeoff({"acert": 1.0}, n=50))
+        samples = in_memory(synthetic_radii({"acert": 1.0}, n=50))
         assert "no order to change" in cap_sensitivity(samples, draw(samples, 20)).sentence
 
 
-class TestPortrait:
+class TestACRBreakdown:
     @settings(max_examples=25, deadline=None)
     @given(RADII)
     def test_the_shares_one_by_one(self, radii: list) -> None:
         values = np.array(radii, dtype=np.float32).astype(float)
         samples = in_memory({("acert", 0.0, 0): values})
-        found = portrait(samples, draw(samples, 20), "acert", 0.0, EPS_MAX, [0.0, 0.1, EPS_MAX])
+        found = acr_breakdown(samples, draw(samples, 20), "acert", 0.0, EPS_MAX, [0.0, 0.1, EPS_MAX])
         assert found.acr == pytest.approx(metrics.acr(values, EPS_MAX), rel=1e-6)
         assert found.zero == np.mean(values == 0) and found.full == np.mean(values >= np.float32(EPS_MAX))
         assert found.zero + found.inside + found.full == pytest.approx(1)
@@ -72,20 +72,20 @@ class TestPortrait:
     def test_seeds_are_pooled_and_their_spread_is_in_the_intervals(self) -> None:
         radii = {("acert", 0.0, k): np.where(np.arange(200) < 100 + 10 * k, 0.1, 0.0) for k in range(4)}
         samples = in_memory(radii)
-        found = portrait(samples, draw(samples, 400), "acert", 0.0, EPS_MAX, [0.1])
+        found = acr_breakdown(samples, draw(samples, 400), "acert", 0.0, EPS_MAX, [0.1])
         assert len(found.radii) == 800 and found.certified[0.1].estimate == pytest.approx(0.575)
         alone = in_memory({("acert", 0.0, 0): radii["acert", 0.0, 0]})
-        one = portrait(alone, draw(alone, 400), "acert", 0.0, EPS_MAX, [0.1])
+        one = acr_breakdown(alone, draw(alone, 400), "acert", 0.0, EPS_MAX, [0.1])
         assert one.certified[0.1].half == pytest.approx(1.96 * (0.25 / 200) ** 0.5, rel=0.15)  # a share's own
         assert found.certified[0.1].half > one.certified[0.1].half
         assert "certified 57.5 ±" in found.sentence and "the easiest 20 % of images make" in found.sentence
 
     def test_refusals(self) -> None:
-        samples = in_memory(tradeoff({"acert": 1.0}, n=20))
+        samples = in_memory(synthetic_radii({"acert": 1.0}, n=20))
         with pytest.raises(ValueError, match="there is no run of 'acert' at kappa = 0.3"):
-            portrait(samples, draw(samples, 20), "acert", 0.3, EPS_MAX, [])
+            acr_breakdown(samples, draw(samples, 20), "acert", 0.3, EPS_MAX, [])
         with pytest.raises(ValueError, match=r"eps_grid: \[0.3\] outside \[0, 0.25\]"):
-            portrait(samples, draw(samples, 20), "acert", 0.5, EPS_MAX, [0.1, 0.3])
+            acr_breakdown(samples, draw(samples, 20), "acert", 0.5, EPS_MAX, [0.1, 0.3])
 
 
 def test_an_order_that_a_fixed_eps_turns_round() -> None:
@@ -93,7 +93,7 @@ def test_an_order_that_a_fixed_eps_turns_round() -> None:
     deep, wide = np.where(np.arange(400) < 240, CAP, 0.0), np.full(400, 0.1)
     samples = in_memory({("acert", 0.0, 0): deep, ("fast-ibp", 0.0, 0): wide})
     drawn = draw(samples, 100)
-    both = [portrait(samples, drawn, method, 0.0, EPS_MAX, [0.05, EPS_MAX]) for method in samples.methods]
+    both = [acr_breakdown(samples, drawn, method, 0.0, EPS_MAX, [0.05, EPS_MAX]) for method in samples.methods]
     said = order_sentence(both)
     assert said.startswith("The order by ACR (ACERT, kappa = 0 > FastIBP, kappa = 0) hides this: at eps = 0.05 FastIBP")
     assert "0.2" not in said

@@ -5,17 +5,24 @@ import pytest
 import scipy.stats
 
 from acertlab.analysis import seeds
-from acertlab.analysis.bootstrap import cell_means, cell_scores, draw, interval, joint_samples, run_means
+from acertlab.analysis.bootstrap import (
+    confidence_interval,
+    draw,
+    image_means,
+    joint_samples,
+    resampled_scores,
+    seed_means,
+)
 from acertlab.data.pack import pack_runs
 from acertlab.data.run_table import load_runs
-from tests.helpers.synthetic_runs import CAP, EPS_MAX, in_memory, tradeoff, write_sweep
+from tests.helpers.synthetic_runs import CAP, EPS_MAX, in_memory, synthetic_radii, write_sweep
 
 METHODS = {"fast-ibp": 1.0, "acert": 1.3}
 
 
 def test_the_data_as_they_are_come_first() -> None:
-    samples = in_memory(tradeoff(METHODS))
-    scores = cell_scores(samples, draw(samples, 20), EPS_MAX)
+    samples = in_memory(synthetic_radii(METHODS))
+    scores = resampled_scores(samples, draw(samples, 20), EPS_MAX)
     means = seeds.mean_over_seeds(samples.runs)
     for name in ("acc", "acr", "art"):
         assert getattr(scores, name).shape == (21, 6)
@@ -24,8 +31,8 @@ def test_the_data_as_they_are_come_first() -> None:
 
 def test_one_seed_is_scipys_bootstrap() -> None:
     """Over images alone, several numbers of one network, drawn together: scipy's percentile interval."""
-    samples = in_memory(tradeoff({"acert": 1.0}, (0.5,), seeds=1, n=300))
-    scores = cell_scores(samples, draw(samples, 4000), EPS_MAX)
+    samples = in_memory(synthetic_radii({"acert": 1.0}, (0.5,), seeds=1, n=300))
+    scores = resampled_scores(samples, draw(samples, 4000), EPS_MAX)
     share, correct = samples.share(EPS_MAX)[0].astype(float), samples.correct[0].astype(float)
 
     def art(share: np.ndarray, correct: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -35,7 +42,7 @@ def test_one_seed_is_scipys_bootstrap() -> None:
                                     (scores.art, (share, correct), art)]:  # fmt: skip
         settings = {"n_resamples": 4000, "method": "percentile", "paired": len(data) > 1, "rng": 0}
         expected = scipy.stats.bootstrap(data, statistic, **settings).confidence_interval
-        mine, width = interval(values[:, 0]), expected.high - expected.low
+        mine, width = confidence_interval(values[:, 0]), expected.high - expected.low
         assert mine.low == pytest.approx(expected.low, abs=0.08 * width)
         assert mine.high == pytest.approx(expected.high, abs=0.08 * width)
 
@@ -45,7 +52,7 @@ def test_the_variance_over_seeds_is_not_biased(seeds: int) -> None:
     """Images all alike: what is left is the variance of a mean over seeds, s^2 / S with s^2 the unbiased one."""
     levels = np.linspace(0.02, 0.1, seeds) ** 1.5
     samples = in_memory({("acert", 0.0, k): np.full(30, level) for k, level in enumerate(levels)})
-    values = cell_scores(samples, draw(samples, 20000), EPS_MAX).acr[1:, 0]
+    values = resampled_scores(samples, draw(samples, 20000), EPS_MAX).acr[1:, 0]
     assert values.var() == pytest.approx((levels / EPS_MAX).var(ddof=1) / seeds, rel=0.05)
 
 
@@ -53,10 +60,10 @@ def test_methods_are_paired_image_by_image() -> None:
     """Two methods with the same radii but for a factor: their ratio is far surer than either."""
     images = np.random.default_rng(0).random(300) * 0.1
     samples = in_memory({("acert", 0.0, 0): images, ("fast-ibp", 0.0, 0): 0.5 * images})
-    acr = cell_scores(samples, draw(samples, 200), EPS_MAX).acr
+    acr = resampled_scores(samples, draw(samples, 200), EPS_MAX).acr
     assert samples.methods == ["fast-ibp", "acert"]
-    ratio = interval(acr[:, 1] / acr[:, 0])
-    assert ratio.estimate == pytest.approx(2) and ratio.half < 1e-5 < interval(acr[:, 1]).half
+    ratio = confidence_interval(acr[:, 1] / acr[:, 0])
+    assert ratio.estimate == pytest.approx(2) and ratio.half < 1e-5 < confidence_interval(acr[:, 1]).half
 
 
 def simulated_coverage(seeds: int, of_seeds: float, trials: int = 300) -> float:
@@ -67,7 +74,7 @@ def simulated_coverage(seeds: int, of_seeds: float, trials: int = 300) -> float:
         seed, image = rng.normal(0, of_seeds, (seeds, 1)), rng.normal(0, 0.25, n)
         values = truth + image + seed + rng.normal(0, 0.05, (seeds, n))
         drawn = draw(samples, 200, seed=trial)
-        found = interval(cell_means(run_means(values, drawn), drawn)[:, 0])
+        found = confidence_interval(seed_means(image_means(values, drawn), drawn)[:, 0])
         held += found.low <= truth <= found.high
     return held / trials
 
@@ -80,16 +87,16 @@ def test_coverage() -> None:
 
 
 def test_folders_and_packed_runs_are_the_same(tmp_path) -> None:
-    root = write_sweep(tmp_path / "runs", tradeoff(METHODS, n=50))
+    root = write_sweep(tmp_path / "runs", synthetic_radii(METHODS, n=50))
     packed = pack_runs(root, tmp_path / "packed")
     one, other = (joint_samples(load_runs(folder)) for folder in (root, packed))
     assert (one.radius == other.radius).all() and (one.correct == other.correct).all()
-    assert one.cells.equals(other.cells) and one.cap == CAP
+    assert one.settings.equals(other.settings) and one.cap == CAP
 
 
 class TestRefusals:
     def test_runs_that_do_not_compare(self, tmp_path) -> None:
-        runs = load_runs(write_sweep(tmp_path, tradeoff(METHODS, n=20)))
+        runs = load_runs(write_sweep(tmp_path, synthetic_radii(METHODS, n=20)))
         with pytest.raises(ValueError, match="runs: the table is empty"):
             joint_samples(runs[:0])
         for column, value in (("dataset", "mnist"), ("eps_max", 0.1), ("verifier", "crown"), ("split", "val")):
@@ -98,13 +105,13 @@ class TestRefusals:
                 joint_samples(runs.assign(**{column: values}))
 
     def test_other_images(self, tmp_path) -> None:
-        write_sweep(tmp_path, tradeoff({"acert": 1.0}, n=20))
-        write_sweep(tmp_path, tradeoff({"fast-ibp": 1.0}, n=30))
+        write_sweep(tmp_path, synthetic_radii({"acert": 1.0}, n=20))
+        write_sweep(tmp_path, synthetic_radii({"fast-ibp": 1.0}, n=30))
         with pytest.raises(ValueError, match=r"runs: .*fast-ibp-0-0 was tested on other images"):
             joint_samples(load_runs(tmp_path))
 
     def test_numbers_out_of_range(self) -> None:
-        samples = in_memory(tradeoff(METHODS, n=20))
+        samples = in_memory(synthetic_radii(METHODS, n=20))
         with pytest.raises(ValueError, match="eps_max = 0.3: accepted is > 0 and <= 0.25"):
             samples.share(0.3)
         with pytest.raises(ValueError, match="resamples: must be a whole number >= 20, not 5"):

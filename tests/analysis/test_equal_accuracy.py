@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from acertlab.analysis import equal_accuracy as dials
+from acertlab.analysis import equal_accuracy
 from acertlab.data.run import SHIPPED
 
 
@@ -19,7 +19,7 @@ def runs_of(factor: dict[int, float], kappas: tuple[float, ...] = (0.0, 0.5, 1.0
 
 
 def test_the_ratio_is_each_seeds_own() -> None:
-    found = dials.ratios_by_seed(runs_of({0: 1.1, 1: 1.3, 2: 1.2}))
+    found = equal_accuracy.ratios_by_seed(runs_of({0: 1.1, 1: 1.3, 2: 1.2}))
     assert found.accuracy.tolist() == pytest.approx(np.arange(40, 81) / 100)
     assert np.allclose(found.ratio, 1.2) and np.allclose(found.standard_error, 0.1 / 3**0.5)
     assert np.allclose(found.low, 1.1) and np.allclose(found.high, 1.3) and (found.seeds == 3).all()
@@ -29,19 +29,19 @@ def test_the_ratio_is_each_seeds_own() -> None:
 def test_another_dial_adds_points_to_the_front() -> None:
     runs = runs_of({0: 1.0, 1: 1.0}).assign(train_eps_factor=np.nan)  # runs that know nothing of it have 1
     better = runs[(runs.method == "acert") & (runs.kappa == 0.5)].assign(train_eps_factor=0.5)
-    found = dials.ratios_by_seed(pd.concat([runs, better.assign(acr=2 * better.acr)]))
+    found = equal_accuracy.ratios_by_seed(pd.concat([runs, better.assign(acr=2 * better.acr)]))
     at = dict(zip(found.accuracy.round(2), found.ratio, strict=True))
     assert at[0.6] == pytest.approx(2) and at[0.8] == pytest.approx(1)
     with pytest.raises(ValueError, match="is there twice, by kappa, train_eps_factor, method and seed"):
-        dials.ratios_by_seed(pd.concat([runs, runs]))
+        equal_accuracy.ratios_by_seed(pd.concat([runs, runs]))
 
 
 def test_only_what_all_seeds_reach() -> None:
     runs = runs_of({0: 1.0, 1: 1.0})
     runs.loc[(runs.seed == 1) & (runs.method == "acert"), "acc"] += 0.3
-    assert dials.ratios_by_seed(runs).accuracy.min() == pytest.approx(0.7)
+    assert equal_accuracy.ratios_by_seed(runs).accuracy.min() == pytest.approx(0.7)
     runs.loc[(runs.seed == 1) & (runs.method == "acert"), "acc"] += 0.3
-    assert dials.ratios_by_seed(runs).empty
+    assert equal_accuracy.ratios_by_seed(runs).empty
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_only_what_all_seeds_reach() -> None:
 )  # fmt: skip
 def test_one_clear_error(change, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dials.ratios_by_seed(change(runs_of({0: 1.0, 1: 1.1})))
+        equal_accuracy.ratios_by_seed(change(runs_of({0: 1.0, 1: 1.1})))
 
 
 def test_the_command_on_the_shipped_runs(capsys: pytest.CaptureFixture) -> None:
-    assert dials.main([str(SHIPPED)]) == 0
+    assert equal_accuracy.main([str(SHIPPED)]) == 0
     said = capsys.readouterr().out
     assert "cifar10" in said and "| Acc % | ACERT: ACR % | FastIBP: ACR % |" in said
-    assert dials.main(["/nowhere"]) == 1 and "there is no folder of runs" in capsys.readouterr().err
+    assert equal_accuracy.main(["/nowhere"]) == 1 and "there is no folder of runs" in capsys.readouterr().err

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from acertlab._text import eps_text
 from acertlab.analysis import method_table
-from acertlab.analysis.bootstrap import Interval, cell_scores, draw
+from acertlab.analysis.bootstrap import ConfidenceInterval, draw, resampled_scores
 from acertlab.analysis.fronts import Curve, analyse, compare, simultaneous_half_width, tuned
 from acertlab.data.run_table import load_runs
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import METHODS
-from tests.helpers.synthetic_runs import EPS_MAX, in_memory, tradeoff, write_sweep
+from tests.helpers.synthetic_runs import EPS_MAX, in_memory, synthetic_radii, write_sweep
 
 PLACES = st.integers(0, 12).map(lambda k: k / 12)  # coarse, so that ties are frequent
 POINTS = st.lists(st.tuples(PLACES, PLACES), min_size=1, max_size=8)
@@ -23,7 +23,7 @@ FIRST, BETTER = {"fast-ibp": 1.0}, {"fast-ibp": 1.0, "acert": 1.3}
 def analysed(radii: dict, **options: int):
     """`analyse`, but for the folders."""
     samples, drawn = in_memory(radii), draw(in_memory(radii), 200, **options)
-    scores = cell_scores(samples, drawn, EPS_MAX)
+    scores = resampled_scores(samples, drawn, EPS_MAX)
     return samples, drawn, scores
 
 
@@ -68,7 +68,7 @@ class TestCurve:
 
     def test_a_coin_between_two_networks_attains_the_segment(self) -> None:
         """The argument for interpolating: choose one of two neighbouring networks for every image at random."""
-        samples, _, scores = analysed(tradeoff(FIRST, seeds=1, n=4000))
+        samples, _, scores = analysed(synthetic_radii(FIRST, seeds=1, n=4000))
         curve, coin = Curve.of(samples, scores, "fast-ibp"), np.random.default_rng(0).random(4000) < 0.3
         one, other = curve.front[:2]
         accuracy = np.where(coin, samples.correct[one], samples.correct[other]).mean()
@@ -90,7 +90,7 @@ def test_a_simultaneous_band_holds_whole_curves() -> None:
 class TestCompare:
     def test_a_front_above_another_by_a_known_factor(self) -> None:
         """Radii times 1.3, below the cap, at equal accuracies: x1.30 everywhere, exactly."""
-        radii = {cell: np.minimum(r, 0.15) for cell, r in tradeoff(FIRST, n=400).items()}
+        radii = {cell: np.minimum(r, 0.15) for cell, r in synthetic_radii(FIRST, n=400).items()}
         samples, _, scores = analysed(shifted(radii, "acert", factor=1.3))
         found = compare(samples, scores, "acert", "fast-ibp")
         assert found.verdict == "leads" and found.trails == () and len(found.leads) == 1
@@ -108,7 +108,7 @@ class TestCompare:
 
     def test_equal_kappa_is_not_compared(self) -> None:
         """One network for one kappa of the other method: more accuracy, less radius, the same curve."""
-        radii = tradeoff(FIRST, kappas=tuple(np.linspace(0, 0.9, 10)), n=600, noise=0.002)
+        radii = synthetic_radii(FIRST, kappas=tuple(np.linspace(0, 0.9, 10)), n=600, noise=0.002)
         names = {0: "fast-ibp", 1: "acert"}
         alternating = {(names[i % 2], kappa, k): radii["fast-ibp", kappa, k]
                        for i, kappa in enumerate(np.linspace(0, 0.9, 10)) for k in range(3)}  # fmt: skip
@@ -118,7 +118,7 @@ class TestCompare:
         assert found.compared[0] < found.at.accuracy < found.compared[1]
 
     def test_the_same_twice_is_undecided(self) -> None:
-        samples, _, scores = analysed(shifted(tradeoff(FIRST), "acert"))
+        samples, _, scores = analysed(shifted(synthetic_radii(FIRST), "acert"))
         found = compare(samples, scores, "acert", "fast-ibp")
         assert found.verdict == "undecided" and (found.leads, found.trails) == ((), ())
         assert found.sentence.startswith("Neither front dominates: at accuracies")
@@ -126,7 +126,7 @@ class TestCompare:
 
     def test_each_leads_somewhere(self) -> None:
         """A steeper curve crosses a flatter one."""
-        radii = tradeoff(FIRST, n=2000, noise=0.001)
+        radii = synthetic_radii(FIRST, n=2000, noise=0.001)
         for (_, kappa, seed), radius in list(radii.items()):
             radii["acert", kappa, seed] = np.minimum(radius * {0.0: 0.94, 0.5: 1.0, 0.9: 1.4}[kappa], 0.25)
         samples, _, scores = analysed(radii)
@@ -138,7 +138,7 @@ class TestCompare:
 
     def test_no_common_accuracy(self) -> None:
         """Half of the correct images wrong: less accuracy. Where the radii are larger there, neither dominates."""
-        radii = tradeoff(FIRST, kappas=(0.0, 0.1), n=1000, noise=0.001)
+        radii = synthetic_radii(FIRST, kappas=(0.0, 0.1), n=1000, noise=0.001)
         worse = analysed(shifted(radii, "acert", wrong=0.2))
         found = compare(worse[0], worse[2], "acert", "fast-ibp")
         assert found.compared is None and found.at is None and found.verdict == "trails" and found.worse == 1
@@ -149,7 +149,7 @@ class TestCompare:
         assert "do not overlap, so that there is no equal accuracy" in found.sentence
 
     def test_a_front_of_one_network_is_compared_at_its_own_accuracy(self) -> None:
-        radii = tradeoff(FIRST, n=1000)
+        radii = synthetic_radii(FIRST, n=1000)
         for seed in range(3):
             radii["acert", 0.5, seed] = np.minimum(1.5 * radii["fast-ibp", 0.5, seed], 0.25)
         samples, _, scores = analysed(radii)
@@ -159,14 +159,14 @@ class TestCompare:
         assert "elsewhere" not in found.sentence
 
     def test_one_seed_says_what_its_interval_covers(self) -> None:
-        samples, drawn, scores = analysed(tradeoff(BETTER, seeds=1))
+        samples, drawn, scores = analysed(synthetic_radii(BETTER, seeds=1))
         assert compare(samples, scores, "acert", "fast-ibp").at.covers == "test images only"
         assert (
             "One seed: the intervals cover the choice of test images only" in tuned(samples, drawn, scores)[0].sentence
         )
 
     def test_an_unknown_method(self) -> None:
-        samples, _, scores = analysed(tradeoff(BETTER, n=50))
+        samples, _, scores = analysed(synthetic_radii(BETTER, n=50))
         with pytest.raises(ValueError, match="method: there is no run of 'sabr'; there are fast-ibp, acert"):
             compare(samples, scores, "acert", "sabr")
 
@@ -174,7 +174,7 @@ class TestCompare:
 class TestAnalyse:
     def test_kappa_is_chosen_on_validation_images_where_there_are_some(self, tmp_path) -> None:
         """Validation prefers 0.9, which the test images do not."""
-        radii = tradeoff(BETTER, n=200)
+        radii = synthetic_radii(BETTER, n=200)
         blind = analyse(load_runs(write_sweep(tmp_path / "a", radii)), resamples=50)
         assert {best.chosen_on for best in blind.tuned} == {"test"}
         table = method_table.tuned_table(blind.samples.runs)
@@ -189,21 +189,21 @@ class TestAnalyse:
         assert seen.table()["kappa chosen on"].tolist() == ["validation"] * 2
 
     def test_verdicts(self, tmp_path) -> None:
-        better = analyse(load_runs(write_sweep(tmp_path / "a", tradeoff(BETTER))), resamples=100)
+        better = analyse(load_runs(write_sweep(tmp_path / "a", synthetic_radii(BETTER))), resamples=100)
         assert better.verdict.startswith("ACERT dominates every other method")
         assert len(better.sentences) == 1 + 1 + 2
-        alike = analyse(load_runs(write_sweep(tmp_path / "b", shifted(tradeoff(FIRST), "acert"))), resamples=100)
+        alike = analyse(load_runs(write_sweep(tmp_path / "b", shifted(synthetic_radii(FIRST), "acert"))), resamples=100)
         assert alike.verdict == "No method dominates all others."
-        alone = analyse(load_runs(write_sweep(tmp_path / "c", tradeoff(FIRST))), resamples=50)
+        alone = analyse(load_runs(write_sweep(tmp_path / "c", synthetic_radii(FIRST))), resamples=50)
         assert "one method" in alone.verdict and alone.comparisons == ()
 
     def test_the_same_seed_gives_the_same_numbers(self, tmp_path) -> None:
-        runs = load_runs(write_sweep(tmp_path, tradeoff(BETTER, n=50)))
+        runs = load_runs(write_sweep(tmp_path, synthetic_radii(BETTER, n=50)))
         one, again, other = (analyse(runs, resamples=50, seed=seed) for seed in (0, 0, 1))
         assert one.sentences == again.sentences and one.tuned != other.tuned
 
     def test_another_eps_max(self, tmp_path) -> None:
-        runs = load_runs(write_sweep(tmp_path, tradeoff(BETTER, n=50)))
+        runs = load_runs(write_sweep(tmp_path, synthetic_radii(BETTER, n=50)))
         half, full = analyse(runs, 0.1, resamples=50), analyse(runs, resamples=50)
         assert half.eps_max == 0.1 and (half.scores.acr > full.scores.acr).all()
         with pytest.raises(ValueError, match="eps_max = 0.3: accepted"):
@@ -213,5 +213,5 @@ class TestAnalyse:
 
 
 def test_texts() -> None:
-    assert Interval(0.412, 0.40, 0.42).percent() == "41.2 ± 1.0"
+    assert ConfidenceInterval(0.412, 0.40, 0.42).percent() == "41.2 ± 1.0"
     assert [eps_text(eps) for eps in (8 / 255, 0.1, 0.4)] == ["0.03137 (8/255)", "0.1", "0.4"]

@@ -11,7 +11,7 @@ from acertlab.analysis import method_table as table
 from acertlab.data.datasets import to_float
 from acertlab.radius.attack import adversarial_accuracy
 from acertlab.training.methods import catalogue
-from tests.helpers.synthetic_runs import CAP, EPS_MAX, tradeoff, write_sweep
+from tests.helpers.synthetic_runs import CAP, EPS_MAX, synthetic_radii, write_sweep
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[al.Run, al.ImageData]
 
 
 def test_validation_chooses_kappa_and_the_test_images_do_not(tmp_path: Path) -> None:
-    radii = tradeoff({"acert": 1.0, "fast-ibp": 0.8}, seeds=2)
+    radii = synthetic_radii({"acert": 1.0, "fast-ibp": 0.8}, seeds=2)
     best = {"acert": 0.5, "fast-ibp": 0.9}
     validation = {cell: 0.9 if cell[1] == best[cell[0]] else 0.1 for cell in radii}
     runs = al.load_runs(write_sweep(tmp_path, radii, validation))
@@ -42,7 +42,7 @@ def test_validation_chooses_kappa_and_the_test_images_do_not(tmp_path: Path) -> 
 
 
 def test_kappa_is_chosen_by_the_seeds_that_all_kappas_have(tmp_path: Path) -> None:
-    radii = tradeoff({"acert": 1.0}, seeds=3)
+    radii = synthetic_radii({"acert": 1.0}, seeds=3)
     kappas = sorted({cell[1] for cell in radii})
     best, lucky = kappas[:2]  # validated with one lucky seed alone; the best has two more, which are worse
     validation = {cell: 0.9 - 0.2 * cell[2] if cell[1] == best else 0.8 for cell in radii}
@@ -56,7 +56,7 @@ def test_kappa_is_chosen_by_the_seeds_that_all_kappas_have(tmp_path: Path) -> No
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
-    radii = tradeoff({"acert": 1.0}, seeds=1)
+    radii = synthetic_radii({"acert": 1.0}, seeds=1)
     runs = al.load_runs(write_sweep(tmp_path / "a", radii))
     with pytest.raises(ValueError, match=r"acert.* was not validated"):
         table.chosen_runs(runs)
@@ -97,7 +97,7 @@ def test_pgd_is_spared_where_the_certificate_decides(run, monkeypatch: pytest.Mo
 def test_the_command(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert table.main([str(tmp_path)]) == 1
     assert "there is no finished run" in capsys.readouterr().err
-    radii = tradeoff({"acert": 1.0, "fast-ibp": 0.8}, seeds=2)
+    radii = synthetic_radii({"acert": 1.0, "fast-ibp": 0.8}, seeds=2)
     for method in ("acert", "fast-ibp"):
         own = {cell: of for cell, of in radii.items() if cell[0] == method}
         write_sweep(tmp_path / method, own, {cell: 0.5 + np.mean(own[cell]) / CAP / 10 for cell in own})

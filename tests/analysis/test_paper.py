@@ -14,7 +14,7 @@ import acertlab as al
 from acertlab import _text
 from acertlab.analysis.paper import ablations
 from acertlab.analysis.paper import tables as paper
-from acertlab.analysis.paper.ablations import ACERT, ACERT_FAST, FAST_IBP, NO_RAMP, RAMP, Cell
+from acertlab.analysis.paper.ablations import ACERT, ACERT_FAST, FAST_IBP, NO_RAMP, RAMP, Setting
 from acertlab.analysis.paper.tables import ROWS, Row
 from acertlab.training import estimate as duration
 from acertlab.training.loop import step
@@ -260,7 +260,7 @@ def test_a_duration_adds_up():
     )
     assert found.training == 10 * (1 + 4 + 9) and found.total == found.training + 6 * 5 + 7
     assert str(found).startswith("about 3.0 min: 1 epoch clean of 10 steps at 1 s, 2 epochs on the ramp")
-    assert [_text.readable(s) for s in (0.42, 11.8, 200, 9000, 200_000)] == [
+    assert [_text.seconds_text(s) for s in (0.42, 11.8, 200, 9000, 200_000)] == [
         "0.42 s",
         "12 s",
         "3.3 min",
@@ -296,9 +296,9 @@ def test_cells_are_those_of_the_paper():
         ("acert", 0),
         ("acert", 0.25),
     ]
-    wanted = ablations.cells([2, 100])
+    wanted = ablations.settings([2, 100])
     assert len(wanted) == len(set(wanted)) == 4 + 4 + 3
-    assert [cell.iterations for cell in ablations.root_cells([2, 100])] == [0, 0, 2, 100]
+    assert [cell.iterations for cell in ablations.root_settings([2, 100])] == [0, 0, 2, 100]
     assert ablations.iteration_counts("1 2 100") == [1, 2, 100] and ablations.iteration_counts(5) == [5]
     for wrong in ("", "0 1", "2 1", "1 1", "2, 3", "1.5", "-1"):
         with pytest.raises(ValueError, match="rising whole numbers"):
@@ -327,7 +327,7 @@ def test_the_table_without_the_ramp_and_its_sentence():
 
 
 def test_the_table_of_iterations_and_its_sentence():
-    cells = ablations.root_cells([1, 2, 100])
+    cells = ablations.root_settings([1, 2, 100])
     runs = {cell: [run_of(0.8, 0.8 + i / 100, seconds=10 + i, passes=i)] for i, cell in enumerate(cells)}
     table = ablations.root_table(runs, [1, 2, 100], {cell: 0.01 * (i + 1) for i, cell in enumerate(cells)})
     assert list(table.index) == [("FastIBP", 0), ("ACERT-fast", 0), ("ACERT", 1), ("ACERT", 2), ("ACERT", 100)]
@@ -365,8 +365,8 @@ def test_more_iterations_are_nearer(tmp_path):
     assert errors["mean"].is_monotonic_decreasing and errors.passes.is_monotonic_increasing
     assert errors.passes[0] == 0 and errors["mean"][0] > 10 * errors["mean"][2] > errors["mean"][100]
     assert errors.largest[100] < 0.05  # % of eps_max
-    spent = ablations.step_seconds({cell: [run] for cell in ablations.root_cells([2])}, [2], data)
-    assert list(spent) == [FAST_IBP, ACERT_FAST, Cell("acert", 0.0, "root-2")] and min(spent.values()) > 0
+    spent = ablations.step_seconds({cell: [run] for cell in ablations.root_settings([2])}, [2], data)
+    assert list(spent) == [FAST_IBP, ACERT_FAST, Setting("acert", 0.0, "root-2")] and min(spent.values()) > 0
     step_ratio, runtime_ratio = duration.beside_fast_ibp(run, data, validation=1e6)
     assert step_ratio > 0 and runtime_ratio == pytest.approx(1.0)  # all of the time is validation
     drawn = figures.radius_errors(errors.reset_index())

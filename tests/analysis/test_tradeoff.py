@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acertlab.analysis import seeds
-from acertlab.analysis import tradeoff as points
+from acertlab.analysis import seeds, tradeoff
 from acertlab.analysis.seeds import rescore
 from acertlab.data.run_table import load_radii
 from acertlab.radius import metrics
@@ -15,7 +14,7 @@ from acertlab.radius import metrics
 CAP = 0.25
 
 
-class TestPool:
+class TestPoolSeeds:
     def test_seeds_are_one_point(self, networks):
         found = [(point.method, point.kappa, point.seeds) for point in networks.points]
         assert found == [("standard", 1.0, (0,)), ("acert", 0.0, (0, 1)), ("acert", 0.5, (0,))]
@@ -26,7 +25,7 @@ class TestPool:
     @pytest.mark.parametrize("eps_max", [0.003, 0.1, 0.2, CAP])
     def test_means_are_those_of_metrics(self, runs, networks, eps_max):
         wanted = seeds.mean_over_seeds(rescore(runs, load_radii(runs), eps_max))
-        pd.testing.assert_frame_equal(points.means(networks, eps_max), wanted, rtol=1e-12, check_dtype=False)
+        pd.testing.assert_frame_equal(tradeoff.means(networks, eps_max), wanted, rtol=1e-12, check_dtype=False)
 
     @given(st.floats(0, CAP))
     def test_certified_accuracies_are_those_of_metrics(self, runs, networks, eps):
@@ -39,58 +38,58 @@ class TestPool:
     def test_float32_radii_at_eps_max(self, runs):
         cap = float(np.float32(0.11))
         one = runs[:1].assign(radius_cap=0.11)
-        (point,) = points.pool(one, {one.path.iloc[0]: np.full(3, cap)}).points
+        (point,) = tradeoff.pool_seeds(one, {one.path.iloc[0]: np.full(3, cap)}).points
         assert point.certified([0.11]) == 1.0
 
     @pytest.mark.parametrize("eps_max", [0.0, -0.1, 0.26, np.nan])
     def test_beyond_what_was_searched(self, networks, eps_max):
         with pytest.raises(ValueError, match=r"eps_max = .*accepted is > 0 and <= 0\.25"):
-            points.means(networks, eps_max)
+            tradeoff.means(networks, eps_max)
 
     def test_what_cannot_be_pooled(self, runs):
         with pytest.raises(ValueError, match="no finished run"):
-            points.pool(runs[:0], {})
+            tradeoff.pool_seeds(runs[:0], {})
         with pytest.raises(ValueError, match=r"several dataset \(a, b\)"):
-            points.pool(runs.assign(dataset=["a", "b", "b", "b"]), {})
+            tradeoff.pool_seeds(runs.assign(dataset=["a", "b", "b", "b"]), {})
         with pytest.raises(ValueError, match=r"several eps_max \(0\.1, 0\.2\)"):
-            points.pool(runs.assign(eps_max=[0.1, 0.2, 0.2, 0.2]), {})
+            tradeoff.pool_seeds(runs.assign(eps_max=[0.1, 0.2, 0.2, 0.2]), {})
         with pytest.raises(ValueError, match="differ in n"):
-            points.pool(runs.assign(n=range(4)), load_radii(runs))
+            tradeoff.pool_seeds(runs.assign(n=range(4)), load_radii(runs))
 
 
-class TestChoose:
+class TestSelectRuns:
     def test_of_which_there_are_most(self, runs):
         mixed = runs.assign(dataset=["b", "a", "b", "b"])
-        assert set(points.choose(mixed).dataset) == {"b"}
-        assert set(points.choose(runs.assign(dataset=["b", "a", "b", "a"])).dataset) == {"a"}
-        assert len(points.choose(mixed, "a")) == 1
+        assert set(tradeoff.select_runs(mixed).dataset) == {"b"}
+        assert set(tradeoff.select_runs(runs.assign(dataset=["b", "a", "b", "a"])).dataset) == {"a"}
+        assert len(tradeoff.select_runs(mixed, "a")) == 1
 
     def test_what_is_not_there(self, runs):
         with pytest.raises(ValueError, match=r"no finished run of mnist\. Datasets: digits"):
-            points.choose(runs, "mnist")
+            tradeoff.select_runs(runs, "mnist")
         with pytest.raises(ValueError, match=r"no finished run of digits trained for eps_max = 0\.3; there is 0\.2"):
-            points.choose(runs, "digits", 0.3)
+            tradeoff.select_runs(runs, "digits", 0.3)
         with pytest.raises(ValueError, match=r"set trained_eps_max to one of 0\.1, 0\.2"):
-            points.choose(runs.assign(eps_max=[0.1, 0.2, 0.2, 0.2]))
+            tradeoff.select_runs(runs.assign(eps_max=[0.1, 0.2, 0.2, 0.2]))
         with pytest.raises(ValueError, match="no finished run of any dataset"):
-            points.choose(runs[:0])
+            tradeoff.select_runs(runs[:0])
 
 
-class TestMix:
+class TestInterpolation:
     def test_a_trained_kappa_is_that_network(self, networks):
-        mix = points.at_kappa(networks, "acert", 0.0)
+        mix = tradeoff.at_kappa(networks, "acert", 0.0)
         assert (mix.low, mix.kappa, mix.note) == (networks.points[1], 0.0, "trained")
-        table = points.means(networks, 0.1)
+        table = tradeoff.means(networks, 0.1)
         scores = mix.scores(0.1, 0.05)
         for name in ("acc", "acr", "art"):
             assert scores[name] == pytest.approx(table[name][1], rel=1e-12)
 
     @given(st.floats(0.001, 0.499), st.floats(0.01, CAP), st.floats(0, CAP))
     def test_between_two_it_is_a_coin_toss(self, networks, kappa, eps_max, eps):
-        mix = points.at_kappa(networks, "acert", kappa)
+        mix = tradeoff.at_kappa(networks, "acert", kappa)
         assert mix.note == "interpolated between kappa = 0 and 0.5"
         assert mix.kappa == pytest.approx(kappa)
-        ends = [points.at_kappa(networks, "acert", k).scores(eps_max, eps) for k in (0.0, 0.5)]
+        ends = [tradeoff.at_kappa(networks, "acert", k).scores(eps_max, eps) for k in (0.0, 0.5)]
         scores = mix.scores(eps_max, eps)
         for name in ("acc", "acr", "certified"):
             by_hand = (1 - 2 * kappa) * ends[0][name] + 2 * kappa * ends[1][name]
@@ -98,18 +97,18 @@ class TestMix:
         assert scores["art"] <= (scores["acc"] * scores["acr"]) ** 0.5 + 1e-12  # a mean of square roots
 
     def test_the_area_below_a_mixture_is_its_mean_radius(self, networks):
-        mix, grid = points.at_kappa(networks, "acert", 0.3), np.linspace(0, 0.2, 20001)
+        mix, grid = tradeoff.at_kappa(networks, "acert", 0.3), np.linspace(0, 0.2, 20001)
         assert np.trapezoid(mix.certified(grid), grid) == pytest.approx(0.2 * mix.scores(0.2, 0.1)["acr"], abs=1e-5)
 
     def test_beyond_what_was_trained(self, networks):
-        mix = points.at_kappa(networks, "acert", 0.9)
+        mix = tradeoff.at_kappa(networks, "acert", 0.9)
         assert mix.low is mix.high is networks.points[2]
         assert "kappa = 0.5 is the nearest" in mix.note
-        assert points.at_kappa(networks, "standard", 0.0).low is networks.points[0]
+        assert tradeoff.at_kappa(networks, "standard", 0.0).low is networks.points[0]
 
     def test_an_unknown_method(self, networks):
         with pytest.raises(ValueError, match=r"method = 'ibp': accepted are those of these runs, standard, acert"):
-            points.at_kappa(networks, "ibp", 0.0)
+            tradeoff.at_kappa(networks, "ibp", 0.0)
 
 
 def network(acc: float, radius: float, kappa: float, n: int = 1000) -> dict:
@@ -123,13 +122,13 @@ def hand_made():
     common = {"dataset": "digits", "method": "acert", "seed": 0, "eps_max": 0.2, "radius_cap": 0.2, "art": 0.0}
     rows = [common | {"path": str(i), "kappa": m["kappa"], "acc": m["acc"], "acr": m["radii"].mean() / 0.2}
             for i, m in enumerate(made)]  # fmt: skip
-    return points.pool(pd.DataFrame(rows), {str(i): m["radii"] for i, m in enumerate(made)})
+    return tradeoff.pool_seeds(pd.DataFrame(rows), {str(i): m["radii"] for i, m in enumerate(made)})
 
 
 class TestEqualAccuracy:
     def test_along_the_front(self, hand_made):
-        assert [point.kappa for point in points.front(hand_made, "acert", 0.2)] == [0.0, 0.5, 0.9]
-        mix = points.at_accuracy(hand_made, "acert", 0.875, 0.2)  # not through the dominated one at 0.85
+        assert [point.kappa for point in tradeoff.front(hand_made, "acert", 0.2)] == [0.0, 0.5, 0.9]
+        mix = tradeoff.at_accuracy(hand_made, "acert", 0.875, 0.2)  # not through the dominated one at 0.85
         assert mix.note == "interpolated between kappa = 0 and 0.5"
         assert mix.weight == pytest.approx(0.75)
         scores = mix.scores(0.2, 0.1)
@@ -137,11 +136,11 @@ class TestEqualAccuracy:
         assert scores["acr"] == pytest.approx(0.25 * 0.8 * 1.0 + 0.75 * 0.9 * 0.75)
 
     def test_the_ends_and_beyond(self, hand_made):
-        assert points.at_accuracy(hand_made, "acert", 0.8, 0.2).note == "trained"
-        assert points.at_accuracy(hand_made, "acert", 1.0, 0.2).low.kappa == 0.9
-        assert points.at_accuracy(hand_made, "acert", 0.79, 0.2) is None
+        assert tradeoff.at_accuracy(hand_made, "acert", 0.8, 0.2).note == "trained"
+        assert tradeoff.at_accuracy(hand_made, "acert", 1.0, 0.2).low.kappa == 0.9
+        assert tradeoff.at_accuracy(hand_made, "acert", 0.79, 0.2) is None
 
     def test_the_front_depends_on_eps_max(self, hand_made):
         # below the smallest radius only accuracy counts, and the last network dominates the rest
-        assert [point.kappa for point in points.front(hand_made, "acert", 0.05)] == [0.9]
-        assert points.at_accuracy(hand_made, "acert", 0.875, 0.05) is None
+        assert [point.kappa for point in tradeoff.front(hand_made, "acert", 0.05)] == [0.9]
+        assert tradeoff.at_accuracy(hand_made, "acert", 0.875, 0.05) is None

@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 import acertlab as al
-from acertlab.analysis import tradeoff as points
+from acertlab.analysis import tradeoff
 from acertlab.data.run import load_run
 from acertlab.data.run_table import load_radii, load_runs
 from acertlab.visualization import widgets
@@ -325,7 +325,7 @@ def opened(browser: Any, lab: str, folder: Path) -> Iterator[Callable[[str, str]
 
 def test_the_pareto_explorer(opened: Callable[[str, str], Shown], synthetic_runs: Path) -> None:
     runs = load_runs(synthetic_runs)
-    networks = points.pool(runs, load_radii(runs))
+    networks = tradeoff.pool_seeds(runs, load_radii(runs))
     start = widgets.first_view(networks)
     lab = opened("03_pareto.ipynb", "widgets.pareto_explorer(")
     handles, lists = lab.cell.locator(".noUi-handle"), lab.cell.locator("select")

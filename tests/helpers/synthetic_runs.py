@@ -63,7 +63,7 @@ def in_memory(radii: Mapping[Cell, np.ndarray]) -> Samples:
     )  # fmt: skip
 
 
-def tradeoff(
+def synthetic_radii(
     methods: Mapping[str, float], kappas: tuple[float, ...] = (0.0, 0.5, 0.9), seeds: int = 3, n: int = 400,
     noise: float = 0.01, seed: int = 0,
 ) -> dict[Cell, np.ndarray]:  # fmt: skip

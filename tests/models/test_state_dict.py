@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import acertlab as al
 from acertlab.analysis.fronts import analyse
-from acertlab.analysis.tradeoff import pool
+from acertlab.analysis.tradeoff import pool_seeds
 from acertlab.bounds.rules.affine import Normalize
 from acertlab.data.datasets import ImageData, load_dataset
 from acertlab.data.pack import pack_runs
@@ -504,7 +504,7 @@ def test_every_reader_takes_an_imported_run(root: Path, tmp_path: Path) -> None:
     runs = load_runs(root)
     assert set(runs.method) == {"ibp", "sabr", "SABR (published)"} and not runs.attrs["unfinished"]
     assert "SABR (published)" in {trace.name for trace in tradeoff(runs).data}
-    networks = pool(runs, load_radii(runs))
+    networks = pool_seeds(runs, load_radii(runs))
     view = first_view(networks)
     assert len(pareto_figures(networks, view)) and "SABR (published)" in pareto_texts(networks, view)["kappa_text"]
     picked = replace(view, picked=[point.method for point in networks.points].index("SABR (published)"))

@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from acertlab.analysis.acr_breakdown import CapSensitivity, Portrait, cap_sensitivity, portrait
+from acertlab.analysis.acr_breakdown import ACRBreakdown, CapSensitivity, acr_breakdown, cap_sensitivity
 from acertlab.analysis.fronts import Analysis, analyse
 from acertlab.data.run_table import load_runs
 from acertlab.visualization import comparison as figures
 from acertlab.visualization.style import method_style
-from tests.helpers.synthetic_runs import EPS_MAX, tradeoff, write_sweep
+from tests.helpers.synthetic_runs import EPS_MAX, synthetic_radii, write_sweep
 
 
 @pytest.fixture(scope="module")
 def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
-    root = write_sweep(tmp_path_factory.mktemp("sweep"), tradeoff({"fast-ibp": 1.0, "acert": 1.3}, n=200))
+    root = write_sweep(tmp_path_factory.mktemp("sweep"), synthetic_radii({"fast-ibp": 1.0, "acert": 1.3}, n=200))
     return analyse(load_runs(root), resamples=60)
 
 
@@ -23,8 +23,8 @@ def sensitivity(analysis: Analysis) -> CapSensitivity:
 
 
 @pytest.fixture(scope="module")
-def portraits(analysis: Analysis) -> list[Portrait]:
-    return [portrait(analysis.samples, analysis.resamples, best.method, best.kappa, EPS_MAX, [0.05, EPS_MAX])
+def breakdowns(analysis: Analysis) -> list[ACRBreakdown]:
+    return [acr_breakdown(analysis.samples, analysis.resamples, best.method, best.kappa, EPS_MAX, [0.05, EPS_MAX])
             for best in analysis.tuned]  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def test_fronts(analysis: Analysis) -> None:
     figure = figures.fronts(analysis)
     shown = {trace.name: trace for trace in figure.data if trace.mode == "markers+text"}
     assert list(shown) == ["FastIBP", "ACERT"]
-    cells = analysis.samples.cells
+    cells = analysis.samples.settings
     for method, name in (("fast-ibp", "FastIBP"), ("acert", "ACERT")):
         of_method = (cells.method == method).to_numpy()
         np.testing.assert_allclose(shown[name].x, 100 * analysis.scores.acc[0, of_method])
@@ -54,7 +54,7 @@ def test_difference(analysis: Analysis) -> None:
 
 
 def test_what_cannot_be_compared_has_no_figure(tmp_path) -> None:
-    radii = tradeoff({"fast-ibp": 1.0}, (0.0,), n=100) | tradeoff({"acert": 1.0}, (0.9,), n=100)
+    radii = synthetic_radii({"fast-ibp": 1.0}, (0.0,), n=100) | synthetic_radii({"acert": 1.0}, (0.9,), n=100)
     (pair,) = analyse(load_runs(write_sweep(tmp_path, radii)), resamples=20).comparisons
     with pytest.raises(ValueError, match="do not overlap"):
         figures.difference(pair)
@@ -68,36 +68,38 @@ def test_art_over_caps(sensitivity: CapSensitivity) -> None:
     assert [shape.x0 for shape in figure.layout.shapes] == [EPS_MAX, *(c.eps_max for c in sensitivity.crossings)]
 
 
-def test_the_parts_of_an_acr(portraits: list[Portrait]) -> None:
-    curve = figures.certified_areas(portraits).data[0]
+def test_the_parts_of_an_acr(breakdowns: list[ACRBreakdown]) -> None:
+    curve = figures.certified_areas(breakdowns).data[0]
     area = np.trapezoid(curve.y, curve.x) / EPS_MAX
-    assert area == pytest.approx(100 * portraits[0].acr, abs=0.3)
-    assert curve.name.endswith(f"area {100 * portraits[0].acr:.1f} %")
-    bars = figures.radius_shares(portraits).data[0]
+    assert area == pytest.approx(100 * breakdowns[0].acr, abs=0.3)
+    assert curve.name.endswith(f"area {100 * breakdowns[0].acr:.1f} %")
+    bars = figures.radius_shares(breakdowns).data[0]
     assert sum(bars.y) == pytest.approx(100) and (bars.x[0], bars.x[-1]) == ("0", "100")
-    assert (bars.y[0], bars.y[-1]) == (100 * portraits[0].zero, 100 * portraits[0].full)
-    easy = figures.concentration(portraits).data[0]
-    assert easy.y[2] == pytest.approx(100 * portraits[0].easy)
-    classes = figures.class_radii(portraits).data[1]
+    assert (bars.y[0], bars.y[-1]) == (100 * breakdowns[0].zero, 100 * breakdowns[0].full)
+    easy = figures.concentration(breakdowns).data[0]
+    assert easy.y[2] == pytest.approx(100 * breakdowns[0].easy)
+    classes = figures.class_radii(breakdowns).data[1]
     assert dict(zip(map(int, classes.x), classes.y, strict=True)) == {
-        k: 100 * acr for k, acr in portraits[1].per_class.items()
+        k: 100 * acr for k, acr in breakdowns[1].per_class.items()
     }
-    fixed = figures.fixed_eps(portraits).data[1]
+    fixed = figures.fixed_eps(breakdowns).data[1]
     assert [*fixed.x] == ["0.05", "0.2"]
-    assert [*fixed.y] == [100 * share.estimate for share in portraits[1].certified.values()]
+    assert [*fixed.y] == [100 * share.estimate for share in breakdowns[1].certified.values()]
 
 
-def test_all_in_one_picture(portraits: list[Portrait], sensitivity: CapSensitivity) -> None:
-    parts = [*(panel(portraits) for panel in figures.PANELS)]
+def test_all_in_one_picture(breakdowns: list[ACRBreakdown], sensitivity: CapSensitivity) -> None:
+    parts = [*(panel(breakdowns) for panel in figures.PANELS)]
     parts.append(figures.art_over_caps(sensitivity, EPS_MAX))
-    figure = figures.acr_picture(portraits, sensitivity)
+    figure = figures.acr_picture(breakdowns, sensitivity)
     assert len(figure.data) == sum(len(part.data) for part in parts)
     assert [note.text for note in figure.layout.annotations] == [part.layout.title.text for part in parts]
-    assert sum(trace.showlegend for trace in figure.data) == len(portraits)
+    assert sum(trace.showlegend for trace in figure.data) == len(breakdowns)
     assert {shape.xref for shape in figure.layout.shapes} == {"x6"}
 
 
 def test_one_method_twice_differs_by_its_dash(analysis: Analysis) -> None:
-    twice = [portrait(analysis.samples, analysis.resamples, "acert", kappa, EPS_MAX, [0.1]) for kappa in (0.0, 0.9)]
+    twice = [
+        acr_breakdown(analysis.samples, analysis.resamples, "acert", kappa, EPS_MAX, [0.1]) for kappa in (0.0, 0.9)
+    ]
     lines = [trace.line for trace in figures.certified_areas(twice).data if trace.mode == "lines"]
     assert [line.dash for line in lines] == ["solid", "dash"] and lines[0].color == lines[1].color

@@ -13,14 +13,14 @@ from acertlab.data.pack import pack_runs
 from acertlab.data.run_table import load_runs
 from acertlab.visualization import report
 from acertlab.visualization.report import write_report
-from tests.helpers.synthetic_runs import tradeoff, write_sweep
+from tests.helpers.synthetic_runs import synthetic_radii, write_sweep
 
 METHODS = {"fast-ibp": 1.0, "acert": 1.3}
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sweep(tmp_path_factory.mktemp("sweep"), tradeoff(METHODS, n=100))
+    return write_sweep(tmp_path_factory.mktemp("sweep"), synthetic_radii(METHODS, n=100))
 
 
 class Page(HTMLParser):

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 import acertlab as al
-from acertlab.analysis import seeds
-from acertlab.analysis import tradeoff as points
+from acertlab.analysis import seeds, tradeoff
 from acertlab.analysis.seeds import rescore
 from acertlab.bounds.margin import certified_margin
 from acertlab.data.files import write_json
@@ -120,7 +119,7 @@ class TestParetoExplorer:
         view = widgets.first_view(networks, kappa=0.125)
         assert "interpolated between kappa = 0 and 0.5" in widgets.pareto_texts(networks, view)["kappa_text"]
         ring = widgets.pareto_figures(networks, view)["tradeoff"].data[3]
-        ends = points.means(networks, 0.2).acr[1:]
+        ends = tradeoff.means(networks, 0.2).acr[1:]
         assert ring.y[1] == pytest.approx(100 * (0.75 * ends[1] + 0.25 * ends[2]))
 
     def test_controls(self, runs):
@@ -156,7 +155,7 @@ class TestParetoExplorer:
 
     def test_names_cannot_be_markup(self, runs):
         named = runs.assign(method=["<b>x", *runs.method[1:]])
-        made = points.pool(named, load_radii(named))
+        made = tradeoff.pool_seeds(named, load_radii(named))
         assert "<b>x" not in widgets.pareto_texts(made, widgets.first_view(made))["kappa_text"]
 
     def test_nothing_to_explore(self, runs, tmp_path):

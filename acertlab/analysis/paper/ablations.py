@@ -31,7 +31,7 @@ from acertlab.training.parameters import config_of
 DATASET = "cifar10"  # of the paper's ablations
 
 
-class Cell(NamedTuple):
+class Setting(NamedTuple):
     """One setting; its seeds are averaged."""
 
     method: str
@@ -50,20 +50,20 @@ class Cell(NamedTuple):
         return int(root) if root.isdigit() else None if self.method == "acert" else 0
 
 
-RAMP = tuple(Cell(row.method, row.kappa) for row in paper.ROWS if row.table == 2)  # Table 2, with the ramp
+RAMP = tuple(Setting(row.method, row.kappa) for row in paper.ROWS if row.table == 2)  # Table 2, with the ramp
 NO_RAMP = tuple(cell._replace(variant="no-ramp") for cell in RAMP)
-FAST_IBP, ACERT_FAST, ACERT = Cell("fast-ibp", 0.0), Cell("acert-fast", 0.0), Cell("acert", 0.0)
-Runs = Mapping[Cell, Sequence[Run]]  # every cell's seeds
+FAST_IBP, ACERT_FAST, ACERT = Setting("fast-ibp", 0.0), Setting("acert-fast", 0.0), Setting("acert", 0.0)
+Runs = Mapping[Setting, Sequence[Run]]  # the seeds of every setting
 
 
-def root_cells(iterations: Sequence[int]) -> tuple[Cell, ...]:
+def root_settings(iterations: Sequence[int]) -> tuple[Setting, ...]:
     """Table 6: FastIBP, ACERT-fast, then ACERT with at most so many iterations of Brent's method."""
     return FAST_IBP, ACERT_FAST, *(ACERT._replace(variant=f"root-{n}") for n in iterations)
 
 
-def cells(iterations: Sequence[int]) -> tuple[Cell, ...]:
+def settings(iterations: Sequence[int]) -> tuple[Setting, ...]:
     """All that Tables 2 and 6 and Figs. 2 and 3 need, each once."""
-    return tuple(dict.fromkeys((*RAMP, *NO_RAMP, *root_cells(iterations))))
+    return tuple(dict.fromkeys((*RAMP, *NO_RAMP, *root_settings(iterations))))
 
 
 # ---- the tables
@@ -91,11 +91,11 @@ def ramp_table(runs: Runs) -> pd.DataFrame:
     return _table(rows, ["method", "kappa"])
 
 
-def root_table(runs: Runs, iterations: Sequence[int], step: Mapping[Cell, float]) -> pd.DataFrame:
+def root_table(runs: Runs, iterations: Sequence[int], step: Mapping[Setting, float]) -> pd.DataFrame:
     """Table 6: what the root finder's precision costs and brings.
 
     Args:
-        runs: of `root_cells(iterations)`.
+        runs: of `root_settings(iterations)`.
         iterations: the most iterations, rising.
         step: seconds a training step of each of the cells.
 
@@ -106,7 +106,7 @@ def root_table(runs: Runs, iterations: Sequence[int], step: Mapping[Cell, float]
     """
     rows = {}
     base = _runtime(runs[FAST_IBP])
-    for cell in root_cells(iterations):
+    for cell in root_settings(iterations):
         seconds = _runtime(runs[cell])
         ours = _mean(runs[cell]) | {"step, ms": 1e3 * step[cell], "step ratio": step[cell] / step[FAST_IBP],
                                     "runtime, s": seconds, "runtime ratio": seconds / base,
@@ -255,9 +255,9 @@ def pooled(runs: Sequence[Run]) -> np.ndarray:
     return np.concatenate([run.radii.radius.to_numpy(float) for run in runs])
 
 
-def step_seconds(runs: Runs, iterations: Sequence[int], data: ImageData) -> dict[Cell, float]:
+def step_seconds(runs: Runs, iterations: Sequence[int], data: ImageData) -> dict[Setting, float]:
     """Seconds a training step of each of Table 6's cells, from the network of its first seed."""
-    first = {cell: runs[cell][0] for cell in root_cells(iterations)}
+    first = {cell: runs[cell][0] for cell in root_settings(iterations)}
     return duration.step_seconds({cell: (config_of(r.config), r.load_model()) for cell, r in first.items()}, data)
 
 

@@ -163,7 +163,7 @@ def rows(dataset: str, method: str, kappa: float, variant: str = "") -> tuple[Ro
         variant: see `varied`.
     """
     kappa = 1.0 if method == "standard" else kappa
-    return tuple(r for r in _alike(dataset, method, variant) if math.isclose(r.kappa, kappa, abs_tol=1e-9))
+    return tuple(r for r in _rows_of(dataset, method, variant) if math.isclose(r.kappa, kappa, abs_tol=1e-9))
 
 
 def nearby(dataset: str, method: str, kappa: float, variant: str = "") -> tuple[Row, ...]:
@@ -173,7 +173,7 @@ def nearby(dataset: str, method: str, kappa: float, variant: str = "") -> tuple[
     return (
         rows(dataset, method, kappa, variant)
         or rows(other, method, kappa, variant)
-        or tuple(_alike(other, method, variant))
+        or tuple(_rows_of(other, method, variant))
     )
 
 
@@ -185,7 +185,7 @@ def as_table(found: Sequence[Row]) -> Styler:
     return plain.hide(axis="index")
 
 
-def _alike(dataset: str, method: str, variant: str) -> list[Row]:
+def _rows_of(dataset: str, method: str, variant: str) -> list[Row]:
     return [row for row in ROWS if (row.dataset, row.method, row.variant) == (dataset, method, variant)]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from acertlab.analysis.tradeoff import Points, pool
+from acertlab.analysis.tradeoff import Tradeoff, pool_seeds
 from acertlab.data.run_table import load_radii, load_runs
 from acertlab.visualization.style import method_style
 from acertlab.visualization.widgets.components import WIDE, Content, Explorer, Part, follow, show, side_by_side, slider
@@ -44,11 +44,11 @@ def pareto_explorer(
         ValueError: No finished run, or runs of several datasets or trained eps_max.
     """
     runs = runs if isinstance(runs, pd.DataFrame) else load_runs(runs)
-    points = pool(runs, load_radii(runs) if len(runs) else {})
+    points = pool_seeds(runs, load_radii(runs) if len(runs) else {})
     start = first_view(points, eps_max=eps_max, kappa=kappa)
     controls = _controls(points, start)
 
-    def part(draw: Callable[[Points, View], Content], reads: tuple[str, ...]) -> Part:
+    def part(draw: Callable[[Tradeoff, View], Content], reads: tuple[str, ...]) -> Part:
         return Part(lambda **moved: draw(points, replace(start, **moved)), reads)
 
     parts = follow(controls, {name: part(*one) for name, one in (FIGURES | TEXTS).items()})
@@ -66,7 +66,7 @@ def pareto_explorer(
     ])  # fmt: skip
 
 
-def _controls(points: Points, start: View) -> dict[str, ipw.Widget]:
+def _controls(points: Tradeoff, start: View) -> dict[str, ipw.Widget]:
     trained = sorted({point.kappa for point in points.points})
     steps = sorted({*trained, *(round(0.01 * i, 2) for i in range(101) if trained[0] <= 0.01 * i <= trained[-1])})
     labels = [(f"{kappa:g} (trained)" if kappa in trained else f"{kappa:g}", kappa) for kappa in steps]
@@ -91,7 +91,7 @@ def _heading(text: str) -> ipw.HTML:
     return ipw.HTML(f"<h4 style='margin: 8px 0 0'>{text}</h4>")
 
 
-def _firsts(points: Points) -> list[int]:
+def _firsts(points: Tradeoff) -> list[int]:
     """Where in `points.points` each method begins; the traces of the figure are in the same order."""
     return [next(i for i, p in enumerate(points.points) if p.method == method) for method in points.methods]
 
@@ -101,7 +101,7 @@ def _pick(control: ipw.Dropdown, first: int, _trace: go.Scatter, clicked: object
         control.value = first + clicked.point_inds[0]
 
 
-def _images(points: Points, picked: ipw.Dropdown, data_root: str | None) -> tuple[ipw.ToggleButton, ipw.VBox]:
+def _images(points: Tradeoff, picked: ipw.Dropdown, data_root: str | None) -> tuple[ipw.ToggleButton, ipw.VBox]:
     """A button and, while it is pressed, the images of the picked network; attacks take longer than a slider may."""
     button = ipw.ToggleButton(value=False, description="show its best and worst images, and attack them (seconds)",
                               layout=ipw.Layout(width="420px"))  # fmt: skip

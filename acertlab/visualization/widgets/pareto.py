@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from acertlab.analysis.tradeoff import Mix, Points, at_accuracy, at_kappa, front, means
+from acertlab.analysis.tradeoff import Interpolation, Tradeoff, at_accuracy, at_kappa, front, means
 from acertlab.data.run import load_run
 from acertlab.training.parameters import config_of, training_command
 from acertlab.visualization.radius import histogram_spec, shares_spec
@@ -29,7 +29,7 @@ class View:
         kappa: Whose networks are circled, and whose curves are drawn; between trained ones they are interpolated.
         eps_max: Largest radius that counts, pixel units.
         eps: Where certified accuracies are read off, pixel units; beyond eps_max it counts as eps_max.
-        picked: Place of a network in `Points.points`.
+        picked: Place of a network in `Tradeoff.points`.
         first, second: Two methods to compare.
         accuracy: At which accuracy, a fraction.
     """
@@ -49,12 +49,12 @@ class View:
 
 
 def first_view(
-    points: Points, *, eps_max: float | None = None, kappa: float | None = None, eps: float | None = None
+    points: Tradeoff, *, eps_max: float | None = None, kappa: float | None = None, eps: float | None = None
 ) -> View:
     """Where the controls stand at the start: the network of the highest ART is picked, the last two methods compared.
 
     Args:
-        points: `points.pool(runs, load_radii(runs))`.
+        points: `tradeoff.pool_seeds(runs, load_radii(runs))`.
         eps_max: None: what the runs were trained for.
         kappa: None: the smallest.
         eps: None: half of eps_max.
@@ -74,29 +74,29 @@ def first_view(
 
 
 # ---- numbers
-def mixes_at(points: Points, view: View) -> dict[str, Mix]:
+def interpolations_at(points: Tradeoff, view: View) -> dict[str, Interpolation]:
     """Every method at the view's kappa, by the name that figures show."""
     mixes = [at_kappa(points, method, view.kappa) for method in points.methods]
     return {f"{_name(mix.method)}, kappa = {mix.kappa:g}": mix for mix in mixes}
 
 
-def pair_at(points: Points, view: View) -> list[tuple[str, Mix | None]]:
+def pair_at(points: Tradeoff, view: View) -> list[tuple[str, Interpolation | None]]:
     """The two compared methods at the view's accuracy; None where a method's front does not hold it."""
     pair = (view.first, view.second)
     return [(method, at_accuracy(points, method, view.accuracy, view.eps_max)) for method in pair]
 
 
-def scores_at(points: Points, view: View) -> pd.DataFrame:
+def scores_at(points: Tradeoff, view: View) -> pd.DataFrame:
     """Acc, ACR, ART and the certified accuracy at eps, in percent: a row a method, at the view's kappa."""
-    return pd.DataFrame([_row(mix, view) for mix in mixes_at(points, view).values()])
+    return pd.DataFrame([_row(mix, view) for mix in interpolations_at(points, view).values()])
 
 
-def pair_scores(points: Points, view: View) -> pd.DataFrame:
+def pair_scores(points: Tradeoff, view: View) -> pd.DataFrame:
     """The same for the two compared methods, at the view's accuracy; without those that do not reach it."""
     return pd.DataFrame([_row(mix, view) for _, mix in pair_at(points, view) if mix is not None])
 
 
-def _row(mix: Mix, view: View) -> dict[str, object]:
+def _row(mix: Interpolation, view: View) -> dict[str, object]:
     scores = mix.scores(view.eps_max, view.at)
     percent = {"Acc": "acc", "ACR": "acr", "ART": "art", f"certified at {view.at:.4g}": "certified"}
     label = {"method": _name(mix.method), "kappa": mix.kappa}
@@ -108,9 +108,9 @@ def _name(method: str) -> str:
 
 
 # ---- figures
-def _tradeoff(points: Points, view: View) -> dict:
+def _tradeoff(points: Tradeoff, view: View) -> dict:
     table = means(points, view.eps_max)
-    circled = [_place(mix, view) for mix in mixes_at(points, view).values()]
+    circled = [_place(mix, view) for mix in interpolations_at(points, view).values()]
     crossed = [_place(mix, view) for _, mix in pair_at(points, view) if mix is not None]
     picked = table.acc[view.picked], table.acr[view.picked]
     x = max(table.acc.min() - 0.03, 0.0), min(table.acc.max() + 0.03, 1.0)
@@ -129,20 +129,20 @@ def _narrow(spec: dict, legend_rows: int) -> dict:
     return spec
 
 
-def _place(mix: Mix, view: View) -> tuple[float, float]:
+def _place(mix: Interpolation, view: View) -> tuple[float, float]:
     scores = mix.scores(view.eps_max, view.at)
     return scores["acc"], scores["acr"]
 
 
-def _curves(points: Points, view: View) -> dict:
-    mixes, grid = mixes_at(points, view), np.linspace(0.0, view.eps_max, CURVE_POINTS)
+def _curves(points: Tradeoff, view: View) -> dict:
+    mixes, grid = interpolations_at(points, view), np.linspace(0.0, view.eps_max, CURVE_POINTS)
     shares = {name: mix.certified(grid) for name, mix in mixes.items()}
     methods = {name: mix.method for name, mix in mixes.items()}
     spec = shares_spec(grid, shares, methods=methods, eps=view.at, height=490)
     return _narrow(spec, legend_rows=3)
 
 
-def _picked_curve(points: Points, view: View) -> dict:
+def _picked_curve(points: Tradeoff, view: View) -> dict:
     point, grid = points.points[view.picked], np.linspace(0.0, view.eps_max, CURVE_POINTS)
     methods, title = {point.label: point.method}, "Certified accuracy: the area is the ACR"
     shares = {point.label: point.certified(grid)}
@@ -150,12 +150,12 @@ def _picked_curve(points: Points, view: View) -> dict:
     return _narrow(spec, legend_rows=4)
 
 
-def _picked_radii(points: Points, view: View) -> dict:
+def _picked_radii(points: Tradeoff, view: View) -> dict:
     radii = np.concatenate(points.points[view.picked].radii)
     return _narrow(histogram_spec(radii, view.eps_max, eps=view.at, height=430), legend_rows=4)
 
 
-def _pair_curves(points: Points, view: View) -> dict:
+def _pair_curves(points: Tradeoff, view: View) -> dict:
     grid = np.linspace(0.0, view.eps_max, CURVE_POINTS)
     shares, methods = {}, {}
     for place, (method, mix) in enumerate(pair_at(points, view)):
@@ -167,7 +167,7 @@ def _pair_curves(points: Points, view: View) -> dict:
     return shares_spec(grid, shares, methods=methods, eps=view.at, title=title, height=400)
 
 
-Draw = Callable[[Points, View], dict]
+Draw = Callable[[Tradeoff, View], dict]
 FIGURES: dict[str, tuple[Draw, tuple[str, ...]]] = {  # how each is drawn, and what of the view it depends on
     "tradeoff": (_tradeoff, ("kappa", "eps_max", "picked", "first", "second", "accuracy")),
     "curves": (_curves, ("kappa", "eps_max", "eps")),
@@ -177,11 +177,11 @@ FIGURES: dict[str, tuple[Draw, tuple[str, ...]]] = {  # how each is drawn, and w
 }
 
 
-def pareto_figures(points: Points, view: View) -> dict[str, go.Figure]:
+def pareto_figures(points: Tradeoff, view: View) -> dict[str, go.Figure]:
     """What `pareto_explorer` draws at one position of its controls.
 
     Args:
-        points: `points.pool(runs, load_radii(runs))`.
+        points: `tradeoff.pool_seeds(runs, load_radii(runs))`.
         view: The position.
 
     Returns:
@@ -196,11 +196,11 @@ def pareto_figures(points: Points, view: View) -> dict[str, go.Figure]:
 
 
 # ---- the same in words
-def _kappa_text(points: Points, view: View) -> str:
+def _kappa_text(points: Tradeoff, view: View) -> str:
     return f"<b>Each method at kappa = {view.kappa:g}</b>, in percent" + _html(scores_at(points, view))
 
 
-def _picked_text(points: Points, view: View) -> str:
+def _picked_text(points: Tradeoff, view: View) -> str:
     table, point = means(points, view.eps_max), points.points[view.picked]
     here, certified = table.loc[view.picked], float(point.certified([view.at])[0])
     better = table[
@@ -214,11 +214,11 @@ def _picked_text(points: Points, view: View) -> str:
     )
 
 
-def _command_text(points: Points, view: View) -> str:
+def _command_text(points: Tradeoff, view: View) -> str:
     return f"To train it again: <pre style='white-space: pre-wrap'>{html.escape(command_of(points, view))}</pre>"
 
 
-def command_of(points: Points, view: View) -> str:
+def command_of(points: Tradeoff, view: View) -> str:
     """What trains the first seed of the picked network again, or why that cannot be told."""
     return _command(points.points[view.picked].paths[0])
 
@@ -231,7 +231,7 @@ def _command(path: str) -> str:
         return f"# {error}"
 
 
-def _pair_text(points: Points, view: View) -> str:
+def _pair_text(points: Tradeoff, view: View) -> str:
     at = f"At a standard accuracy of {100 * view.accuracy:.4g} %"
     absent = []
     for method in dict.fromkeys(method for method, mix in pair_at(points, view) if mix is None):
@@ -244,7 +244,7 @@ def _pair_text(points: Points, view: View) -> str:
     return f"<b>{at} {ratio if table.ACR[0] > 0 else ''}</b>; in percent" + _html(table)
 
 
-Write = Callable[[Points, View], str]
+Write = Callable[[Tradeoff, View], str]
 TEXTS: dict[str, tuple[Write, tuple[str, ...]]] = {
     "kappa_text": (_kappa_text, ("kappa", "eps_max", "eps")),
     "picked_text": (_picked_text, ("picked", "eps_max", "eps")),
@@ -253,7 +253,7 @@ TEXTS: dict[str, tuple[Write, tuple[str, ...]]] = {
 }
 
 
-def pareto_texts(points: Points, view: View) -> dict[str, str]:
+def pareto_texts(points: Tradeoff, view: View) -> dict[str, str]:
     """The numbers beside `pareto_figures`, as HTML: "kappa_text", "picked_text", "command", "pair_text"."""
     return {name: write(points, view) for name, (write, _) in TEXTS.items()}
 
