@@ -13,9 +13,9 @@ from typing import Any
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
+from acertlab.data.files import CLONE, from_clone
 from acertlab.sweep import executor as sweep
 
-ROOT = Path(__file__).resolve().parent.parent
 # the kappa axes of the methods do not align (ACERT at 0 sits near FastIBP at 0.8): compare curves, not equal kappas
 SPEC: dict[str, Any] = {
     "dataset": "digits",
@@ -26,7 +26,7 @@ SPEC: dict[str, Any] = {
 
 def main() -> int:
     """Trains the grid, executes 03 and prints where everything is; returns the exit status."""
-    out = (Path(os.environ["ACERTLAB_RUNS"]) if "ACERTLAB_RUNS" in os.environ else ROOT / "runs") / "demo"
+    out = (Path(os.environ["ACERTLAB_RUNS"]) if "ACERTLAB_RUNS" in os.environ else CLONE / "runs") / "demo"
     table = sweep.run(SPEC, out=out)
     failed = table[table.state == "failed"]
     for _, row in failed.iterrows():
@@ -55,8 +55,8 @@ def draw(out: Path) -> Path:
     os.environ["PLOTLY_RENDERER"] = "plotly_mimetype+notebook"  # the figures' script goes into the copy
     parameters = {"runs_root": str(out / "cells"), "out_dir": str(out)}
     papermill.execute_notebook(
-        ROOT / "notebooks" / "03_pareto.ipynb", executed, parameters, kernel_name="python3", progress_bar=False,
-        cwd=ROOT, store_widget_state=False, start_timeout=600,
+        from_clone("notebooks/03_pareto.ipynb"), executed, parameters, kernel_name="python3", progress_bar=False,
+        cwd=CLONE, store_widget_state=False, start_timeout=600,
     )  # fmt: skip
     convert = [sys.executable, "-m", "nbconvert", "--to", "html", "--log-level=ERROR", str(executed)]
     subprocess.run(convert, check=True)

@@ -18,7 +18,7 @@ from tests.helpers.notebooks import ROOT, wait_for
 HOLD = """
 import sys, time
 from pathlib import Path
-from acertlab.locks import locked
+from acertlab._lock import locked
 with locked(Path(sys.argv[1]), "the folder"):
     print("held", flush=True)
     time.sleep(600)

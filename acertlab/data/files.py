@@ -15,6 +15,25 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 
+CLONE = Path(__file__).resolve().parents[2]  # the repository's folder, where the package is used from a clone of it
+
+
+def from_clone(path: str) -> Path:
+    """A file or folder that comes with a clone of the repository, but not with an installed package.
+
+    Args:
+        path: Below the repository's folder, such as "notebooks/02_training.ipynb".
+
+    Raises:
+        FileNotFoundError: The package is not used from a clone; the message says how to get one.
+    """
+    if not (found := CLONE / path).exists():
+        raise FileNotFoundError(
+            f"{path} comes with the repository, not with the installed package, and {CLONE} has none: clone the "
+            "repository and install from there (pip install -e .), or give a path of your own"
+        )
+    return found
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The table of names and values in a JSON file; ValueError, naming the file, if there is none."""

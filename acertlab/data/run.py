@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from acertlab.data.files import read_json, read_parquet, write_json
+from acertlab.data.files import CLONE, read_json, read_parquet, write_json
 from acertlab.models.architectures import MODELS
 
 FILES = ("config.json", "history.parquet", "radii.parquet", "model.safetensors", "result.json")
@@ -31,7 +31,7 @@ RESULT_KEYS = ("dataset", "method", "kappa", "eps_max", "seed", "acc", "acr", "a
                "domain", "n", "split", "epochs", "seconds", "version", "radius_cap")  # fmt: skip
 EXTERNAL = "external"  # config["model"] of an imported network that is none of MODELS
 PACKED = "packed.json"  # a folder with this file holds packed runs
-SHIPPED = Path(__file__).resolve().parents[2] / "data" / "results"  # the packed runs that come with a clone
+SHIPPED = CLONE / "data" / "results"  # the packed runs that come with a clone
 
 
 def runs_folder(given: str | Path = "") -> Path:

@@ -33,7 +33,6 @@ import yaml
 import acertlab
 from acertlab.sweep.job import Cell
 
-TRAINING = Path(__file__).resolve().parents[2] / "notebooks" / "02_training.ipynb"
 RESERVED = ("grid", "notebook", "out")
 NOT_KEYED = ("run_dir", "data_root")  # where things are on a machine, not what is computed
 # One thread of arithmetic a cell: cells run side by side, and results depend on the number of threads, bit for bit.
@@ -75,7 +74,7 @@ def read_spec(spec: str | Path | Mapping[str, Any], *, out: str | Path = "") -> 
     where, base = (str(spec), Path(spec).parent) if from_file else ("the specification", Path())
     stem = Path(spec).stem if from_file else "sweep"
     try:
-        notebook = (base / content["notebook"] if "notebook" in content else TRAINING).resolve()
+        notebook = (base / content["notebook"]).resolve() if "notebook" in content else _training_notebook()
         if not notebook.is_file():
             raise FileNotFoundError(f"notebook: {notebook} is not there")
         defaults = _parameters_of(notebook)
@@ -85,6 +84,12 @@ def read_spec(spec: str | Path | Mapping[str, Any], *, out: str | Path = "") -> 
         return _sweep(folder, notebook, cells)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise type(error)(f"{where}: {error}") from None
+
+
+def _training_notebook() -> Path:
+    from acertlab.data.files import from_clone  # loads torch: where it is needed only
+
+    return from_clone("notebooks/02_training.ipynb")
 
 
 def is_training(parameters: Mapping[str, Any]) -> bool:
@@ -177,8 +182,8 @@ def _checked(cell: Mapping[str, Any], defaults: Mapping[str, Any], notebook: Pat
 
 
 def _check_training(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    from acertlab.presets import config_from_parameters  # loads torch: where it is needed only
-    from acertlab.training.parameters import PARAMETERS, check_parameters
+    # loads torch: where it is needed only
+    from acertlab.training.parameters import PARAMETERS, check_parameters, config_from_parameters
 
     known = {name: accepted for name, accepted in PARAMETERS.items() if name in parameters}
     checked = dict(parameters) | check_parameters(parameters, known)

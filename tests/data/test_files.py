@@ -57,3 +57,13 @@ class TestAtomicWriting:
                            | st.floats(allow_nan=False, allow_infinity=False), st.lists)))  # fmt: skip
     def test_plain_content_comes_back(self, content):
         assert json.loads(json.dumps(files._plain(content), allow_nan=False)) == content
+
+
+class TestFromClone:
+    def test_what_comes_with_the_repository(self):
+        assert files.from_clone("notebooks/02_training.ipynb").is_file()
+
+    def test_an_installed_package_says_where_to_get_it(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(files, "CLONE", tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"notebooks/a.ipynb comes with the repository, not with the insta"):
+            files.from_clone("notebooks/a.ipynb")

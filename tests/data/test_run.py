@@ -250,7 +250,7 @@ class TestParameters:
 def notebook(tmp_path_factory):
     """A notebook with one parameter, whose last cell is run twice over variables of its own."""
     check = (
-        "from acertlab.parameters import Within, check_parameters, Within\n"
+        "from acertlab._validation import Within\nfrom acertlab.training.parameters import check_parameters\n"
         "(kappa,) = check_parameters(globals(), {'kappa': Within(0, 1)}).values()"
     )
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}

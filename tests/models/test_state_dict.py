@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -542,11 +543,11 @@ def test_a_stopped_import_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("acertlab.training.import_run.write_weights", stop)
+        patch.setattr(sys.modules["acertlab.training.import_run"], "write_weights", stop)
         import_run(net, digits, tmp_path / "run", "sabr", 0.1, progress=False)
     assert load_runs(tmp_path).attrs["unfinished"] == [str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr("acertlab.radius.certify.certified_radius", stop)  # what is done is not done again
+        patch.setattr(sys.modules["acertlab.radius.certify"], "certified_radius", stop)  # what is done stays done
         run = import_run(net, digits, tmp_path / "run", "sabr", 0.1, progress=False)
     assert run.result["acr"] == load_run(root / "same").result["acr"]
 
