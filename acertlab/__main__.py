@@ -1,28 +1,196 @@
-"""The command `acertlab`, also `python -m acertlab`."""
+"""The command `acertlab` (`python -m acertlab`): demo, sweep, certify, report, table, compare, pack, estimate."""
 
+import argparse
+import os
+import subprocess
 import sys
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-COMMANDS = {  # each in the module that does the work, which is loaded when it is asked for
-    "demo": ("demo", "train on the embedded digits and draw the accuracy-robustness picture"),
-    "sweep": ("sweep.executor", "execute a notebook over a grid of parameters"),
-    "report": ("visualization.report", "one HTML page over many runs"),
-    "table": ("analysis.method_table", "each method at the kappa that validation chose"),
-    "compare": ("analysis.equal_accuracy", "ACR at equal accuracy, seed by seed"),
-    "pack": ("data.pack", "many run folders into one packed folder"),
-    "estimate": ("training.estimate", "how long a training will take"),
-}
+from acertlab._validation import number
+
+EPILOG = "acertlab COMMAND --help tells more. From Python and notebooks: import acertlab as al."
+
+# What a command needs is imported when it runs: torch, plotly and Dask take seconds, --help does not.
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Train on the embedded digits and draw the accuracy-robustness picture, in a few minutes."""
+    import papermill
+
+    from acertlab.data.run import runs_folder
+    from acertlab.sweep.executor import run_command
+    from acertlab.sweep.spec import TRAINING
+
+    notebooks, out = TRAINING.parent, runs_folder() / "demo"
+    if status := run_command(str(notebooks / "demo.yaml"), str(out)):
+        return status
+    print("notebooks/03_pareto.ipynb ...", flush=True)
+    executed = out / "03_pareto.ipynb"
+    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype+notebook"  # the figures' script goes into the copy
+    papermill.execute_notebook(
+        notebooks / "03_pareto.ipynb",
+        executed,
+        {"runs_root": str(out.absolute() / "cells"), "out_dir": str(out.absolute())},
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=notebooks.parent,
+        store_widget_state=False,
+        start_timeout=600,
+    )
+    subprocess.run([sys.executable, "-m", "nbconvert", "--to", "html", "--log-level=ERROR", executed], check=True)
+    print(f"notebook: {executed}\nHTML:     {executed.with_suffix('.html')}")
+    return 0
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Execute a notebook over a grid of parameters, here or on a cluster."""
+    from acertlab.sweep.executor import run_command
+
+    return run_command(args.spec, args.out, args.workers, args.scheduler, args.tls, args.dry_run)
+
+
+def certify(args: argparse.Namespace) -> int:
+    """Certify a network on a dataset's test images: certified radii, accuracy, ACR and ART."""
+    from acertlab.data.datasets import load_dataset
+    from acertlab.data.run import load_run
+    from acertlab.models.onnx import load_onnx
+    from acertlab.models.torch_program import load_program
+    from acertlab.radius import certify as certificates
+
+    data, path = load_dataset(args.dataset), Path(args.network)
+    if path.is_dir():
+        model = load_run(path).load_model()
+    elif path.suffix == ".onnx":
+        model = load_onnx(path, input_shape=data.in_shape)
+    else:
+        model = load_program(path, input_shape=data.in_shape)
+    pair = data.test_x[: args.images], data.test_y[: args.images]
+    found = certificates.certify(model, pair, args.eps_max, bound=args.bound, sound=args.sound, run_dir=args.run_dir)
+    print(found.table().to_string(index=False, header=False))
+    if args.output:
+        found.to_html(args.output)
+        print(args.output)
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write one HTML page over many runs."""
+    from acertlab.visualization.report import write_report
+
+    for sentence in write_report(args.runs, args.output, args.resamples):
+        print(f"acertlab report: not analysed: {sentence}", file=sys.stderr)
+    print(args.output)
+    return 0
+
+
+def table(args: argparse.Namespace) -> int:
+    """Print each method at the kappa that validation chose."""
+    from acertlab._text import eps_text, markdown
+    from acertlab.analysis.method_table import chosen_table
+    from acertlab.data.run_table import load_finished
+
+    for (dataset, eps_max), group in load_finished(*args.runs).groupby(["dataset", "eps_max"]):
+        print(f"\n{dataset}, eps_max {eps_text(eps_max)}:\n\n{markdown(chosen_table(group, args.eps, args.attack))}")
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Print ACR at equal accuracy, seed by seed."""
+    from acertlab._text import eps_text, markdown
+    from acertlab.analysis.equal_accuracy import ratio_table
+    from acertlab.data.run_table import load_finished
+    from acertlab.training.methods.catalogue import name_of
+
+    for (dataset, eps_max), group in load_finished(*args.runs).groupby(["dataset", "eps_max"]):
+        found = ratio_table(group, args.method, args.other)
+        pair = f"{name_of(args.method)} / {name_of(args.other)}"
+        print(f"\n{dataset}, eps_max {eps_text(eps_max)}, {pair}, mean ± standard error over seeds:\n")
+        print(markdown(found) if len(found) else "no accuracy is reached by all of their fronts")
+    return 0
+
+
+def pack(args: argparse.Namespace) -> int:
+    """Pack many run folders into one small folder, without weights."""
+    from acertlab.data.pack import pack_runs
+    from acertlab.data.run_table import load_runs
+
+    out = pack_runs(args.runs, args.out, args.spec, progress=True)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    print(f"{out}: {len(load_runs(out))} runs, {size / 1e6:.2f} MB")
+    return 0
+
+
+def estimate(args: argparse.Namespace) -> int:
+    """Tell how long a training will take, from a few of its own steps."""
+    from acertlab.training.estimate import estimate_sentence
+
+    print(estimate_sentence(args.dataset, args.method, args.budget, args.steps))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("acertlab", description=__doc__, epilog=EPILOG)
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    def command(run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        added = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        added.set_defaults(run=run)
+        return added
+
+    command(demo)
+    one = command(sweep)
+    one.add_argument("spec", help="a YAML file; acertlab/sweep/spec.py says what it holds")
+    one.add_argument("--out", default="", help="the sweep's folder (default: out in the file, else runs/SPEC)")
+    one.add_argument("--workers", type=int, default=0, help="jobs side by side (default: GPUs, else cores)")
+    one.add_argument("--scheduler", help="address of a running Dask scheduler, tcp://... or tls://...")
+    one.add_argument("--tls", nargs=3, metavar=("CA", "CERT", "KEY"), help="files, for a scheduler at tls://...")
+    one.add_argument("--dry-run", action="store_true", help="check the file and list the jobs")
+    one = command(certify)
+    one.add_argument("network", help="a run's folder, an ONNX file, or one of torch.export.save or torch.jit.save")
+    one.add_argument("dataset", help="digits, mnist, cifar10, ..., folder:PATH")
+    one.add_argument("eps_max", type=number, help="the largest radius that counts, in pixel units, such as 8/255")
+    one.add_argument("--bound", default="ibp", help="ibp, crown-ibp, crown or alpha-crown (default: %(default)s)")
+    one.add_argument("--sound", action="store_true", help="bound rounding errors too")
+    one.add_argument("--images", type=int, help="only the first so many test images")
+    one.add_argument("--output", help="an HTML page of the certificate")
+    one.add_argument("--run-dir", help="a folder that keeps every finished batch, so that an interrupt loses none")
+    one = command(report)
+    one.add_argument("runs", help="folder that holds run folders or packed runs, at any depth")
+    one.add_argument("--output", default="report.html", help="the page (default: %(default)s)")
+    one.add_argument("--resamples", type=int, default=1000, help="draws of the bootstrap (default: %(default)s)")
+    one = command(table)
+    one.add_argument("runs", nargs="+", help="folders of runs, or of packed runs; a table a dataset and eps_max")
+    one.add_argument("--eps", nargs="*", type=number, help="where to give certified accuracy (default: all known)")
+    one.add_argument("--attack", action="store_true", help="run PGD there, on networks that were not attacked yet")
+    one = command(compare)
+    one.add_argument("runs", nargs="+", help="folders of runs, or of packed runs, of one network and schedule")
+    one.add_argument("--method", default="acert")
+    one.add_argument("--other", default="fast-ibp")
+    one = command(pack)
+    one.add_argument("runs", help="folder that holds run folders, at any depth")
+    one.add_argument("out", help="the packed folder, such as data/results/mnist")
+    one.add_argument("--spec", help="a file that says how the runs were made, copied beside them")
+    one = command(estimate)
+    one.add_argument("dataset")
+    one.add_argument("method")
+    one.add_argument("--budget", choices=("smoke", "fast", "paper"), default="paper")
+    one.add_argument("--steps", type=int, default=10, help="measured in each phase (default: %(default)s)")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the sub-command that the first argument names; returns the exit status."""
-    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name in COMMANDS:
-        return import_module(f"acertlab.{COMMANDS[name][0]}").main(rest)
-    print("usage: acertlab COMMAND [--help]\n")
-    print("\n".join(f"  {command:10} {what}" for command, (_, what) in COMMANDS.items()))
-    return 0 if name in ("-h", "--help") else 2
+    """Runs one command; returns the exit status: 0 done, 1 refused, others as the command says."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if "run" not in args:
+        parser.print_help()
+        return 0
+    try:
+        return args.run(args)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        print(f"acertlab {args.run.__name__}: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -6,16 +6,10 @@ standard error say how far seeds agree. All seeds are judged on the same test im
 cover; `acertlab.fronts` resamples those, too.
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
-from acertlab._text import eps_text, markdown
 from acertlab.data.run import LATER
-from acertlab.data.run_table import load_finished
 from acertlab.radius.metrics import front_places
 from acertlab.training.methods.catalogue import name_of
 
@@ -81,32 +75,18 @@ def _front(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return acc[places], acr[places]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="acertlab compare", description=__doc__.partition(":")[0])
-    parser.add_argument("runs", nargs="+", help="folders of runs, or of packed runs, of one network and schedule")
-    parser.add_argument("--method", default="acert")
-    parser.add_argument("--other", default="fast-ibp")
-    given = parser.parse_args(arguments)
-    a, b = name_of(given.method), name_of(given.other)
-    try:
-        runs = load_finished(*given.runs)
-        for (dataset, eps_max), group in runs.groupby(["dataset", "eps_max"]):
-            found = ratios_by_seed(group, given.method, given.other)
-            print(f"\n{dataset}, eps_max {eps_text(eps_max)}, {a} / {b}, mean ± standard error over seeds:\n")
-            print(markdown(_shown(found, a, b)) if len(found) else "no accuracy is reached by all of their fronts")
-    except (FileNotFoundError, ValueError) as error:
-        print(f"acertlab compare: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _shown(found: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
-    rows = [{"Acc %": f"{100 * row.accuracy:.1f}", f"{a}: ACR %": f"{100 * row.acr:.2f}",
-             f"{b}: ACR %": f"{100 * row.other_acr:.2f}", "ratio": f"{row.ratio:.3f} ± {row.standard_error:.3f}",
-             "seeds from": f"{row.low:.3f}", "to": f"{row.high:.3f}"} for row in found.itertuples()]  # fmt: skip
+def ratio_table(runs: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
+    """`ratios_by_seed` for people: both ACR in percent, their ratio with its standard error, and the seeds' range."""
+    a, b = name_of(method), name_of(other)
+    rows = [
+        {
+            "Acc %": f"{100 * row.accuracy:.1f}",
+            f"{a}: ACR %": f"{100 * row.acr:.2f}",
+            f"{b}: ACR %": f"{100 * row.other_acr:.2f}",
+            "ratio": f"{row.ratio:.3f} ± {row.standard_error:.3f}",
+            "seeds from": f"{row.low:.3f}",
+            "to": f"{row.high:.3f}",
+        }
+        for row in ratios_by_seed(runs, method, other).itertuples()
+    ]
     return pd.DataFrame(rows)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

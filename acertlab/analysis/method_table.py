@@ -5,21 +5,17 @@ neither the prediction nor the certificate has decided yet, and keeps the share 
 run's `result.json`, as `adv_acc`; what is there is not computed again.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 
 import pandas as pd
 from tqdm import tqdm
 
-from acertlab._text import eps_text, markdown
-from acertlab._validation import number
+from acertlab._text import eps_text
 from acertlab.analysis.fronts import validation_art
 from acertlab.analysis.seeds import mean_over_seeds
 from acertlab.data.datasets import ImageData, load_dataset, to_float
 from acertlab.data.files import read_json, write_json
 from acertlab.data.run import Run, load_run
-from acertlab.data.run_table import load_finished
 from acertlab.radius.attack import adversarial_accuracy
 from acertlab.radius.metrics import FLOAT32_ROUNDING, correct
 from acertlab.training.methods.catalogue import name_of
@@ -177,26 +173,14 @@ def _at(certified: dict[float, float], eps: float) -> float:
     return certified[eps]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="acertlab table", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", help="folders of runs, or of packed runs; a table a dataset and eps_max")
-    parser.add_argument(
-        "--eps", nargs="*", type=number, help="where to give certified accuracy (default: all measured)"
-    )
-    parser.add_argument("--attack", action="store_true", help="run PGD there, on networks that were not attacked yet")
-    given = parser.parse_args(arguments)
-    try:
-        runs = load_finished(*given.runs)
-        for (dataset, eps_max), group in runs.groupby(["dataset", "eps_max"]):
-            print(f"\n{dataset}, eps_max {eps_text(eps_max)}:\n\n{markdown(_table(group, given.eps, given.attack))}")
-    except (FileNotFoundError, ValueError) as error:
-        print(f"acertlab table: {error}", file=sys.stderr)
-        return 1
-    return 0
+def chosen_table(runs: pd.DataFrame, eps: Sequence[float] | None, attack: bool) -> pd.DataFrame:
+    """`methods_table` of the runs that validation chose.
 
-
-def _table(runs: pd.DataFrame, eps: Sequence[float] | None, attack: bool) -> pd.DataFrame:
+    Args:
+        runs: Of one dataset and eps_max, from `acertlab.data.run_table.load_finished`.
+        eps: Where to give certified accuracy, pixel units; None: wherever all of them were measured.
+        attack: Run PGD there, on the networks that were not attacked yet.
+    """
     chosen = chosen_runs(runs)
     eps = sorted(set.intersection(*(set(run) for run in chosen.cert_acc))) if eps is None else eps
     if attack:
@@ -204,7 +188,3 @@ def _table(runs: pd.DataFrame, eps: Sequence[float] | None, attack: bool) -> pd.
         withstood = {path: attack_run(load_run(path), data, eps) for path in tqdm(chosen.path, "attack", unit="run")}
         chosen = chosen.assign(adv_acc=chosen.path.map(withstood))
     return methods_table(chosen, eps)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

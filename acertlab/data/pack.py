@@ -9,9 +9,7 @@ A run's name is its path below RUNS. Nothing is rounded: radii that were found i
 `load_run`, `load_radii` and `load_samples` read a packed folder as they read run folders.
 """
 
-import argparse
 import shutil
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -93,24 +91,3 @@ def _write_samples(path: Path, samples: pd.DataFrame, runs: Sequence[str]) -> No
     ):  # fmt: skip
         for _, rows in samples.groupby(pd.Categorical(samples["run"], runs), sort=False, observed=True):
             writer.write_table(pa.Table.from_pandas(rows, schema=schema, preserve_index=False))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="acertlab pack", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", help="folder that holds run folders, at any depth")
-    parser.add_argument("out", help="the packed folder, such as data/results/mnist")
-    parser.add_argument("--spec", help="a file that says how the runs were made, copied beside them")
-    given = parser.parse_args(arguments)
-    try:
-        out = pack_runs(given.runs, given.out, given.spec, progress=True)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"acertlab pack: {error}", file=sys.stderr)
-        return 1
-    size = sum(file.stat().st_size for file in out.iterdir())
-    print(f"{out}: {len(load_runs(out))} runs, {size / 1e6:.2f} MB")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

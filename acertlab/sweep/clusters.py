@@ -17,7 +17,7 @@
 Whoever reaches a Dask scheduler can run code there, so Slurm and SSH workers talk TLS, with certificates of your own;
 on Kubernetes the scheduler is reached inside the cluster only, which a NetworkPolicy should narrow. Every machine needs
 this package in the same version, and the sweep's folder and the datasets under the same paths. A job that ends at its
-time limit costs the epoch that it was in: the cell goes on elsewhere, twice, and else in the next sweep.
+time limit costs the epoch that it was in: the job goes on elsewhere, twice, and else in the next sweep.
 """
 
 import os

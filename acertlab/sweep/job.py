@@ -1,4 +1,4 @@
-"""One cell of a sweep, as a worker executes it: a notebook in a kernel of its own, by papermill.
+"""One job of a sweep, as a worker executes it: a notebook in a kernel of its own, by papermill.
 
 This module is loaded in every worker, so it stays clear of torch: only the kernel needs it.
 """
@@ -31,7 +31,7 @@ for name in ("papermill", "traitlets"):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Job:
     """One execution of the notebook.
 
     Attributes:
@@ -73,54 +73,54 @@ class Outcome:
     seconds: float
 
 
-class KernelDied(RuntimeError):
+class KernelDiedError(RuntimeError):
     """The kernel ended without the notebook's doing (killed, out of memory, never up): worth another attempt."""
 
 
-def run_cell(cell: Cell, topic: str) -> Outcome:
-    """Executes the cell's notebook, in a worker; an event of this topic says so to the client.
+def run_job(job: Job, topic: str) -> Outcome:
+    """Executes the job's notebook, in a worker; an event of this topic says so to the client.
 
     Returns:
         The outcome; an error raised by the notebook is one, and is not worth another attempt.
 
     Raises:
-        KernelDied: the kernel did, or another process still trains in the folder.
+        KernelDiedError: the kernel did, or another process still trains in the folder.
     """
     worker, started = get_worker(), time.perf_counter()
-    worker.log_event(topic, {"cell": cell.name, "worker": worker.address})
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    running, key = cell.folder / RUNNING, worker.get_current_task()
+    worker.log_event(topic, {"job": job.name, "worker": worker.address})
+    job.folder.mkdir(parents=True, exist_ok=True)
+    running, key = job.folder / RUNNING, worker.get_current_task()
 
     def unwanted() -> bool:  # cancelled, or the worker has lost its scheduler
         task = worker.state.tasks.get(key)
         return task is None or task.state == "cancelled" or worker.status not in (Status.running, Status.paused)
 
-    with _kernel(cell, unwanted) as kernel_class:
+    with _kernel(job, unwanted) as kernel_class:
         try:
             papermill.execute_notebook(
-                cell.notebook, running, cell.parameters | {"run_dir": str(cell.folder)}, progress_bar=False,
+                job.notebook, running, job.parameters | {"run_dir": str(job.folder)}, progress_bar=False,
                 kernel_name="python3", start_timeout=START_TIMEOUT, kernel_manager_class=kernel_class,
-                resources={"metadata": {"path": str(cell.cwd)}},
+                resources={"metadata": {"path": str(job.cwd)}},
                 store_widget_state=False,  # 5 MB a figure
             )  # fmt: skip
         except PapermillExecutionError as error:
             if error.ename == "Held":
-                raise KernelDied(error.evalue) from None
-            os.replace(running, cell.folder / FAILED)
+                raise KernelDiedError(error.evalue) from None
+            os.replace(running, job.folder / FAILED)
             return Outcome(f"{error.ename}: {error.evalue}", time.perf_counter() - started)
         except RuntimeError as error:  # nbclient's DeadKernelError, and what is raised while the kernel comes up
-            raise KernelDied(f"the kernel died: {error}") from None
-    if not (cell.folder / "result.json").is_file():
-        os.replace(running, cell.folder / FAILED)
+            raise KernelDiedError(f"the kernel died: {error}") from None
+    if not (job.folder / "result.json").is_file():
+        os.replace(running, job.folder / FAILED)
         return Outcome("the notebook ended without writing result.json into run_dir", time.perf_counter() - started)
-    os.replace(running, cell.folder / DONE)
-    (cell.folder / FAILED).unlink(missing_ok=True)  # of an earlier attempt; last, so that a kill here repeats the check
+    os.replace(running, job.folder / DONE)
+    (job.folder / FAILED).unlink(missing_ok=True)  # of an earlier attempt; last, so that a kill here repeats the check
     return Outcome("", time.perf_counter() - started)
 
 
 @contextmanager
-def _kernel(cell: Cell, unwanted: Callable[[], bool]) -> Iterator[type[AsyncKernelManager]]:
-    """How the cell's kernel is started; it is killed when the cell is no longer wanted.
+def _kernel(job: Job, unwanted: Callable[[], bool]) -> Iterator[type[AsyncKernelManager]]:
+    """How the job's kernel is started; it is killed when the job is no longer wanted.
 
     jupyter_client looks for five free TCP ports, closes them, and the kernel opens them a second later: another kernel
     may have taken one by then. Sockets in a folder of the kernel's own have no such race.
@@ -139,8 +139,8 @@ def _kernel(cell: Cell, unwanted: Callable[[], bool]) -> Iterator[type[AsyncKern
             return [sys.executable, "-m", "acertlab.sweep.kernel", "-f", self.connection_file, *(extra_arguments or [])]
 
         async def _async_launch_kernel(self, kernel_cmd: list[str], **kwargs: Any) -> None:
-            kwargs["env"] = {**kwargs.get("env", os.environ), **cell.environment}
-            with open(cell.folder / "kernel.log", "ab") as said:  # what it says outside of the notebook's cells
+            kwargs["env"] = {**kwargs.get("env", os.environ), **job.environment}
+            with open(job.folder / "kernel.log", "ab") as said:  # what it says outside of the notebook's cells
                 await super()._async_launch_kernel(kernel_cmd, **kwargs | {"stdout": said, "stderr": said})
             threading.Thread(target=kill_when_unwanted, args=(self.provisioner.pid,), daemon=True).start()
 

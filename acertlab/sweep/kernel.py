@@ -1,4 +1,4 @@
-"""The kernel of a sweep's cell, `python -m acertlab.sweep.kernel -f CONNECTION_FILE`: ipykernel, dying with its parent.
+"""The kernel of a sweep's job, `python -m acertlab.sweep.kernel -f CONNECTION_FILE`: ipykernel, dying with its parent.
 
 A kernel that outlives its worker would go on training in a folder that the resumed sweep trains in, too. ipykernel
 looks once a second whether its parent has changed, but not before it is up, and not where orphans are adopted by

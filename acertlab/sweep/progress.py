@@ -1,4 +1,4 @@
-"""The state of a sweep's cells, shown while it runs: a live table on a terminal or in a notebook, else plain lines."""
+"""The state of a sweep's jobs, shown while it runs: a live table on a terminal or in a notebook, else plain lines."""
 
 import io
 import json
@@ -16,17 +16,17 @@ from rich.live import Live
 from rich.table import Table
 
 from acertlab._text import seconds_text
-from acertlab.sweep.job import Cell
+from acertlab.sweep.job import Job
 from acertlab.sweep.spec import Sweep, describe
 
 STATES = ("running", "failed", "done", "waiting")  # in the order of the table
 STYLES = {"running": "bold", "failed": "red", "done": "green", "waiting": "dim"}
-EVERY = 60.0  # seconds between two plain lines about cells that run
+EVERY = 60.0  # seconds between two plain lines about jobs that run
 
 
 @dataclass
 class Row:
-    """What is known of a cell.
+    """What is known of a job.
 
     Attributes:
         state: one of `STATES`.
@@ -40,7 +40,7 @@ class Row:
         art: of the last validation, a fraction.
     """
 
-    cell: Cell
+    job: Job
     state: str = "waiting"
     note: str = ""
     seconds: float | None = None
@@ -55,8 +55,8 @@ class Row:
     def peek(self) -> None:
         """Reads how far the training is from its folder; leaves everything as it is where nothing is there yet."""
         try:
-            self.epochs = int(json.loads((self.cell.folder / "config.json").read_text(encoding="utf-8"))["epochs"])
-            history = parquet.read_table(self.cell.folder / "history.parquet", columns=["seconds", "val_art"])
+            self.epochs = int(json.loads((self.job.folder / "config.json").read_text(encoding="utf-8"))["epochs"])
+            history = parquet.read_table(self.job.folder / "history.parquet", columns=["seconds", "val_art"])
         except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
             return
         seconds, art = history["seconds"].to_pylist(), history["val_art"].to_pylist()
@@ -73,13 +73,13 @@ class Row:
 
 
 @dataclass
-class Board:
+class ProgressTable:
     """All rows, and how they are shown. Used as a context: the live table lasts as long.
 
     Attributes:
         sweep: what is to be done.
         show: False: say nothing.
-        slots: how many cells run at a time.
+        slots: how many jobs run at a time.
         stalled: there is no worker at all.
     """
 
@@ -90,10 +90,10 @@ class Board:
     rows: dict[str, Row] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rows = {cell.name: Row(cell) for cell in self.sweep.cells}
+        self.rows = {job.name: Row(job) for job in self.sweep.jobs}
         self._console, self._live, self._handle, self._said = Console(), None, None, time.monotonic()
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "ProgressTable":
         if self.show and "ipykernel" in sys.modules and (display := _notebook_display()):
             self._handle = display({"text/plain": ""}, raw=True, display_id=True)
         elif self.show and self._console.is_terminal:
@@ -117,7 +117,7 @@ class Board:
             self._line(f"{self.described(row)}: {'FAILED: ' if failed else ''}{note} ({seconds:.0f} s)")
 
     def refresh(self, workers: Sequence[str]) -> None:
-        """Looks at what runs; a cell whose worker is gone waits for another one, or until its own is heard of again."""
+        """Looks at what runs; a job whose worker is gone waits for another one, or until its own is heard of again."""
         for row in self.rows.values():
             if row.state == "running" or (row.state == "waiting" and row.worker):
                 row.state = "running" if row.worker in workers else "waiting"
@@ -132,23 +132,23 @@ class Board:
             self._line("; ".join(f"{self.described(row)}: {row.progress()}" for row in running[:8]) or "waiting")
 
     def summary(self) -> str:
-        """`12 cells: 3 done, 2 running, 7 waiting; about 4 min left`, or `...; no worker`."""
+        """`12 jobs: 3 done, 2 running, 7 waiting; about 4 min left`, or `...; no worker`."""
         counts = Counter(row.state for row in self.rows.values())
         states = ", ".join(f"{counts[state]} {state}" for state in ("done", "running", "waiting", "failed")
                            if counts[state])  # fmt: skip
         if self.stalled:
-            return f"{len(self.rows)} cells: {states}; no worker"
+            return f"{len(self.rows)} jobs: {states}; no worker"
         left = time_left(list(self.rows.values()), self.slots)
-        return f"{len(self.rows)} cells: {states}" + (f"; about {seconds_text(left)} left" if left else "")
+        return f"{len(self.rows)} jobs: {states}" + (f"; about {seconds_text(left)} left" if left else "")
 
     def described(self, row: Row) -> str:
-        return describe(row.cell.parameters, self.sweep.varied) or row.cell.name
+        return describe(row.job.parameters, self.sweep.varied) or row.job.name
 
     def table(self, height: int = 0) -> Table:
         """What fits on the screen: all that run, then failed, the last that are done, the next that wait."""
         room = max(4, (height or self._console.height) - 5)
         table = Table(title=self.summary(), title_justify="left", box=None, pad_edge=False)
-        for column in ("cell", "state", "", "time"):
+        for column in ("job", "state", "", "time"):
             table.add_column(column, overflow="fold" if column == "" else "ellipsis", no_wrap=column != "")
         by_state = {state: [row for row in self.rows.values() if row.state == state] for state in STATES}
         for state, rows in by_state.items():
@@ -167,12 +167,12 @@ class Board:
 def time_left(rows: Sequence[Row], slots: int) -> float | None:
     """Seconds until all is done, or None while there is nothing to judge by.
 
-    A cell is expected to take as long as the finished ones of its dataset and method did, else as all finished ones,
+    A job is expected to take as long as the finished ones of its dataset and method did, else as all finished ones,
     else as the epochs of those that run.
     """
 
     def kind(row: Row) -> tuple[Any, ...]:
-        return tuple(row.cell.parameters.get(name) for name in ("dataset", "method"))
+        return tuple(row.job.parameters.get(name) for name in ("dataset", "method"))
 
     finished = [(kind(row), row.seconds) for row in rows if row.state == "done" and row.seconds is not None]
     training = [row.epoch_seconds * row.epochs for row in rows if row.state == "running" and row.epoch]

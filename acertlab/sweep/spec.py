@@ -1,6 +1,6 @@
 """What a sweep is to do, read from YAML and checked as a whole before anything starts.
 
-    dataset: mnist            # parameters of the notebook: of all cells,
+    dataset: mnist            # parameters of the notebook: of all jobs,
     budget: fast
     grid:                     # or of a grid: every combination of the listed values; several grids make a list
       - {method: fast-ibp, kappa: [0, 0.8, 0.95], seed: [0, 1, 2]}
@@ -11,7 +11,7 @@ What is no parameter of 02 goes into its `settings`: `settings: ["", "ramp_epoch
 Three names are not parameters: `grid`, `notebook` (relative to the file; default: this project's 02_training.ipynb)
 and `out` (relative to where you are; default: a folder named like the file, in ACERTLAB_RUNS or runs). A notebook of
 your own needs a `parameters` cell with `run_dir`, the folder into which its last cell writes `result.json`
-(`acertlab.runs.write_json`).
+(`acertlab.data.files.write_json`).
 """
 
 import ast
@@ -31,11 +31,11 @@ import papermill
 import yaml
 
 import acertlab
-from acertlab.sweep.job import Cell
+from acertlab.sweep.job import Job
 
 RESERVED = ("grid", "notebook", "out")
 NOT_KEYED = ("run_dir", "data_root")  # where things are on a machine, not what is computed
-# One thread of arithmetic a cell: cells run side by side, and results depend on the number of threads, bit for bit.
+# One thread of arithmetic a job: jobs run side by side, and results depend on the number of threads, bit for bit.
 # Freed memory is kept for the next step: Dask has its workers' children return every 64 kB at once, which made an epoch
 # of a small CNN take twice as long (half of it in the operating system).
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
@@ -44,16 +44,16 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYDEVD_DISABLE_F
 
 @dataclass(frozen=True)
 class Sweep:
-    """All cells of a sweep, checked.
+    """All jobs of a sweep, checked.
 
     Attributes:
-        out: the folder; holds `cells/NAME` for every cell.
-        cells: in the order of the specification.
-        varied: the parameters that differ between cells, and the method, kappa and seed where there are such.
+        out: the folder; holds `cells/NAME` for every job.
+        jobs: in the order of the specification.
+        varied: the parameters that differ between jobs, and the method, kappa and seed where there are such.
     """
 
     out: Path
-    cells: tuple[Cell, ...]
+    jobs: tuple[Job, ...]
     varied: tuple[str, ...]
 
 
@@ -66,7 +66,7 @@ def read_spec(spec: str | Path | Mapping[str, Any], *, out: str | Path = "") -> 
 
     Raises:
         FileNotFoundError: there is no such file or notebook.
-        ValueError: the file is no YAML, or a name or value in it is not accepted; the message names the cell,
+        ValueError: the file is no YAML, or a name or value in it is not accepted; the message names the job,
             the parameter, the value and what is accepted.
     """
     from_file = not isinstance(spec, Mapping)
@@ -79,9 +79,9 @@ def read_spec(spec: str | Path | Mapping[str, Any], *, out: str | Path = "") -> 
             raise FileNotFoundError(f"notebook: {notebook} is not there")
         defaults = _parameters_of(notebook)
         given = [_expanded(content, grid) for grid in _grids(content)]
-        cells = [_checked(cell, defaults, notebook) for grid in given for cell in grid]
+        jobs = [_checked(job, defaults, notebook) for grid in given for job in grid]
         folder = Path(out or content.get("out") or Path(os.environ.get("ACERTLAB_RUNS") or "runs") / stem).absolute()
-        return _sweep(folder, notebook, cells)
+        return _sweep(folder, notebook, jobs)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise type(error)(f"{where}: {error}") from None
 
@@ -98,7 +98,7 @@ def is_training(parameters: Mapping[str, Any]) -> bool:
 
 
 def describe(parameters: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """Some parameters of a cell in a line: `acert kappa=0.5 seed=1`."""
+    """Some parameters of a job in a line: `acert kappa=0.5 seed=1`."""
     values = {name: parameters[name] for name in names if name in parameters}
     return " ".join(str(v) if isinstance(v, str) and v else f"{k}={_short(v)}" for k, v in values.items())
 
@@ -164,20 +164,20 @@ def _parameters_of(notebook: Path) -> dict[str, Any]:
         raise ValueError(f"notebook: the parameters of {notebook} must be plain values: {error}") from None
 
 
-def _checked(cell: Mapping[str, Any], defaults: Mapping[str, Any], notebook: Path) -> dict[str, Any]:
-    """All parameters of the cell, coerced where it is a training notebook's."""
-    for name in cell:
+def _checked(job: Mapping[str, Any], defaults: Mapping[str, Any], notebook: Path) -> dict[str, Any]:
+    """All parameters of the job, coerced where it is a training notebook's."""
+    for name in job:
         if name not in defaults or name == "run_dir":
             close = difflib.get_close_matches(name, defaults, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             others = ", ".join(n for n in defaults if n != "run_dir")
             others += '; all else of TrainConfig as settings: "NAME=VALUE"' if "settings" in defaults else ""
             raise ValueError(f"{name!r} is not a parameter that can be swept{hint}; {notebook.name} has {others}")
-    parameters = {**defaults, **cell}
+    parameters = {**defaults, **job}
     try:
         checked = _check_training(parameters) if is_training(parameters) else parameters
     except (ValueError, TypeError) as error:
-        raise ValueError(f"cell {describe(cell, tuple(cell))}: {error}") from None
+        raise ValueError(f"job {describe(job, tuple(job))}: {error}") from None
     return {name: value for name, value in checked.items() if name != "run_dir"}
 
 
@@ -188,15 +188,15 @@ def _check_training(parameters: Mapping[str, Any]) -> dict[str, Any]:
     known = {name: accepted for name, accepted in PARAMETERS.items() if name in parameters}
     checked = dict(parameters) | check_parameters(parameters, known)
     config = config_from_parameters(checked)
-    return checked | {"kappa": config.kappa}  # 1 for standard training, whatever is asked: not several cells alike
+    return checked | {"kappa": config.kappa}  # 1 for standard training, whatever is asked: not several jobs alike
 
 
-# ---- cells
+# ---- jobs
 def _sweep(out: Path, notebook: Path, given: list[dict[str, Any]]) -> Sweep:
     names = list(given[0])
-    varied = tuple(n for n in names if n in ("method", "kappa", "seed") or len({repr(cell[n]) for cell in given}) > 1)
+    varied = tuple(n for n in names if n in ("method", "kappa", "seed") or len({repr(job[n]) for job in given}) > 1)
     shown = tuple(name for name in names if name in varied or name == "dataset")
-    cells = {}
+    jobs = {}
     for parameters in given:
         keyed = {k: v for k, v in parameters.items() if k not in NOT_KEYED and (k, v) != ("settings", "")}
         key = [notebook.stem, acertlab.__version__, keyed]  # without settings as before there were such
@@ -204,10 +204,10 @@ def _sweep(out: Path, notebook: Path, given: list[dict[str, Any]]) -> Sweep:
         label = "-".join(_label(name, parameters[name]) for name in shown)
         name = "-".join(filter(None, (re.sub(r"[^\w.-]+", "_", label)[:80], digest)))
         environment = ENVIRONMENT | {n: os.path.abspath(os.environ[n]) for n in ("ACERTLAB_DATA",) if n in os.environ}
-        if name in cells:
-            raise ValueError(f"the cell {describe(parameters, shown)} is there twice")
-        cells[name] = Cell(name, parameters, out / "cells" / name, notebook, environment, Path.cwd())
-    return Sweep(out, tuple(cells.values()), varied)
+        if name in jobs:
+            raise ValueError(f"the job {describe(parameters, shown)} is there twice")
+        jobs[name] = Job(name, parameters, out / "cells" / name, notebook, environment, Path.cwd())
+    return Sweep(out, tuple(jobs.values()), varied)
 
 
 def _label(name: str, value: Any) -> str:

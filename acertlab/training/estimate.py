@@ -7,12 +7,11 @@ step's cost depends on how many images are classified correctly (on a CPU, done 
 taken one after the other on one and the same batch, which the network soon knows.
 """
 
-import argparse
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -24,7 +23,7 @@ from acertlab._text import seconds_text
 from acertlab.bounds.checks import full_precision
 from acertlab.data.datasets import ImageData, augment, load_dataset, to_float
 from acertlab.data.run import Run
-from acertlab.training.config import BUDGETS, TrainConfig
+from acertlab.training.config import TrainConfig
 from acertlab.training.loop.state import State, initial_state
 from acertlab.training.loop.step import memory_kept, normalisation, train_step
 from acertlab.training.loop.train import evaluate
@@ -218,30 +217,22 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="acertlab estimate", description=__doc__.splitlines()[0])
-    parser.add_argument("dataset")
-    parser.add_argument("method")
-    parser.add_argument("--budget", choices=BUDGETS, default="paper")
-    parser.add_argument("--steps", type=int, default=COUNT, help="measured in each phase")
-    given = parser.parse_args(arguments)
-    try:
-        if given.steps < 1:
-            raise ValueError(f"--steps = {given.steps}: accepted is a whole number >= 1")
-        config, data = preset(given.dataset, given.method, budget=given.budget), load_dataset(given.dataset)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"acertlab estimate: {error}", file=sys.stderr)
-        return 1
-    device, found = config.torch_device(), estimate(config, data, given.steps)
+def estimate_sentence(dataset: str, method: str, budget: str, steps: int) -> str:
+    """`estimate` of a preset in words, with the network, the machine and the peak memory.
+
+    Args:
+        dataset, method, budget: as in `acertlab.preset`.
+        steps: measured in each phase, at least 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: accepted is a whole number >= 1")
+    config, data = preset(dataset, method, budget=budget), load_dataset(dataset)
+    device, found = config.torch_device(), estimate(config, data, steps)
     network = f"{config.model} of width {config.width}, batch {config.batch_size}"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     phases = ", ".join(f"{_short(seconds)} {phase}" for phase, seconds in found.step.items())
-    print(f"{given.dataset}, {given.method}, {network}, {device}{threads}: a step takes {phases}; an epoch of "
-          f"{found.steps} steps after the ramp {seconds_text(found.steps * found.step['after'])}; peak memory "
-          f"{peak_memory(device):.1f} GiB\nthe whole run {found}")  # fmt: skip
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return (
+        f"{dataset}, {method}, {network}, {device}{threads}: a step takes {phases}; an epoch of "
+        f"{found.steps} steps after the ramp {seconds_text(found.steps * found.step['after'])}; peak memory "
+        f"{peak_memory(device):.1f} GiB\nthe whole run {found}"
+    )

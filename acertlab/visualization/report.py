@@ -6,9 +6,7 @@ said, and what each ACR is made of; figures that move, sentences that were compu
 
 from __future__ import annotations
 
-import argparse
 import html
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -186,24 +184,3 @@ def _list(sentences: Sequence[str] | Iterator[str]) -> str:
 
 def _table(table: pd.DataFrame) -> str:
     return f'<div class="wide">{table.to_html(index=False, border=0)}</div>'
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="acertlab report", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", help="folder that holds run folders or packed runs, at any depth")
-    parser.add_argument("--output", default="report.html", help="the page (default: %(default)s)")
-    parser.add_argument("--resamples", type=int, default=1000, help="draws of the bootstrap (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    try:
-        for sentence in write_report(given.runs, given.output, given.resamples):
-            print(f"acertlab report: not analysed: {sentence}", file=sys.stderr)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"acertlab report: {error}", file=sys.stderr)
-        return 1
-    print(given.output)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

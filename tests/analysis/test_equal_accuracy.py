@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from acertlab.__main__ import main
 from acertlab.analysis import equal_accuracy
 from acertlab.data.run import SHIPPED
 
@@ -59,7 +60,7 @@ def test_one_clear_error(change, message: str) -> None:
 
 
 def test_the_command_on_the_shipped_runs(capsys: pytest.CaptureFixture) -> None:
-    assert equal_accuracy.main([str(SHIPPED)]) == 0
+    assert main(["compare", str(SHIPPED)]) == 0
     said = capsys.readouterr().out
     assert "cifar10" in said and "| Acc % | ACERT: ACR % | FastIBP: ACR % |" in said
-    assert equal_accuracy.main(["/nowhere"]) == 1 and "there is no folder of runs" in capsys.readouterr().err
+    assert main(["compare", "/nowhere"]) == 1 and "there is no folder of runs" in capsys.readouterr().err

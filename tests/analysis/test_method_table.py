@@ -7,6 +7,7 @@ import pytest
 
 import acertlab as al
 from acertlab import _text
+from acertlab.__main__ import main
 from acertlab.analysis import method_table as table
 from acertlab.data.datasets import to_float
 from acertlab.radius.attack import adversarial_accuracy
@@ -95,17 +96,17 @@ def test_pgd_is_spared_where_the_certificate_decides(run, monkeypatch: pytest.Mo
 
 
 def test_the_command(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert table.main([str(tmp_path)]) == 1
+    assert main(["table", str(tmp_path)]) == 1
     assert "there is no finished run" in capsys.readouterr().err
     radii = synthetic_radii({"acert": 1.0, "fast-ibp": 0.8}, seeds=2)
     for method in ("acert", "fast-ibp"):
         own = {cell: of for cell, of in radii.items() if cell[0] == method}
         write_sweep(tmp_path / method, own, {cell: 0.5 + np.mean(own[cell]) / CAP / 10 for cell in own})
-    assert table.main([str(tmp_path), "--eps", "1/20"]) == 0
+    assert main(["table", str(tmp_path), "--eps", "1/20"]) == 0
     said = capsys.readouterr().out
-    assert table.main([str(tmp_path / "acert"), str(tmp_path / "fast-ibp"), "--eps", "1/20"]) == 0
+    assert main(["table", str(tmp_path / "acert"), str(tmp_path / "fast-ibp"), "--eps", "1/20"]) == 0
     assert capsys.readouterr().out == said
     with pytest.raises(SystemExit):
-        table.main([str(tmp_path), "--eps", "1/0"])
+        main(["table", str(tmp_path), "--eps", "1/0"])
     assert "--eps: invalid number value: '1/0'" in capsys.readouterr().err
     assert f"digits, eps_max {EPS_MAX:g}" in said and "| ACERT | " in said and "cert. at 0.05" in said

@@ -12,6 +12,7 @@ import torch
 
 import acertlab as al
 from acertlab import _text
+from acertlab.__main__ import main
 from acertlab.analysis.paper import ablations
 from acertlab.analysis.paper import tables as paper
 from acertlab.analysis.paper.ablations import ACERT, ACERT_FAST, FAST_IBP, NO_RAMP, RAMP, Setting
@@ -374,13 +375,13 @@ def test_more_iterations_are_nearer(tmp_path):
 
 
 def test_the_command_tells_step_epoch_and_memory(capsys):
-    assert duration.main(["digits", "acert", "--budget", "smoke", "--steps", "1"]) == 0
+    assert main(["estimate", "digits", "acert", "--budget", "smoke", "--steps", "1"]) == 0
     said = capsys.readouterr().out
     assert "digits, acert, small_cnn of width 4, batch 64" in said
     memory = float(said.partition("peak memory ")[2].split()[0])
     assert 0.1 < memory < 20  # a process with torch in it holds more than the first
     for wrong, message in (
         (["digits", "acrt"], "method = 'acrt'"),
-        (["digits", "acert", "--steps", "0"], "--steps = 0"),
+        (["digits", "acert", "--steps", "0"], "steps = 0"),
     ):
-        assert duration.main(wrong) == 1 and message in capsys.readouterr().err
+        assert main(["estimate", *wrong]) == 1 and message in capsys.readouterr().err

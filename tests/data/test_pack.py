@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from acertlab.__main__ import main
 from acertlab.data import files, pack, run_table
 from acertlab.data import run as runs
 from acertlab.data.pack import pack_runs
@@ -126,9 +127,9 @@ class TestFaults:
             run_table.load_runs(out)
 
     def test_the_command(self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-        assert pack.main([str(root), str(tmp_path / "out")]) == 0
+        assert main(["pack", str(root), str(tmp_path / "out")]) == 0
         assert "3 runs, 0.0" in capsys.readouterr().out
-        assert pack.main([str(tmp_path / "nowhere"), str(tmp_path / "out2")]) == 1
+        assert main(["pack", str(tmp_path / "nowhere"), str(tmp_path / "out2")]) == 1
         assert "there is no folder of runs" in capsys.readouterr().err
 
 

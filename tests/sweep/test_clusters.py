@@ -84,7 +84,7 @@ def test_jobs_that_do_not_come_up_are_named(
         absence.note([], 2)
         absence.note([], 2)  # not again so soon
     (said,) = (record.getMessage() for record in caplog.records if record.name == sweep.log.name)
-    assert f"no worker at {cluster.scheduler_address} for 100 s; cells that wait for one: 2; " in said
+    assert f"no worker at {cluster.scheduler_address} for 100 s; jobs that wait for one: 2; " in said
     assert "SLURMCluster was asked for 1, as jobs 4242: are they queued" in said
 
 

@@ -73,7 +73,7 @@ module._train_epoch = logged
 ]
 
 
-# ---- twelve cells, and everything dies
+# ---- twelve jobs, and everything dies
 
 
 class Killing:
@@ -107,7 +107,7 @@ class Killing:
 
     def trained(self) -> list[tuple[str, int, int]]:
         lines = self.log.read_text().split("\n")[:-1]
-        return [(cell, int(epoch), int(pid)) for cell, epoch, pid in map(str.split, lines)]
+        return [(job, int(epoch), int(pid)) for job, epoch, pid in map(str.split, lines)]
 
     def moment(self) -> None:
         """Waits for two more epochs, and then for a moment."""
@@ -188,11 +188,11 @@ def test_twelve_cells_survive_everything(killing: Killing, tmp_path_factory: pyt
     assert killing.trained() == epochs
     assert_nothing_trained_twice(epochs)
     images = load_dataset("digits")
-    for cell in read_spec(killing.spec).cells:  # the same bits as without all that
-        names = dict(cell.parameters) | {"TrainConfig": TrainConfig}
+    for job in read_spec(killing.spec).jobs:  # the same bits as without all that
+        names = dict(job.parameters) | {"TrainConfig": TrainConfig}
         exec(CONFIG, names)
         run = train(names["config"], images, tmp_path_factory.mktemp("alone") / "run", progress=False)
-        assert hashes(cell.folder) == hashes(run.path), cell.name
+        assert hashes(job.folder) == hashes(run.path), job.name
 
 
 SLEEPING = ['what = 0\nrun_dir = ""', "import time\nprint('up', file=open(run_dir + '/up', 'w'))\ntime.sleep(600)"]
@@ -211,14 +211,14 @@ def test_ctrl_c_stops_the_kernels_and_keeps_everything(tmp_path: Path) -> None:
     with subprocess.Popen(
         command, env=environment, cwd=tmp_path, start_new_session=True, preexec_fn=heeds, **pipes
     ) as process:
-        wait_for(lambda: len(list(tmp_path.glob("out/cells/*/up"))) == 2, "both cells run")
+        wait_for(lambda: len(list(tmp_path.glob("out/jobs/*/up"))) == 2, "both jobs run")
         below = psutil.Process(process.pid).children(recursive=True)
         assert sum("acertlab.sweep.kernel" in child.cmdline() for child in below) == 2
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=WAIT)
     assert process.returncode == 3 and said == "\nstopped; everything is kept, the same command goes on\n"
     wait_for(lambda: not any(child.is_running() for child in below), "all processes end")
-    assert [cell.done for cell in read_spec(spec, out=tmp_path / "out").cells] == [False, False]
+    assert [job.done for job in read_spec(spec, out=tmp_path / "out").jobs] == [False, False]
 
 
 QUICK = [
@@ -255,7 +255,7 @@ def test_a_cluster_without_workers_is_told_and_goes_on_once_there_is_one(
         address = cluster.scheduler_address
     assert (table.state == "done").all() and table.acc.tolist() == [0.5, 0.5]
     assert re.fullmatch(
-        rf"no worker at {address} for [1-9] s; cells that wait for one: 2; LocalCluster was asked for 0",
+        rf"no worker at {address} for [1-9] s; jobs that wait for one: 2; LocalCluster was asked for 0",
         scaling.told[0],
     )
 
@@ -279,9 +279,9 @@ def test_a_dashboard_that_runs_already_is_no_matter(tmp_path: Path) -> None:
 
 
 def assert_nothing_trained_twice(epochs: list[tuple[str, int, int]]) -> None:
-    """One process at a time trained a cell, each going on where the one before had its last checkpoint."""
-    for name in {cell for cell, _, _ in epochs}:
-        mine = [(epoch, pid) for cell, epoch, pid in epochs if cell == name]
+    """One process at a time trained a job, each going on where the one before had its last checkpoint."""
+    for name in {job for job, _, _ in epochs}:
+        mine = [(epoch, pid) for job, epoch, pid in epochs if job == name]
         pids = [pid for _, pid in mine]
         assert len(set(pids)) == sum(a != b for a, b in zip([0, *pids], pids, strict=False)), "two at a time"
         counts = Counter(epoch for epoch, _ in mine)

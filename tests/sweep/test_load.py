@@ -1,6 +1,6 @@
-"""Many short cells: what a sweep costs beyond its kernels, flat memory, and failing cells that disturb nobody.
+"""Many short jobs: what a sweep costs beyond its kernels, flat memory, and failing jobs that disturb nobody.
 
-pytest -m slow -s tests/sweep/test_load.py     # 500 cells of a second each; about 20 minutes on two cores
+pytest -m slow -s tests/sweep/test_load.py     # 500 jobs of a second each; about 20 minutes on two cores
 """
 
 import os
@@ -52,7 +52,7 @@ if what != "no result":
     os.replace(folder / "aside", folder / "result.json")""",
 ]
 FLAT = 30.0  # MB that a process may grow by at its start,
-FLAT_LATER = 5.0  # and by in the second half of 500 cells
+FLAT_LATER = 5.0  # and by in the second half of 500 jobs
 
 
 @contextmanager
@@ -79,23 +79,23 @@ def watched_memory() -> Iterator[dict[int, list[tuple[float, float]]]]:
         thread.join()
 
 
-def load(folder: Path, cells: int, seconds: float) -> tuple[float, dict[int, tuple[float, float]]]:
-    """Seconds a cell beyond its kernel's start and its own work; and every process's memory, early and late (MB)."""
+def load(folder: Path, jobs: int, seconds: float) -> tuple[float, dict[int, tuple[float, float]]]:
+    """Seconds a job beyond its kernel's start and its own work; and every process's memory, early and late (MB)."""
     notebook = write_notebook(folder / "load.ipynb", CELLS)
     spec = {"notebook": str(notebook), "out": str(folder / "out"), "seconds": seconds,
-            "grid": {"number": list(range(cells))}}  # fmt: skip
+            "grid": {"number": list(range(jobs))}}  # fmt: skip
     started = time.time()
     with watched_memory() as sizes:
         table = sweep.run(spec, workers=2, show=False)
     wall = time.time() - started
-    assert (table.state == "done").all() and len(table) == cells
+    assert (table.state == "done").all() and len(table) == jobs
     times = [read_json(Path(path) / "result.json") for path in table.path]
     own = [t["last"] - t["created"] for t in times]
     begin, end = min(t["created"] for t in times), max(t["last"] for t in times)
     overhead = 2 * (end - begin) / cells - mean(own)
     starts = mean(t["first"] - t["created"] for t in times)
-    print(f"\n{cells} cells: {wall:.0f} s; kernel's start {starts:.2f} s, its work {mean(own) - starts:.2f} s, "
-          f"beyond {overhead:.2f} s a cell")  # fmt: skip
+    print(f"\n{jobs} jobs: {wall:.0f} s; kernel's start {starts:.2f} s, its work {mean(own) - starts:.2f} s, "
+          f"beyond {overhead:.2f} s a job")  # fmt: skip
     memory = {}
     quarters = np.quantile([t["last"] for t in times], (0.25, 0.5, 0.75))
     for pid, samples in sizes.items():

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import acertlab
+from acertlab.__main__ import main
 from acertlab.sweep import executor as sweep
 from acertlab.sweep.job import FAILED, RUNNING
 from acertlab.sweep.spec import describe, read_spec
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def cells_of(spec: Any, **options: Any) -> list[dict[str, Any]]:
-    return [cell.parameters for cell in read_spec(spec, **options).cells]
+    return [job.parameters for job in read_spec(spec, **options).jobs]
 
 
 def test_lists_are_combined_and_grids_follow_each_other(tmp_path: Path) -> None:
@@ -29,12 +30,12 @@ def test_lists_are_combined_and_grids_follow_each_other(tmp_path: Path) -> None:
         "  - {method: acert, kappa: 0.25, eps_max: [0.1, 8/255]}\n"
     )
     sweep = read_spec(path)
-    got = [[cell.parameters[name] for name in ("method", "kappa", "seed", "eps_max")] for cell in sweep.cells]
+    got = [[job.parameters[name] for name in ("method", "kappa", "seed", "eps_max")] for job in sweep.jobs]
     assert got == [
         ["fast-ibp", 0, 0, 0], ["fast-ibp", 0, 1, 0], ["fast-ibp", 0.8, 0, 0], ["fast-ibp", 0.8, 1, 0],
         ["acert", 0.25, 0, 0.1], ["acert", 0.25, 0, 8 / 255],
     ]  # fmt: skip
-    assert all(cell.parameters["dataset"] == "mnist" and cell.notebook.stem == "02_training" for cell in sweep.cells)
+    assert all(job.parameters["dataset"] == "mnist" and job.notebook.stem == "02_training" for job in sweep.jobs)
     assert sweep.varied == ("method", "kappa", "eps_max", "seed")
     assert describe(sweep.cells[5].parameters, sweep.varied) == "acert kappa=0.25 eps_max=0.03137 seed=0"
     assert sweep.cells[5].name.startswith("mnist-acert-kappa0.25-eps_max0.03137-seed0-")
@@ -50,12 +51,12 @@ def test_the_folder_is_named_by_the_file_unless_told(tmp_path: Path, monkeypatch
     Path("mine.yaml").write_text("kappa: 0.5\nout: there")
     assert read_spec("mine.yaml").out == tmp_path / "there"
     assert read_spec("mine.yaml", out="here").out == tmp_path / "here"
-    (cell,) = read_spec("mine.yaml").cells
-    assert cell.folder == tmp_path / "there" / "cells" / cell.name
+    (job,) = read_spec("mine.yaml").jobs
+    assert job.folder == tmp_path / "there" / "cells" / job.name
 
 
 def test_a_cells_name_depends_on_parameters_and_version_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    (name,) = (cell.name for cell in read_spec({"kappa": 0.5, "eps_max": "1/4"}).cells)
+    (name,) = (job.name for job in read_spec({"kappa": 0.5, "eps_max": "1/4"}).jobs)
     for same in ({"eps_max": 0.25, "kappa": "1/2", "seed": 0}, {"kappa": 0.5, "eps_max": 0.25, "data_root": "/x"}):
         assert read_spec(same).cells[0].name == name  # order, spelling, defaults and places do not matter
     assert read_spec({"kappa": 0.5, "eps_max": 0.25, "epochs": 3}).cells[0].name != name
@@ -66,15 +67,15 @@ def test_a_cells_name_depends_on_parameters_and_version_alone(monkeypatch: pytes
 def test_cells_of_before_there_were_settings_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acertlab, "__version__", "0.1.0")
     grid = {"method": "fast-ibp", "kappa": 0, "seed": 2}
-    (cell,) = read_spec({"dataset": "cifar10", "width": 8, "budget": "fast", "grid": grid}).cells
-    assert cell.name.endswith("-2d1fe7984f")  # or a sweep would train again what is there
+    (job,) = read_spec({"dataset": "cifar10", "width": 8, "budget": "fast", "grid": grid}).jobs
+    assert job.name.endswith("-2d1fe7984f")  # or a sweep would train again what is there
 
 
 def test_other_settings_can_be_swept() -> None:
     grid = {"method": "mtl-ibp", "settings": ["", "alpha=0.3", "alpha=0.3, scheduler=step"]}
     sweep = read_spec({"dataset": "mnist", "grid": grid})
-    assert [cell.parameters["settings"] for cell in sweep.cells] == grid["settings"]
-    assert "settings" in sweep.varied and len({cell.name for cell in sweep.cells}) == 3
+    assert [job.parameters["settings"] for job in sweep.jobs] == grid["settings"]
+    assert "settings" in sweep.varied and len({job.name for job in sweep.jobs}) == 3
 
 
 def test_a_cell_keeps_its_memory_whatever_dask_tells_its_workers() -> None:
@@ -84,16 +85,16 @@ def test_a_cell_keeps_its_memory_whatever_dask_tells_its_workers() -> None:
 
 
 def test_a_cell_is_done_when_its_result_is_there_and_was_checked(tmp_path: Path) -> None:
-    (cell,) = read_spec({"kappa": 0.5}, out=tmp_path).cells
-    assert not cell.done
-    cell.folder.mkdir(parents=True)
-    (cell.folder / "result.json").write_text("{}")
-    assert cell.done
+    (job,) = read_spec({"kappa": 0.5}, out=tmp_path).jobs
+    assert not job.done
+    job.folder.mkdir(parents=True)
+    (job.folder / "result.json").write_text("{}")
+    assert job.done
     for name in (RUNNING, FAILED):  # interrupted, or refuted, by the notebook's own checks after the result was written
-        (cell.folder / name).touch()
-        assert not cell.done
-        (cell.folder / name).unlink()
-    assert cell.done
+        (job.folder / name).touch()
+        assert not job.done
+        (job.folder / name).unlink()
+    assert job.done
 
 
 @pytest.mark.parametrize(
@@ -101,18 +102,18 @@ def test_a_cell_is_done_when_its_result_is_there_and_was_checked(tmp_path: Path)
     [
         ({"methd": "acert"}, r"'methd' is not a parameter .*\(did you mean 'method'\?\); 02_training.ipynb has"),
         ({"alpha": 0.3}, r'settings; all else of TrainConfig as settings: "NAME=VALUE"'),
-        ({"settings": ["", "alhpa=0.3"]}, "cell .*settings = 'alhpa=0.3'.*did you mean alpha"),
+        ({"settings": ["", "alhpa=0.3"]}, "job .*settings = 'alhpa=0.3'.*did you mean alpha"),
         ({"run_dir": "x"}, "'run_dir' is not a parameter that can be swept"),
-        ({"grid": {"kappa": [0, 1.5]}}, r"cell kappa=1.5: parameter kappa = 1.5: accepted is a number .* <= 1"),
-        ({"grid": {"method": ["acert", "acrt"]}}, "cell acrt: parameter method = 'acrt': .* did you mean 'acert'"),
+        ({"grid": {"kappa": [0, 1.5]}}, r"job kappa=1.5: parameter kappa = 1.5: accepted is a number .* <= 1"),
+        ({"grid": {"method": ["acert", "acrt"]}}, "job acrt: parameter method = 'acrt': .* did you mean 'acert'"),
         ({"dataset": "minst"}, "dataset = 'minst': accepted is digits, mnist"),
         ({"seed": -1}, "parameter seed = -1: accepted is a whole number >= 0"),
         ({"grid": {"kappa": []}}, r"kappa = \[\]: accepted is a text, a number"),
         ({"grid": {"kappa": {"from": 0}}}, "kappa = {'from': 0}: accepted is"),
         ({"grid": {"kappa": [0, None]}}, "accepted is a text, a number"),
         ({"grid": "kappa"}, "grid = 'kappa': accepted is a table"),
-        ({"grid": [{"kappa": 0}, {"kappa": [0, 0.5]}]}, "the cell .*kappa=0.* is there twice"),
-        ({"grid": {"method": "standard", "kappa": [0, 0.5]}}, "the cell .*standard.* is there twice"),
+        ({"grid": [{"kappa": 0}, {"kappa": [0, 0.5]}]}, "the job .*kappa=0.* is there twice"),
+        ({"grid": {"method": "standard", "kappa": [0, 0.5]}}, "the job .*standard.* is there twice"),
         ({"notebook": "nowhere.ipynb"}, "notebook: .*nowhere.ipynb is not there"),
     ],
 )  # fmt: skip
@@ -152,9 +153,9 @@ def test_any_notebook_with_a_run_dir(tmp_path: Path) -> None:
 
 
 def test_the_shipped_sweep_is_accepted() -> None:
-    cells = cells_of(ROOT / "data" / "results" / "fronts" / "sweep.yaml")
-    assert len(cells) == 69
-    assert {(cell["dataset"], cell["method"], cell["seed"]) for cell in cells} == {
+    jobs = cells_of(ROOT / "data" / "results" / "fronts" / "sweep.yaml")
+    assert len(jobs) == 69
+    assert {(job["dataset"], job["method"], job["seed"]) for job in jobs} == {
         (dataset, method, seed)
         for dataset in ("mnist", "cifar10") for method in ("fast-ibp", "acert") for seed in (0, 1, 2)
     }  # fmt: skip
@@ -164,12 +165,12 @@ def test_the_command_refuses_and_lists(tmp_path: Path, capsys: pytest.CaptureFix
     path = tmp_path / "mine.yaml"
     path.write_text("grid: {kappa: [0, 0.5]}")
     out = ["--out", str(tmp_path / "out")]
-    assert sweep.main([str(path), "--dry-run", *out]) == 0
+    assert main(["sweep", str(path), "--dry-run", *out]) == 0
     said = capsys.readouterr().out
-    assert "waiting  acert kappa=0.5 seed=0" in said and "2 cells, 0 done" in said
+    assert "waiting  acert kappa=0.5 seed=0" in said and "2 jobs, 0 done" in said
     assert not (tmp_path / "out").exists()
     path.write_text("grid: {kappa: [0, 2]}")
-    assert sweep.main([str(path), *out]) == 2
+    assert main(["sweep", str(path), *out]) == 2
     assert "error: " in (said := capsys.readouterr().err) and "kappa = 2" in said and "Traceback" not in said
-    assert sweep.main([str(path), "--workers", "-1", *out]) == 2
+    assert main(["sweep", str(path), "--workers", "-1", *out]) == 2
     assert "workers = -1: accepted is a whole number >= 0" in capsys.readouterr().err

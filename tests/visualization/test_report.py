@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from acertlab.__main__ import main
 from acertlab.analysis.fronts import analyse
 from acertlab.data.files import read_json, write_json
 from acertlab.data.pack import pack_runs
 from acertlab.data.run_table import load_runs
-from acertlab.visualization import report
 from acertlab.visualization.report import write_report
 from tests.helpers.synthetic_runs import synthetic_radii, write_sweep
 
@@ -84,14 +84,14 @@ def test_what_cannot_be_analysed_says_why_and_the_rest_is_there(root: Path, tmp_
 
 def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     page = tmp_path / "page.html"
-    assert report.main([str(root), "--output", str(page), "--resamples", "30"]) == 0 and page.is_file()
+    assert main(["report", str(root), "--output", str(page), "--resamples", "30"]) == 0 and page.is_file()
     assert capsys.readouterr().out.strip() == str(page)
     (tmp_path / "empty/half").mkdir(parents=True)
     (tmp_path / "empty/half/config.json").write_text("{}")
     for folder, message in (("empty", "there is no finished run below .*empty .1 unfinished"),
                             ("nowhere", "there is no folder of runs .*nowhere")):  # fmt: skip
-        assert report.main([str(tmp_path / folder), "--output", str(tmp_path / "none.html")]) == 1
+        assert main(["report", str(tmp_path / folder), "--output", str(tmp_path / "none.html")]) == 1
         assert re.search(f"acertlab report: .*{message}", capsys.readouterr().err)
-    assert report.main([str(root), "--resamples", "3", "--output", str(tmp_path / "none.html")]) == 1
+    assert main(["report", str(root), "--resamples", "3", "--output", str(tmp_path / "none.html")]) == 1
     assert "resamples: must be a whole number >= 20, not 3" in capsys.readouterr().err
     assert not (tmp_path / "none.html").exists()

@@ -1,0 +1,94 @@
+"""The command `acertlab`: every sub-command says what it does, refuses in one line, and does its work."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import papermill
+import pytest
+import torch
+
+import acertlab as al
+from acertlab.__main__ import main
+from acertlab.sweep import executor
+from acertlab.sweep.spec import read_spec
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("demo", "sweep", "certify", "report", "table", "compare", "pack", "estimate")
+
+
+def test_alone_it_greets_with_every_command(capsys: pytest.CaptureFixture) -> None:
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    assert all(f"    {command} " in said for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_a_command_does(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0 and f"usage: acertlab {command}" in capsys.readouterr().out
+
+
+def test_help_loads_neither_torch_nor_plots() -> None:
+    code = "import sys, acertlab.__main__ as m\nm.main([])\nassert not {'torch', 'plotly', 'pandas'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("arguments", [["report"], ["table"], ["compare"], ["pack", "out"]])
+def test_a_folder_without_runs_is_refused_in_a_line(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command, *rest = arguments
+    nowhere = tmp_path / "nowhere"
+    assert main([command, str(nowhere), *(str(tmp_path / name) for name in rest)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"acertlab {command}: ") and "nowhere" in said and said.count("\n") == 1
+
+
+def test_certify_takes_a_program_and_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = al.models.small_cnn((1, 8, 8), 10, width=2).eval()
+    torch.jit.trace(model, torch.zeros(1, 1, 8, 8)).save(str(tmp_path / "net.pt"))
+    page = tmp_path / "page.html"
+    assert main(["certify", str(tmp_path / "net.pt"), "digits", "1/16", "--images", "20", "--output", str(page)]) == 0
+    data = al.load_dataset("digits")
+    report = al.certify(model, (data.test_x[:20], data.test_y[:20]), 1 / 16, progress=False)
+    said = capsys.readouterr().out
+    assert f"{100 * report.acr:.6f}"[:5] in said and "<html" in page.read_text()
+    assert main(["certify", str(tmp_path / "none.pt"), "digits", "0.1"]) == 1
+    assert "none.pt" in capsys.readouterr().err
+
+
+def test_the_demo_reaches_from_unprotected_to_robust() -> None:
+    jobs = read_spec(ROOT / "notebooks" / "demo.yaml").jobs
+    assert len(jobs) == 9
+    pairs = {(job.parameters["method"], job.parameters["kappa"]) for job in jobs}
+    assert pairs >= {("standard", 1.0), ("acert", 0.0)}
+
+
+def test_the_demo_ends_where_its_sweep_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACERTLAB_RUNS", str(tmp_path))
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: pytest.fail("03 was executed"))
+    monkeypatch.setattr(executor, "run_command", lambda spec, out: 1)
+    assert main(["demo"]) == 1
+
+
+def test_the_demo_draws_03_of_its_own_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("ACERTLAB_RUNS", str(tmp_path))
+    swept, drawn, converted = [], [], []
+    monkeypatch.setattr(executor, "run_command", lambda spec, out: swept.append((Path(spec).name, out)) or 0)
+
+    def execute(notebook: Path, out: Path, parameters: dict[str, Any], **_: Any) -> None:
+        drawn.append((notebook.name, out, parameters["runs_root"]))
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: converted.append(command[-1]))
+    assert main(["demo"]) == 0
+    out = tmp_path / "demo"
+    assert swept == [("demo.yaml", str(out))] and converted == [out / "03_pareto.ipynb"]
+    assert drawn == [("03_pareto.ipynb", out / "03_pareto.ipynb", str(out / "cells"))]
+    assert "03_pareto.html" in capsys.readouterr().out
