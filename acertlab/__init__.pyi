@@ -46,9 +46,9 @@ from acertlab.radius.attack import (
 )
 from acertlab.radius.bracket import RadiusBracket as RadiusBracket
 from acertlab.radius.bracket import radius_bracket as radius_bracket
+from acertlab.radius.certificate import Report as Report
+from acertlab.radius.certificate import certify as certify
 from acertlab.radius.certified import certified_radius as certified_radius
-from acertlab.radius.certify import Report as Report
-from acertlab.radius.certify import certify as certify
 from acertlab.radius.metrics import (
     accuracy as accuracy,
 )
@@ -75,7 +75,7 @@ from acertlab.radius.rootfind.iterate import RootStatus as RootStatus
 from acertlab.radius.search import RadiusResult as RadiusResult
 from acertlab.radius.search import RadiusStatus as RadiusStatus
 from acertlab.training.config import TrainConfig as TrainConfig
-from acertlab.training.import_run import import_run as import_run
+from acertlab.training.imported_run import import_run as import_run
 from acertlab.training.loop.batch_statistics import clean_pass as clean_pass
 from acertlab.training.loop.train import train as train
 from acertlab.training.presets import preset as preset

@@ -18,11 +18,11 @@ def demo(args: argparse.Namespace) -> int:
     """Train on the embedded digits and draw the accuracy-robustness picture, in a few minutes."""
     import papermill
 
+    from acertlab.data.files import CLONE, from_clone
     from acertlab.data.run import runs_folder
     from acertlab.sweep.executor import run_command
-    from acertlab.sweep.spec import TRAINING
 
-    notebooks, out = TRAINING.parent, runs_folder() / "demo"
+    notebooks, out = from_clone("notebooks"), runs_folder() / "demo"
     if status := run_command(str(notebooks / "demo.yaml"), str(out)):
         return status
     print("notebooks/03_pareto.ipynb ...", flush=True)
@@ -34,7 +34,7 @@ def demo(args: argparse.Namespace) -> int:
         {"runs_root": str(out.absolute() / "cells"), "out_dir": str(out.absolute())},
         kernel_name="python3",
         progress_bar=False,
-        cwd=notebooks.parent,
+        cwd=CLONE,
         store_widget_state=False,
         start_timeout=600,
     )
@@ -56,7 +56,7 @@ def certify(args: argparse.Namespace) -> int:
     from acertlab.data.run import load_run
     from acertlab.models.onnx import load_onnx
     from acertlab.models.torch_program import load_program
-    from acertlab.radius import certify as certificates
+    from acertlab.radius import certificate
 
     data, path = load_dataset(args.dataset), Path(args.network)
     if path.is_dir():
@@ -66,7 +66,7 @@ def certify(args: argparse.Namespace) -> int:
     else:
         model = load_program(path, input_shape=data.in_shape)
     pair = data.test_x[: args.images], data.test_y[: args.images]
-    found = certificates.certify(model, pair, args.eps_max, bound=args.bound, sound=args.sound, run_dir=args.run_dir)
+    found = certificate.certify(model, pair, args.eps_max, bound=args.bound, sound=args.sound, run_dir=args.run_dir)
     print(found.table().to_string(index=False, header=False))
     if args.output:
         found.to_html(args.output)

@@ -12,6 +12,7 @@ from acertlab import _lock as locks
 from acertlab._lock import Held, locked
 from acertlab.data.datasets import load_dataset
 from acertlab.training.config import TrainConfig
+from acertlab.training.loop import train as loop
 from acertlab.training.loop.train import train
 from tests.helpers.notebooks import ROOT, wait_for
 
@@ -49,7 +50,7 @@ def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path: Path, e
 def test_two_processes_never_train_the_same_run(
     tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["acertlab.training.loop.train"], "LOCK_WAIT", 0.2)
+    monkeypatch.setattr(loop, "LOCK_WAIT", 0.2)
     config, images = TrainConfig(width=2, epochs=1, clean_epochs=1, ramp_epochs=0), load_dataset("digits")
     lock = tmp_path / "run" / ".lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE, env=environment) as other:

@@ -14,9 +14,9 @@ from acertlab.radius.attack import (
 )
 from acertlab.radius.bracket import RadiusBracket as RadiusBracket
 from acertlab.radius.bracket import radius_bracket as radius_bracket
+from acertlab.radius.certificate import Report as Report
+from acertlab.radius.certificate import certify as certify
 from acertlab.radius.certified import certified_radius as certified_radius
-from acertlab.radius.certify import Report as Report
-from acertlab.radius.certify import certify as certify
 from acertlab.radius.metrics import (
     accuracy as accuracy,
 )

@@ -5,6 +5,15 @@ readers) and one marker throughout. A `..._spec` is what a figure is made of, as
 with the last and changes what differs, in a fraction of the time that it takes to make a figure.
 """
 
+from acertlab.visualization.fronts import (
+    tradeoff as tradeoff,
+)
+from acertlab.visualization.fronts import (
+    tradeoff_of_means as tradeoff_of_means,
+)
+from acertlab.visualization.fronts import (
+    tradeoff_spec as tradeoff_spec,
+)
 from acertlab.visualization.radius import (
     certified_accuracy_curves as certified_accuracy_curves,
 )
@@ -64,14 +73,5 @@ from acertlab.visualization.style import (
 )
 from acertlab.visualization.style import (
     method_style as method_style,
-)
-from acertlab.visualization.tradeoff import (
-    tradeoff as tradeoff,
-)
-from acertlab.visualization.tradeoff import (
-    tradeoff_of_means as tradeoff_of_means,
-)
-from acertlab.visualization.tradeoff import (
-    tradeoff_spec as tradeoff_spec,
 )
 from acertlab.visualization.training import training_history as training_history

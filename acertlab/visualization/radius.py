@@ -12,7 +12,7 @@ from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
 from acertlab.radius import metrics
-from acertlab.radius.certify import Report
+from acertlab.radius.certificate import Report
 from acertlab.visualization.style import (
     BLACK,
     BLUE,

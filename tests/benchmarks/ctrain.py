@@ -33,7 +33,7 @@ from acertlab.data.files import read_json, write_json
 from acertlab.models.architectures import MODELS
 from acertlab.models.state_dict import normalised
 from acertlab.training.config import TrainConfig
-from acertlab.training.import_run import import_run
+from acertlab.training.imported_run import import_run
 from acertlab.training.loop.state import learning_rate
 from acertlab.training.loop.train import train
 from acertlab.training.methods.catalogue import name_of

@@ -107,9 +107,7 @@ def test_the_rows_hold_ratios(case: Case) -> None:
     passes = by_row(bench_rows.bound_pass(case, 64, 0.0))
     eps = bench_rows.eps_at_cap(case, 0.4, SOLVER)
     searches = by_row(bench_rows.search(case, eps, SOLVER, 0.0))
-    steps = by_row(
-        bench_rows.training_step(replace(case, config=replace(case.config, batch_size=32)), 2, 0.2, 0.0, False)
-    )
+    steps = by_row(bench_rows.training_step(replace(case, config=replace(case.config, batch_size=32)), 2, 0.2, 0.0))
     figures = [f for rows in (passes, searches, steps) for f in rows.values()]
     assert all(math.isfinite(f.value) and f.value >= 0 for f in figures)
     ratios = [f for f in figures if f.low is not None]

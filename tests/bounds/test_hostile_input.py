@@ -23,8 +23,8 @@ from acertlab.bounds.ibp import propagate
 from acertlab.bounds.margin import certified_margin
 from acertlab.radius.attack import attacked_radius, pgd
 from acertlab.radius.bracket import radius_bracket
+from acertlab.radius.certificate import certify
 from acertlab.radius.certified import certified_radius
-from acertlab.radius.certify import certify
 from acertlab.radius.rootfind.bisection import bisect
 from acertlab.radius.rootfind.brent import brentq
 from acertlab.radius.rootfind.chandrupatla import chandrupatla

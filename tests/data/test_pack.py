@@ -161,7 +161,7 @@ class TestShipped:
 
     @pytest.mark.parametrize("folder", [f for f in SHIPPED if (f / "sweep.yaml").is_file()], ids=lambda f: f.name)
     def test_its_sweep_makes_these_runs_and_no_others(self, folder: Path) -> None:
-        asked = [config_from_parameters(cell.parameters) for cell in read_spec(folder / "sweep.yaml").cells]
+        asked = [config_from_parameters(job.parameters) for job in read_spec(folder / "sweep.yaml").jobs]
         settings = [field.name for field in fields(TrainConfig) if field.name != "device"]
         configs = [runs.load_run(path).config for path in run_table.load_runs(folder).path]
         made = [{name: config.get(name, LATER.get(name)) for name in settings} for config in configs]

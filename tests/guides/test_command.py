@@ -50,15 +50,16 @@ def test_a_folder_without_runs_is_refused_in_a_line(
 def test_certify_takes_a_program_and_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     torch.manual_seed(0)
     model = al.models.small_cnn((1, 8, 8), 10, width=2).eval()
-    torch.jit.trace(model, torch.zeros(1, 1, 8, 8)).save(str(tmp_path / "net.pt"))
+    program = torch.export.export(model, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "net.pt2")
     page = tmp_path / "page.html"
-    assert main(["certify", str(tmp_path / "net.pt"), "digits", "1/16", "--images", "20", "--output", str(page)]) == 0
+    assert main(["certify", str(tmp_path / "net.pt2"), "digits", "1/16", "--images", "20", "--output", str(page)]) == 0
     data = al.load_dataset("digits")
     report = al.certify(model, (data.test_x[:20], data.test_y[:20]), 1 / 16, progress=False)
     said = capsys.readouterr().out
     assert f"{100 * report.acr:.6f}"[:5] in said and "<html" in page.read_text()
-    assert main(["certify", str(tmp_path / "none.pt"), "digits", "0.1"]) == 1
-    assert "none.pt" in capsys.readouterr().err
+    assert main(["certify", str(tmp_path / "none.pt2"), "digits", "0.1"]) == 1
+    assert "none.pt2" in capsys.readouterr().err
 
 
 def test_the_demo_reaches_from_unprotected_to_robust() -> None:

@@ -31,10 +31,10 @@ from acertlab.models.state_dict import load_weights
 from acertlab.models.torch_program import load_program
 from acertlab.radius.certified import certified_radius
 from acertlab.training.config import TrainConfig
-from acertlab.training.import_run import _architecture, import_run
+from acertlab.training.imported_run import _architecture, import_run
 from acertlab.training.loop.train import train
+from acertlab.visualization.fronts import tradeoff
 from acertlab.visualization.report import write_report
-from acertlab.visualization.tradeoff import tradeoff
 from acertlab.visualization.training import training_history
 from acertlab.visualization.widgets.pareto import first_view, pareto_figures, pareto_texts
 
@@ -543,11 +543,11 @@ def test_a_stopped_import_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sys.modules["acertlab.training.import_run"], "write_weights", stop)
+        patch.setattr("acertlab.training.imported_run.write_weights", stop)
         import_run(net, digits, tmp_path / "run", "sabr", 0.1, progress=False)
     assert load_runs(tmp_path).attrs["unfinished"] == [str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["acertlab.radius.certify"], "certified_radius", stop)  # what is done stays done
+        patch.setattr("acertlab.radius.certificate.certified_radius", stop)  # what is done is not done again
         run = import_run(net, digits, tmp_path / "run", "sabr", 0.1, progress=False)
     assert run.result["acr"] == load_run(root / "same").result["acr"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from acertlab.bounds.margin import clean_margin, margin_at
 from acertlab.data import datasets as data
 from acertlab.models.architectures import mlp, residual_cnn
-from acertlab.radius import certified as radius_module
+from acertlab.radius import search as radius_module
 from acertlab.radius.attack import AttackResult, _difference, adversarial_accuracy, attacked_radius, pgd
 from acertlab.radius.bracket import RadiusBracket, radius_bracket
 from acertlab.radius.certified import certified_radius

@@ -69,14 +69,14 @@ def test_it_costs_one_small_pass_and_saves_many_evaluations(trained: Trained, mo
     margins = network.margins
     monkeypatch.setattr(network, "margins", lambda box, y, **kw: rows.append(len(y)) or margins(box, y, **kw))
 
-    def search(cap: float) -> search.RadiusResult:
+    def found(cap: float) -> search.RadiusResult:
         return search_radius(network, x, y, clean, cap, xtol=1e-6, rtol=0.0)
 
     cap = 4 * trained.eps_max  # so that most roots lie inside
-    informed, spent = search(cap), sum(rows)
+    informed, spent = found(cap), sum(rows)
     rows.clear()
     monkeypatch.setattr(search.Growth, "of", lambda *args: None)
-    plain = search(cap)
+    plain = found(cap)
     inside = plain.status == RadiusStatus.CONVERGED
     assert inside.sum() > 50 and spent < sum(rows)
     saved = plain.evaluations[inside].double().mean() - informed.evaluations[inside].double().mean()

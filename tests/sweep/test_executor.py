@@ -50,8 +50,8 @@ images = ""
 run_dir = "" """,
     """import os, pickle, sys, time
 from pathlib import Path
-from acertlab.presets import TrainConfig
-from acertlab.train import train
+from acertlab.training.config import TrainConfig
+from acertlab.training.loop.train import train
 
 module = sys.modules["acertlab.training.loop.train"]
 real = module._train_epoch

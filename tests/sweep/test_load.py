@@ -36,8 +36,8 @@ if what == "assertion":
 if what == "nan":
     import numpy as np
     from acertlab.data import ImageData
-    from acertlab.presets import TrainConfig
-    from acertlab.train import train
+    from acertlab.training.config import TrainConfig
+    from acertlab.training.loop.train import train
     import torch
     x, y = torch.randint(0, 255, (64, 1, 8, 8), dtype=torch.uint8), torch.arange(64) % 10
     data = ImageData("digits", x, y, x[:10], y[:10], x[:10], y[:10], tuple("0123456789"), (0.5,), (0.5,))
@@ -92,7 +92,7 @@ def load(folder: Path, jobs: int, seconds: float) -> tuple[float, dict[int, tupl
     times = [read_json(Path(path) / "result.json") for path in table.path]
     own = [t["last"] - t["created"] for t in times]
     begin, end = min(t["created"] for t in times), max(t["last"] for t in times)
-    overhead = 2 * (end - begin) / cells - mean(own)
+    overhead = 2 * (end - begin) / jobs - mean(own)
     starts = mean(t["first"] - t["created"] for t in times)
     print(f"\n{jobs} jobs: {wall:.0f} s; kernel's start {starts:.2f} s, its work {mean(own) - starts:.2f} s, "
           f"beyond {overhead:.2f} s a job")  # fmt: skip

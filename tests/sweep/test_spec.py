@@ -37,8 +37,8 @@ def test_lists_are_combined_and_grids_follow_each_other(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert all(job.parameters["dataset"] == "mnist" and job.notebook.stem == "02_training" for job in sweep.jobs)
     assert sweep.varied == ("method", "kappa", "eps_max", "seed")
-    assert describe(sweep.cells[5].parameters, sweep.varied) == "acert kappa=0.25 eps_max=0.03137 seed=0"
-    assert sweep.cells[5].name.startswith("mnist-acert-kappa0.25-eps_max0.03137-seed0-")
+    assert describe(sweep.jobs[5].parameters, sweep.varied) == "acert kappa=0.25 eps_max=0.03137 seed=0"
+    assert sweep.jobs[5].name.startswith("mnist-acert-kappa0.25-eps_max0.03137-seed0-")
 
 
 def test_the_folder_is_named_by_the_file_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,10 +58,10 @@ def test_the_folder_is_named_by_the_file_unless_told(tmp_path: Path, monkeypatch
 def test_a_cells_name_depends_on_parameters_and_version_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     (name,) = (job.name for job in read_spec({"kappa": 0.5, "eps_max": "1/4"}).jobs)
     for same in ({"eps_max": 0.25, "kappa": "1/2", "seed": 0}, {"kappa": 0.5, "eps_max": 0.25, "data_root": "/x"}):
-        assert read_spec(same).cells[0].name == name  # order, spelling, defaults and places do not matter
-    assert read_spec({"kappa": 0.5, "eps_max": 0.25, "epochs": 3}).cells[0].name != name
+        assert read_spec(same).jobs[0].name == name  # order, spelling, defaults and places do not matter
+    assert read_spec({"kappa": 0.5, "eps_max": 0.25, "epochs": 3}).jobs[0].name != name
     monkeypatch.setattr(acertlab, "__version__", "99")
-    assert read_spec({"kappa": 0.5, "eps_max": "1/4"}).cells[0].name != name
+    assert read_spec({"kappa": 0.5, "eps_max": "1/4"}).jobs[0].name != name
 
 
 def test_cells_of_before_there_were_settings_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_other_settings_can_be_swept() -> None:
 
 def test_a_cell_keeps_its_memory_whatever_dask_tells_its_workers() -> None:
     told = dask.config.get("distributed.nanny.pre-spawn-environ")["MALLOC_TRIM_THRESHOLD_"]
-    kept = read_spec({"dataset": "mnist"}).cells[0].environment["MALLOC_TRIM_THRESHOLD_"]
+    kept = read_spec({"dataset": "mnist"}).jobs[0].environment["MALLOC_TRIM_THRESHOLD_"]
     assert int(kept) >= 2**28 > int(told)  # an epoch of the small CNN took twice as long with dask's 64 kB
 
 

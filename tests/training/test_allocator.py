@@ -14,7 +14,7 @@ glibc = pytest.mark.skipif(not allocator._mallopt(), reason="needs glibc's mallo
 
 COUNT = """
 import resource, torch
-from acertlab.allocator import memory_kept
+from acertlab.training.loop.step import memory_kept
 
 def faults(rounds):  # pages that the operating system had to clear while blocks of 40 MB came and went
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -20,7 +20,7 @@ from acertlab.radius.search import SOLVERS, margin_function
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.loop.state import State, initial_state
 from acertlab.training.loop.step import train_step
-from acertlab.training.methods import base as objectives
+from acertlab.training.methods import acert
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.methods.sample_radii import Estimates, approximate_radius
 from acertlab.training.presets import preset
@@ -77,9 +77,7 @@ def state_of(device: str, method: str = "acert", **changes) -> tuple[State, obje
 def test_no_operation_of_a_training_step_waits(
     solver: str, history: bool, monkeypatch: pytest.MonkeyPatch, method: str = "acert"
 ) -> None:
-    monkeypatch.setattr(
-        objectives, "approximate_radius", lambda *a, **k: approximate_radius(*a, **(k | {"compact": False}))
-    )
+    monkeypatch.setattr(acert, "approximate_radius", lambda *a, **k: approximate_radius(*a, **(k | {"compact": False})))
     state, config, batch = state_of("cpu", method, solver=solver, radius_history=history)
     monkeypatch.setitem(vars(sys.modules[torch.optim.Adam.__module__]), "_get_value", host_value)
     for _ in range(2):  # the optimiser's first step makes its buffers

@@ -24,6 +24,7 @@ from acertlab.models.architectures import MODELS
 from acertlab.radius.certified import certified_radius
 from acertlab.radius.search import RadiusStatus
 from acertlab.training.config import BUDGETS, TrainConfig
+from acertlab.training.loop import step
 from acertlab.training.loop.diagnostics import NotFinite
 from acertlab.training.loop.train import evaluate, train
 from acertlab.training.methods.catalogue import METHODS
@@ -377,8 +378,9 @@ CHILD = textwrap.dedent("""
     import torch
     torch.set_num_threads(1)
     from acertlab.data import load_dataset
-    from acertlab.presets import TrainConfig
-    from acertlab.train import train
+    from acertlab.training.config import TrainConfig
+    from acertlab.training.loop import step
+from acertlab.training.loop.train import train
     train(TrainConfig(**eval(sys.argv[2])), load_dataset("digits"), sys.argv[1], progress=False)
 """)
 
@@ -565,8 +567,8 @@ def test_the_published_protocol_selects_on_the_test_set_and_says_so(killed, few,
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(few, tmp_path, monkeypatch):
-    original = train_module.l1_norm
-    monkeypatch.setattr(train_module, "l1_norm", lambda model: original(model) * float("nan"))
+    original = step.l1_norm
+    monkeypatch.setattr(step, "l1_norm", lambda model: original(model) * float("nan"))
     with pytest.raises(FloatingPointError, match=r"epoch 0 at step 0 \(learning rate about .*, eps_t 0"):
         train(replace(SMALL, l1=1e-3), few, tmp_path, progress=False)
     assert not (tmp_path / "result.json").exists()

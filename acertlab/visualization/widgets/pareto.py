@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 from acertlab.analysis.tradeoff import Interpolation, Tradeoff, at_accuracy, at_kappa, front, means
 from acertlab.data.run import load_run
 from acertlab.training.parameters import config_of, training_command
+from acertlab.visualization.fronts import tradeoff_spec
 from acertlab.visualization.radius import histogram_spec, shares_spec
 from acertlab.visualization.style import method_style
-from acertlab.visualization.tradeoff import tradeoff_spec
 
 CURVE_POINTS = 201  # of a certified-accuracy curve
 

@@ -16,7 +16,7 @@ from acertlab.data.datasets import ImageData, certified_at, to_float
 from acertlab.data.files import write_json, write_parquet, write_weights
 from acertlab.data.run import EXTERNAL, LOCK_WAIT, Run, history_table, load_run, open_folder
 from acertlab.models.architectures import MODELS
-from acertlab.radius.certify import certify, fingerprint
+from acertlab.radius.certificate import certify, fingerprint
 from acertlab.radius.metrics import summarise
 from acertlab.training.config import TrainConfig
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-import acertlab.radius.certify
+import acertlab.radius.certificate
 from acertlab.data.run import RADII_COLUMNS
 from acertlab.radius import metrics
+from acertlab.radius.certificate import PAIR_BATCH, Report, certify
 from acertlab.radius.certified import certified_radius
-from acertlab.radius.certify import PAIR_BATCH, Report, certify
 from acertlab.radius.search import RadiusStatus
 from tests.helpers.networks import Trained
 
@@ -166,7 +166,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(len(x))
         return certified_radius(model, x, *args, **kwargs)
 
-    monkeypatch.setattr(acertlab.radius.certify, "certified_radius", search)
+    monkeypatch.setattr(acertlab.radius.certificate, "certified_radius", search)
     return sizes
 
 
@@ -197,7 +197,7 @@ def test_finished_batches_are_not_computed_again(
 
 SCRIPT = """
 import sys, time, torch
-from acertlab.radius.certify import certify
+from acertlab.radius.certificate import certify
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(6, 20), torch.nn.ReLU(), torch.nn.Linear(20, 3)).eval()
