@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
