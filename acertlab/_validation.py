@@ -1,41 +1,92 @@
-"""Numbers as arguments: checked with one wording; "8/255" is a number."""
+"""Arguments checked with one wording, `NAME = VALUE: accepted is ...`; "8/255" is a number."""
 
 from __future__ import annotations
 
+import difflib
 import math
+import sys
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, NoReturn
+
+HUGE = sys.float_info.max
+
+
+class WrongTypeError(TypeError, ValueError):
+    """An argument of the wrong type: a TypeError and, like every refused argument, a ValueError."""
 
 
 @dataclass(frozen=True)
 class Within:
-    """A number between two ends, both accepted unless `open_low`; text such as "8/255" is a number here.
+    """A finite number between two ends, both accepted unless open.
 
     Attributes:
         low, high: The ends.
         kind: float or int.
-        open_low: Whether `low` itself is refused.
+        open_low, open_high: Whether the end itself is refused.
+        says: What is accepted, in words, where the ends alone do not say it.
     """
 
     low: float = -math.inf
     high: float = math.inf
     kind: type = float
     open_low: bool = False
+    open_high: bool = False
+    says: str = ""
 
-    def __call__(self, value: Any) -> float | int:
-        found = number(value)
-        if self.kind is int and found == int(found):
-            found = int(found)
-        fits = self.low < found if self.open_low else self.low <= found
-        if not (fits and found <= self.high and (self.kind is float or isinstance(found, int))):
-            raise ValueError(str(self))
-        return found
+    def holds(self, value: Any) -> bool:
+        above = self.low < value if self.open_low else self.low <= value
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and -math.inf < value < math.inf
 
-    def __str__(self) -> str:
-        what = "a whole number" if self.kind is int else 'a number (0.1 or "8/255")'
+    def text(self, number: str = "a finite number") -> str:
         ends = [f"{'>' if self.open_low else '>='} {self.low:g}"] if self.low > -math.inf else []
-        ends += [f"<= {self.high:g}"] if self.high < math.inf else []
-        return " ".join([what, " and ".join(ends)]).strip()
+        ends += [f"{'<' if self.open_high else '<='} {self.high:g}"] if self.high < math.inf else []
+        what = "a whole number" if self.kind is int else number
+        return self.says or " ".join([what, " and ".join(ends)]).strip()
+
+
+Accepted = Within | type | Collection[str] | Callable[[Any], Any]
+
+
+def check(name: str, value: Any, accepted: Accepted, *, parse: bool = False) -> Any:
+    """The value of an argument, once it is known to be acceptable; numpy's numbers become Python's.
+
+    Args:
+        name: The argument, as the message calls it.
+        value: What was given.
+        accepted: A `Within`; `int` or `float`, any finite number of that kind; `bool` or `str`; some words; or a
+            function that returns the value to use or raises ValueError with what is accepted as its message.
+        parse: Whether what a command line or a notebook hands over will do: "8/255" and "5" as numbers, 5.0 as a whole
+            number, "true" as a truth value.
+
+    Raises:
+        ValueError, WrongTypeError: `NAME = VALUE: accepted is ...`.
+    """
+    if accepted is int or accepted is float:
+        accepted = Within(kind=int if accepted is int else float)
+    if isinstance(accepted, Within):
+        return _number_within(name, value, accepted, parse)
+    if accepted is bool:
+        value = {"true": True, "false": False}.get(value.lower(), value) if parse and isinstance(value, str) else value
+        return value if isinstance(value, bool) else refuse(name, value, "True or False", WrongTypeError)
+    if accepted is str:
+        return value if isinstance(value, str) else refuse(name, value, "text", WrongTypeError)
+    if isinstance(accepted, Collection):
+        if isinstance(value, str) and value in accepted:
+            return value
+        close = difflib.get_close_matches(str(value), accepted, n=1)
+        return refuse(name, value, ", ".join(accepted) + (f"; did you mean {close[0]!r}?" if close else ""))
+    try:
+        return accepted(value)
+    except ValueError as error:
+        return refuse(name, value, str(error))
+
+
+def refuse(name: str, value: Any, accepted: str, error: type[ValueError] = ValueError) -> NoReturn:
+    """Raises the error that names the argument, its value and what is accepted."""
+    raise error(f"{name} = {value!r}: accepted is {accepted}") from None
 
 
 def number(value: Any) -> float:
@@ -44,6 +95,25 @@ def number(value: Any) -> float:
         top, _, bottom = value.partition("/")
         divisor = float(bottom or 1)
         value = float(top) / divisor if divisor else math.nan
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError("a finite number")
+    if not -HUGE <= value <= HUGE:  # pyright: ignore[reportOperatorIssue] (typeshed's Real has no order)
         raise ValueError("a finite number")
     return float(value)
+
+
+def _number_within(name: str, value: Any, accepted: Within, parse: bool) -> float | int:
+    says = accepted.text('a number (0.1 or "8/255")' if parse else "a finite number")
+    found = value
+    if parse:
+        try:
+            found = number(value)
+        except ValueError:
+            refuse(name, value, says)
+        found = int(found) if accepted.kind is int and found == int(found) else found
+    kind = Integral if accepted.kind is int else Real
+    if isinstance(found, bool) or not isinstance(found, kind):
+        refuse(name, value, says, WrongTypeError)
+    if not accepted.holds(found):
+        refuse(name, value, says)
+    return int(found) if isinstance(found, Integral) else float(found)

@@ -1,10 +1,10 @@
 """`TrainConfig`: all that decides a training run, with reasons."""
 
-import math
 from dataclasses import dataclass, fields
 
 import torch
 
+from acertlab._validation import Accepted, Within, check
 from acertlab.data.datasets import DATASETS
 from acertlab.models.architectures import MODELS
 from acertlab.radius.search import SOLVERS
@@ -15,6 +15,16 @@ from acertlab.training.schedules import RAMPS
 SCHEDULERS = ("onecycle", "step")
 PROTOCOLS = ("held-out", "published")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+CHOICES = {
+    "method": METHODS,
+    "model": MODELS,
+    "ramp": RAMPS,
+    "scheduler": SCHEDULERS,
+    "solver": SOLVERS,
+    "device": DEVICES,
+    "protocol": PROTOCOLS,
+}
+POSITIVE = Within(0, open_low=True)
 
 
 @dataclass(frozen=True)
@@ -85,24 +95,21 @@ class TrainConfig:
     amp: bool = False  # on CUDA: attacks (never bounds, losses or radii) in bfloat16
 
     def __post_init__(self) -> None:
-        for name in ("eps_max", "train_eps_factor", "lr", "clip", "div", "final_div", "attack_step_size", "xtol",
-                     "rtol", "eval_xtol", "eval_rtol"):  # fmt: skip
-            self._number(name, above=0.0)
-        for name in ("l1", "lambda0"):
-            self._number(name, low=0.0)
-        for name in ("kappa", "decay", "pct_start", "small_box", "alpha", "beta_end"):
-            self._number(name, low=0.0, high=1.0)
-        for name in ("width", "epochs", "batch_size", "eval_batch", "attack_steps"):
-            self._whole(name, low=1)
-        for name in ("seed", "clean_epochs", "ramp_epochs", "root_iterations"):
-            self._whole(name, low=0)
-        for name in ("merged", "three_phase", "radius_history", "amp"):
-            self._require(isinstance(getattr(self, name), bool), name, "True or False")
-        choices = {"method": METHODS, "model": MODELS, "ramp": RAMPS, "scheduler": SCHEDULERS, "solver": SOLVERS}
-        for name, accepted in (choices | {"device": DEVICES, "protocol": PROTOCOLS}).items():
-            self._require(getattr(self, name) in accepted, name, ", ".join(accepted))
-        known = isinstance(self.dataset, str) and (self.dataset in DATASETS or self.dataset.startswith("folder:"))
-        self._require(known, "dataset", ", ".join(DATASETS) + ", folder:PATH")
+        def accept(accepted: Accepted, *names: str) -> None:
+            for name in names:
+                object.__setattr__(self, name, check(name, getattr(self, name), accepted))
+
+        accept(POSITIVE, "eps_max", "train_eps_factor", "lr", "clip", "div", "final_div", "attack_step_size")
+        accept(POSITIVE, "xtol", "rtol", "eval_xtol", "eval_rtol")
+        accept(Within(0), "l1", "lambda0")
+        accept(Within(0, 1), "kappa", "decay", "pct_start", "small_box", "alpha", "beta_end")
+        accept(Within(1, kind=int), "width", "epochs", "batch_size", "eval_batch", "attack_steps")
+        accept(Within(0, kind=int), "seed", "clean_epochs", "ramp_epochs", "root_iterations")
+        accept(bool, "merged", "three_phase", "radius_history", "amp")
+        for name, choices in CHOICES.items():
+            accept(choices, name)
+        if not (isinstance(self.dataset, str) and self.dataset.startswith("folder:")):
+            accept((*DATASETS, "folder:PATH"), "dataset")
         low_high = isinstance(self.domain, (tuple, list)) and len(self.domain) == 2 and self.domain[0] < self.domain[1]
         self._require(self.domain is None or low_high, "domain", "(low, high) with low < high, or None")
         room = self.epochs - self.clean_epochs
@@ -110,7 +117,7 @@ class TrainConfig:
         whole = all(isinstance(m, int) and m > 0 for m in self.milestones)
         self._require(whole and list(self.milestones) == sorted(self.milestones), "milestones", "rising epochs >= 1")
         if self.radius_cap is not None:
-            self._number("radius_cap", low=self.eps_max)
+            accept(Within(self.eps_max), "radius_cap")
         if self.method == "standard":
             object.__setattr__(self, "kappa", 1.0)
         for name in ("milestones", "domain"):  # lists, as JSON has them
@@ -146,18 +153,6 @@ class TrainConfig:
     def _require(self, fine: bool, name: str, accepted: str) -> None:
         if not fine:
             raise ValueError(f"{name} = {getattr(self, name)!r}: accepted is {accepted}")
-
-    def _number(self, name: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf) -> None:
-        value = getattr(self, name)
-        ends = [f"> {above:g}"] if above > -math.inf else [f">= {low:g}"]
-        ends += [f"<= {high:g}"] if high < math.inf else []
-        real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        self._require(real and above < value and low <= value <= high, name, "a finite number " + " and ".join(ends))
-
-    def _whole(self, name: str, *, low: int) -> None:
-        value = getattr(self, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        self._require(whole and value >= low, name, f"a whole number >= {low}")
 
 
 BUDGETS = ("smoke", "fast", "paper")

@@ -7,12 +7,12 @@ import difflib
 import hashlib
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from acertlab._validation import Within
+from acertlab._validation import Accepted, Within, check
 from acertlab.data.run import LATER, runs_folder
 from acertlab.models.architectures import MODELS
 from acertlab.training.config import BUDGETS, DEVICES, TrainConfig
@@ -20,9 +20,7 @@ from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.presets import preset
 
 
-def check_parameters(
-    namespace: Mapping[str, Any], spec: Mapping[str, type | tuple[str, ...] | Callable[[Any], Any]]
-) -> dict[str, Any]:
+def check_parameters(namespace: Mapping[str, Any], spec: Mapping[str, Accepted]) -> dict[str, Any]:
     """The parameters of a notebook, coerced and checked: called with `globals()` right after the parameters cell.
 
     Papermill only logs a name that the notebook does not know and hands "8/255" over as text; here the first is an
@@ -34,8 +32,7 @@ def check_parameters(
     Args:
         namespace: The notebook's `globals()`.
         spec: From a parameter's name to what it may be: `str`, `bool`, `int` or `float`; a tuple of the words
-            accepted; a `Within`; or any function that returns the coerced value or raises ValueError with what is
-            accepted as its message.
+            accepted; a `Within`; or a function, as for `check`.
 
     Returns:
         The values, by name, in the order of `spec`.
@@ -52,7 +49,7 @@ def check_parameters(
     missing = [name for name in spec if name not in namespace]
     if missing:
         raise ValueError(f"the parameters cell does not set {', '.join(missing)}: run it first")
-    return {name: _coerced(name, namespace[name], accepted) for name, accepted in spec.items()}
+    return {n: check(f"parameter {n}", namespace[n], accepted, parse=True) for n, accepted in spec.items()}
 
 
 def _injected_names(namespace: Mapping[str, Any]) -> list[str]:
@@ -61,28 +58,6 @@ def _injected_names(namespace: Mapping[str, Any]) -> list[str]:
     targets = [target for source in cells for node in ast.parse(source).body if isinstance(node, ast.Assign)
                for target in node.targets]  # fmt: skip
     return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-def _coerced(name: str, value: Any, accepted: type | tuple[str, ...] | Callable[[Any], Any]) -> Any:
-    if isinstance(accepted, tuple):
-        if value in accepted:
-            return value
-        close = difflib.get_close_matches(str(value), accepted, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"parameter {name} = {value!r}: accepted are {', '.join(accepted)}{hint}")
-    if accepted in (str, bool):
-        if accepted is bool and str(value).lower() in ("true", "false"):
-            return str(value).lower() == "true"
-        if not isinstance(value, accepted):
-            wanted = "text" if accepted is str else "True or False"
-            raise ValueError(f"parameter {name} = {value!r}: accepted is {wanted}")
-        return value
-    check = Within(kind=accepted) if accepted in (int, float) else accepted
-    try:
-        return check(value)
-    except ValueError as error:
-        wanted = str(check) if isinstance(check, Within) else str(error)
-        raise ValueError(f"parameter {name} = {value!r}: accepted is {wanted}") from None
 
 
 def _model_or_preset(name: Any) -> str:

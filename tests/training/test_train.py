@@ -25,13 +25,13 @@ from acertlab.radius.certified import certified_radius
 from acertlab.radius.search import RadiusStatus
 from acertlab.training.config import BUDGETS, TrainConfig
 from acertlab.training.loop import step
+from acertlab.training.loop import train as loop
 from acertlab.training.loop.diagnostics import NotFinite
 from acertlab.training.loop.train import evaluate, train
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.parameters import PARAMETERS, check_parameters, config_from_parameters, default_run_dir
 from acertlab.training.presets import preset
 
-train_module = sys.modules[train.__module__]
 SMALL = TrainConfig(eps_max=0.1, model="mlp", width=32, epochs=4, clean_epochs=1, ramp_epochs=2, batch_size=32,
                     lr=1e-2, device="cpu")  # fmt: skip
 
@@ -229,7 +229,7 @@ def test_a_run_of_before_a_setting_goes_on(tmp_path, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module, "_finish", stop)
+    monkeypatch.setattr(loop, "_finish", stop)
     with pytest.raises(KeyboardInterrupt):
         train(config, data, tmp_path / "old", progress=False)
     monkeypatch.undo()
@@ -239,7 +239,7 @@ def test_a_run_of_before_a_setting_goes_on(tmp_path, monkeypatch):
     path.write_text(json.dumps(written))
     with pytest.raises(ValueError, match="train_eps_factor = .* there, 0.5 here"):
         train(replace(config, train_eps_factor=0.5), data, tmp_path / "old", progress=False)
-    monkeypatch.setattr(train_module, "_train_epoch", stop)  # nothing is trained again
+    monkeypatch.setattr(loop, "_train_epoch", stop)  # nothing is trained again
     again = train(config, data, tmp_path / "old", progress=False)
     assert again.result["art"] == whole.result["art"] and len(again.history) == 4
 
@@ -298,7 +298,7 @@ def test_stored_radii_are_certified_by_the_stored_weights(done, few):
 
 
 def test_the_same_call_again_returns_the_run_without_training(done, few, monkeypatch):
-    monkeypatch.setattr(train_module, "_train_epoch", None)
+    monkeypatch.setattr(loop, "_train_epoch", None)
     again = train(replace(SMALL, kappa=0.25, device="auto"), few, done.path, progress=False)
     assert again.result == done.result
 
@@ -378,9 +378,8 @@ CHILD = textwrap.dedent("""
     import torch
     torch.set_num_threads(1)
     from acertlab.data import load_dataset
-    from acertlab.training.config import TrainConfig
-    from acertlab.training.loop import step
-from acertlab.training.loop.train import train
+    from acertlab.training import TrainConfig
+    from acertlab.training import train
     train(TrainConfig(**eval(sys.argv[2])), load_dataset("digits"), sys.argv[1], progress=False)
 """)
 
@@ -413,14 +412,14 @@ class Interrupted(Exception):
 
 
 def stop_after(epochs, monkeypatch):
-    original = train_module._train_epoch
+    original = loop._train_epoch
 
     def epoch_or_stop(state, *args):
         if len(state.history) == epochs:
             raise Interrupted
         return original(state, *args)
 
-    monkeypatch.setattr(train_module, "_train_epoch", epoch_or_stop)
+    monkeypatch.setattr(loop, "_train_epoch", epoch_or_stop)
 
 
 @pytest.mark.parametrize("scheduler", ["onecycle", "step"])
@@ -515,7 +514,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(digits, tmp_path):
     ids=["clean pass", "bounds"],
 )
 def test_the_layer_in_which_a_loss_overflows_is_named(few, tmp_path, monkeypatch, spoil, sentence):
-    original = train_module.initial_state
+    original = loop.initial_state
 
     def spoiled(*args):
         state = original(*args)
@@ -526,7 +525,7 @@ def test_the_layer_in_which_a_loss_overflows_is_named(few, tmp_path, monkeypatch
             state.model[1].bias.data.zero_()
         return state
 
-    monkeypatch.setattr(train_module, "initial_state", spoiled)
+    monkeypatch.setattr(loop, "initial_state", spoiled)
     images = few if spoil else replace(few, train_x=few.train_x * 0)
     config = replace(SMALL, method="ibp", clean_epochs=0, ramp_epochs=0, epochs=1)
     with pytest.raises(NotFinite, match=sentence):
@@ -579,16 +578,16 @@ def test_a_history_is_kept_where_the_search_makes_use_of_it(few):
     for method, solver, kept in (("acert", "log-secant", True), ("acert-sabr", "log-secant", True),
                                  ("acert", "brentq", False), ("fast-ibp", "log-secant", False)):  # fmt: skip
         config = replace(SMALL, method=method, solver=solver, radius_history=True)
-        state = train_module.initial_state(config, few, torch.device("cpu"), steps=7)
+        state = loop.initial_state(config, few, torch.device("cpu"), steps=7)
         assert (state.radii is not None) == kept
 
 
 def test_shrinking_radii_are_warned_of_once(few, caplog):
-    state = train_module.initial_state(SMALL, few, torch.device("cpu"), steps=7)
+    state = loop.initial_state(SMALL, few, torch.device("cpu"), steps=7)
     shares = [None, 0.1, 0.1, 0.25, 0.4]
     for epoch, zero in enumerate(shares):
         state.history.append({"epoch": epoch, "share_zero": zero, "radius_mean": 0.01 * epoch})
-        train_module._warn_of_spiral(state)
+        loop._warn_of_spiral(state)
         assert len(caplog.records) == (epoch >= 3)
     assert "epoch 3: the share of training samples with a positive radius fell from 0.90 to 0.75" in caplog.text
 
@@ -596,7 +595,7 @@ def test_shrinking_radii_are_warned_of_once(few, caplog):
 def test_ibp_methods_start_from_ibp_initialisation(few):
     spread = {}
     for method in METHODS:
-        state = train_module.initial_state(replace(SMALL, method=method), few, torch.device("cpu"), steps=7)
+        state = loop.initial_state(replace(SMALL, method=method), few, torch.device("cpu"), steps=7)
         spread[method] = state.model[1].weight.std().item()
     expected = (2 * torch.pi) ** 0.5 / 64
     for method in set(METHODS) - {"standard", "ibp", "crown-ibp"}:
