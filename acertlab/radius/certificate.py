@@ -7,7 +7,6 @@ A run's folder holds `certify.json` (the settings and the network's fingerprint)
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import operator
 import time
@@ -80,7 +79,7 @@ class Report:
 
     def plot(self) -> go.Figure:
         """The certified accuracy at every eps, the histogram of the radii and, of images, the worst ones."""
-        from acertlab.visualization.radius import certificate  # plotly is loaded when a figure is asked for
+        from acertlab.visualization.report import certificate  # plotly is loaded when a figure is asked for
 
         return certificate(self)
 
@@ -92,16 +91,10 @@ class Report:
 
     def to_html(self, path: str | Path) -> None:
         """One page with the picture, the table and the worst samples, atomically; it needs no network."""
-        figure = self.plot().to_html(full_html=False, include_plotlyjs=True, include_mathjax=False)
-        title = f"Certified radii: {html.escape(self.summary())}"
-        page = (
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
-            "<style>body{font-family:sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em 1em;text-align:left}"
-            f"</style></head>\n<body><h1>{title}</h1>\n{figure}\n{self._repr_html_()}\n"
-            f"<h2>Correctly classified, smallest radii</h2>\n{self.worst.to_html(index=False)}</body></html>\n"
-        )
+        from acertlab.visualization.report import certificate_page
+
         with written_aside(Path(path)) as aside:
-            aside.write_text(page, encoding="utf-8")
+            aside.write_text(certificate_page(self), encoding="utf-8")
 
     def _repr_html_(self) -> str:
         return self.table().to_html(index=False, float_format="{:.2f}".format)

@@ -11,15 +11,16 @@ from numpy.typing import ArrayLike
 
 from acertlab.analysis.seeds import mean_over_seeds
 from acertlab.radius import metrics
-from acertlab.visualization.style import BLACK, GREY, PURPLE, method_style
-from acertlab.visualization.style import layout as _layout
+from acertlab.visualization.style import BLACK, GREY, PURPLE, base_layout, method_style
+
+Span = tuple[tuple[float, float], tuple[float, float]]  # ends of the axes of accuracy and of ACR, fractions
 
 
 def tradeoff(
     runs: pd.DataFrame,
     *,
     kappa: float | None = None,
-    span: tuple[tuple[float, float], tuple[float, float]] | None = None,
+    span: Span | None = None,
 ) -> go.Figure:
     """Fig. 1: standard accuracy against the average certified radius, a line a method over kappa, over a map of ART.
 
@@ -37,17 +38,28 @@ def tradeoff(
     if runs.empty:
         raise ValueError("runs: the table is empty; there is nothing to show")
     for column in ("dataset", "eps_max"):
-        if runs[column].nunique() > 1:
-            found = ", ".join(str(value) for value in sorted(runs[column].unique()))
-            raise ValueError(f"runs: several {column} in one picture ({found}); choose one")
+        found = sorted(set(runs[column]))
+        if len(found) > 1:
+            raise ValueError(f"runs: several {column} in one picture ({', '.join(map(str, found))}); choose one")
     table = mean_over_seeds(runs)
     chosen = table[np.isclose(table.kappa, kappa)] if kappa is not None else table[:0]
-    return tradeoff_of_means(table, kappa=kappa, circled=chosen[["acc", "acr"]].to_numpy(), span=span)
+    return tradeoff_of_means(table, kappa=kappa, circled=np.asarray(chosen[["acc", "acr"]]), span=span)
 
 
-def tradeoff_of_means(table: pd.DataFrame, **settings: object) -> go.Figure:
+def tradeoff_of_means(
+    table: pd.DataFrame,
+    *,
+    kappa: float | None = None,
+    circled: ArrayLike = (),
+    picked: tuple[float, float] | None = None,
+    level: float | None = None,
+    crossed: ArrayLike = (),
+    span: Span | None = None,
+    height: int = 520,
+) -> go.Figure:
     """`tradeoff`, from means over seeds, with places that the explorer points out; as `tradeoff_spec`."""
-    return go.Figure(tradeoff_spec(table, **settings))
+    places = {"kappa": kappa, "circled": circled, "picked": picked, "level": level, "crossed": crossed}
+    return go.Figure(tradeoff_spec(table, **places, span=span, height=height))
 
 
 def tradeoff_spec(
@@ -58,7 +70,7 @@ def tradeoff_spec(
     picked: tuple[float, float] | None = None,
     level: float | None = None,
     crossed: ArrayLike = (),
-    span: tuple[tuple[float, float], tuple[float, float]] | None = None,
+    span: Span | None = None,
     height: int = 520,
 ) -> dict:
     """What `tradeoff_of_means` draws.
@@ -79,11 +91,13 @@ def tradeoff_spec(
     """
     (x_low, x_high), (y_low, y_high) = span or (_span(table.acc), _span(table.acr))
     title = f"Accuracy against robustness: {table.dataset[0]}, eps_max = {table.eps_max[0]:.4g}"
-    layout = _layout(title, "standard accuracy Acc (%)", "average certified radius ACR (% of eps_max)", height)
+    layout = base_layout(title, "standard accuracy Acc (%)", "average certified radius ACR (% of eps_max)", height)
     layout["xaxis"]["range"], layout["yaxis"]["range"] = [100 * x_low, 100 * x_high], [100 * y_low, 100 * y_high]
     columns = {name: table[name].to_numpy() for name in table}
-    methods = [(method, {name: values[columns["method"] == method] for name, values in columns.items()})
-               for method in dict.fromkeys(columns["method"])]  # fmt: skip
+    methods = {
+        method: {name: values[columns["method"] == method] for name, values in columns.items()}
+        for method in dict.fromkeys(columns["method"])
+    }
     ring = {"symbol": "circle-open", "size": 22, "color": BLACK, "line": {"width": 2}}
     frame = {"symbol": "square-open", "size": 26, "color": PURPLE, "line": {"width": 3}}
     ends = [] if level is None else [(level, y_low), *np.reshape(crossed, (-1, 2)).tolist(), (level, y_high)]
@@ -91,7 +105,7 @@ def tradeoff_spec(
     cross = {"symbol": "x-thin-open", "size": sizes, "color": BLACK, "line": {"width": 2}}
     data = [
         _art_map(x_low, x_high, y_low, y_high),
-        *(_method_line(method, rows) for method, rows in methods),
+        *(_method_line(method, rows) for method, rows in methods.items()),
         _places(circled, "kappa" if kappa is None else f"kappa = {kappa:g}", ring) | {"showlegend": kappa is not None},
         _places([] if picked is None else [picked], "picked", frame),
         _places(ends, "equal accuracy", cross) | {"mode": "lines+markers", "line": {"color": GREY, "dash": "dot"}},
@@ -101,8 +115,8 @@ def tradeoff_spec(
 
 def _places(pairs: ArrayLike, name: str, marker: dict) -> dict:
     acc, acr = 100 * np.reshape(np.asarray(pairs, dtype=float), (-1, 2)).T
-    return {"type": "scatter", "x": acc, "y": acr, "name": name, "mode": "markers", "marker": marker,
-            "hoverinfo": "skip", "showlegend": len(acc) > 0}  # fmt: skip
+    trace = {"type": "scatter", "mode": "markers", "hoverinfo": "skip"}
+    return {**trace, "x": acc, "y": acr, "name": name, "marker": marker, "showlegend": len(acc) > 0}
 
 
 def _span(values: pd.Series) -> tuple[float, float]:
@@ -113,26 +127,41 @@ def _span(values: pd.Series) -> tuple[float, float]:
 def _art_map(x_low: float, x_high: float, y_low: float, y_high: float) -> dict:
     x, y = np.linspace(x_low, x_high, 40), np.linspace(y_low, y_high, 40)
     art = metrics.art(x[None, :], y[:, None])  # (40, 40)
+    lines = {"showlabels": True, "labelfont": {"size": 10, "color": "#5E6B85"}}
     return {
-        "type": "contour", "x": 100 * x, "y": 100 * y, "z": np.round(100 * art, 2), "ncontours": 14,
-        "colorscale": [[0, "#C3CBDB"], [1, "#FFFFFF"]], "line": {"color": "#9AA5BA", "width": 0.7},
-        "contours": {"showlabels": True, "labelfont": {"size": 10, "color": "#5E6B85"}},
-        "colorbar": {"title": {"text": "ART (%)"}, "thickness": 12, "outlinewidth": 0}, "hoverinfo": "skip",
+        "type": "contour",
+        "x": 100 * x,
+        "y": 100 * y,
+        "z": np.round(100 * art, 2),
+        "ncontours": 14,
+        "colorscale": [[0, "#C3CBDB"], [1, "#FFFFFF"]],
+        "line": {"color": "#9AA5BA", "width": 0.7},
+        "contours": lines,
+        "colorbar": {"title": {"text": "ART (%)"}, "thickness": 12, "outlinewidth": 0},
+        "hoverinfo": "skip",
         "name": "ART",
-    }  # fmt: skip
+    }
 
 
 def _method_line(method: str, rows: Mapping[str, np.ndarray]) -> dict:
     label, colour, symbol = method_style(method)
-    several = bool((rows["seeds"] > 1).any())
-    bars = {axis: {"array": 100 * rows[f"{score}_std"], "visible": several, "thickness": 1.2, "width": 3}
-            for axis, score in (("error_x", "acc"), ("error_y", "acr"))}  # fmt: skip
+    bars = {"visible": bool((rows["seeds"] > 1).any()), "thickness": 1.2, "width": 3}
+    scores = "Acc %{x:.2f} %, ACR %{y:.2f} %, ART %{customdata[1]:.2f} %"
     return {
-        "type": "scatter", "x": 100 * rows["acc"], "y": 100 * rows["acr"], "name": label, "mode": "lines+markers+text",
-        "text": [f"{kappa:g}" for kappa in rows["kappa"]], "textposition": "top right",
-        "textfont": {"size": 10, "color": colour}, "line": {"color": colour, "width": 2}, "cliponaxis": False,
-        "marker": {"symbol": symbol, "size": 11, "line": {"color": "white", "width": 1}}, **bars,
+        "type": "scatter",
+        "x": 100 * rows["acc"],
+        "y": 100 * rows["acr"],
+        "error_x": {**bars, "array": 100 * rows["acc_std"]},
+        "error_y": {**bars, "array": 100 * rows["acr_std"]},
+        "name": label,
+        "mode": "lines+markers+text",
+        "text": [f"{kappa:g}" for kappa in rows["kappa"]],
+        "textposition": "top right",
+        "textfont": {"size": 10, "color": colour},
+        "line": {"color": colour, "width": 2},
+        "cliponaxis": False,
+        "marker": {"symbol": symbol, "size": 11, "line": {"color": "white", "width": 1}},
         "customdata": np.column_stack([rows["kappa"], 100 * rows["art"], rows["seeds"]]).astype(float),
-        "hovertemplate": "<b>" + label + "</b>, kappa = %{customdata[0]}<br>Acc %{x:.2f} %, ACR %{y:.2f} %, "
-                         "ART %{customdata[1]:.2f} %<br>%{customdata[2]} seed(s)<extra></extra>",
-    }  # fmt: skip
+        "hovertemplate": f"<b>{label}</b>, kappa = %{{customdata[0]}}<br>{scores}<br>"
+        "%{customdata[2]} seed(s)<extra></extra>",
+    }

@@ -9,10 +9,8 @@ import numpy as np
 import plotly.express as px
 from numpy.typing import ArrayLike
 from plotly import graph_objects as go
-from plotly.subplots import make_subplots
 
 from acertlab.radius import metrics
-from acertlab.radius.certificate import Report
 from acertlab.visualization.style import (
     BLACK,
     BLUE,
@@ -22,17 +20,12 @@ from acertlab.visualization.style import (
     PURPLE,
     SKY,
     VERMILLION,
+    base_layout,
+    dashes,
+    empty_figure,
     faded,
     method_style,
-)
-from acertlab.visualization.style import (
-    figure as _figure,
-)
-from acertlab.visualization.style import (
-    layout as _layout,
-)
-from acertlab.visualization.style import (
-    vertical as _vertical,
+    vertical,
 )
 
 
@@ -88,30 +81,34 @@ def shares_spec(
     Returns:
         "data", a trace a name and the line, and "layout".
     """
-    layout = _layout(title, EPS_AXIS, "certified accuracy (%)", height) | {"hovermode": "x unified"}
-    layout["xaxis"]["range"], layout["yaxis"]["range"] = [0, 1.01 * grid[-1]], [0, 102]
-    dashes, seen, data = ("solid", "dash", "dot", "dashdot"), {}, []
-    for name, share in shares.items():
+    layout = base_layout(title, EPS_AXIS, "certified accuracy (%)", height) | {"hovermode": "x unified"}
+    layout["xaxis"] |= {"range": [0, 1.01 * grid[-1]]}
+    layout["yaxis"] |= {"range": [0, 102]}
+    same = {"type": "scatter", "mode": "lines+markers", "cliponaxis": False, "showlegend": True}
+    same |= {"fill": "tozeroy" if fill else "none", "hovertemplate": "%{y:.1f} %"}
+    data = []
+    for (name, share), dash in zip(shares.items(), dashes(methods[name] for name in shares), strict=True):
         _, colour, symbol = method_style(methods[name])
-        turn = seen[methods[name]] = seen.get(methods[name], -1) + 1
-        data.append({
-            "type": "scatter", "x": grid, "y": 100 * np.asarray(share), "name": name, "mode": "lines+markers",
-            "line": {"color": colour, "width": 2, "dash": dashes[turn % len(dashes)]},
-            "marker": {"symbol": symbol, "size": 9, "maxdisplayed": 8}, "cliponaxis": False,
-            "fill": "tozeroy" if fill else "none", "fillcolor": faded(colour, 0.2), "showlegend": True,
-            "hovertemplate": "%{y:.1f} %",
-        })  # fmt: skip
-    return {"data": [*data, _vertical(eps, 0, 100, "eps", GREY)], "layout": layout}
+        look = {
+            "line": {"color": colour, "width": 2, "dash": dash},
+            "marker": {"symbol": symbol, "size": 9, "maxdisplayed": 8},
+            "fillcolor": faded(colour, 0.2),
+        }
+        data.append({**same, **look, "x": grid, "y": 100 * np.asarray(share), "name": name})
+    return {"data": [*data, vertical(eps, 0, 100, "eps", GREY)], "layout": layout}
 
 
-def radius_histogram(radii: ArrayLike, eps_max: float, **settings: object) -> go.Figure:
-    """How the certified radii of a set of samples spread, with the shares at 0, inside and at eps_max.
+def radius_histogram(
+    radii: ArrayLike, eps_max: float, *, bins: int = 25, eps: float | None = None, height: int = 440
+) -> go.Figure:
+    """Histogram of certified radii, with the shares at 0, inside and at eps_max.
 
     Args:
         radii: (N,) certified radii, pixel units; larger ones count as eps_max.
         eps_max: The perceptual limit of Def. 3.1.
-        settings: `bins`, into how many bars (0, eps_max) is cut (25); `eps`, one radius to mark by a vertical line;
-            `height` in pixels.
+        bins: Into how many bars (0, eps_max) is cut.
+        eps: One radius to mark by a vertical line.
+        height: In pixels.
 
     Returns:
         The figure: the bars at 0, inside and at eps_max, and the line.
@@ -119,7 +116,7 @@ def radius_histogram(radii: ArrayLike, eps_max: float, **settings: object) -> go
     Raises:
         ValueError: There are no radii.
     """
-    return go.Figure(histogram_spec(radii, eps_max, **settings))
+    return go.Figure(histogram_spec(radii, eps_max, bins=bins, eps=eps, height=height))
 
 
 def histogram_spec(
@@ -132,22 +129,23 @@ def histogram_spec(
     at_zero, at_end = radii <= 0, radii >= eps_max * (1 - 1e-6)  # float32 radii end a rounding below eps_max
     counts, edges = np.histogram(radii[~at_zero & ~at_end], bins=bins, range=(0.0, eps_max))
     width = eps_max / bins
-    bars = [("at 0 (misclassified)", [-width], [at_zero.sum()], VERMILLION, "/"),
-            ("inside", edges[:-1] + width / 2, counts, SKY, ""),
-            ("at eps_max", [eps_max + width], [at_end.sum()], GREEN, "x")]  # fmt: skip
-    data = []
+    bars = (
+        ("at 0 (misclassified)", [-width], [at_zero.sum()], VERMILLION, "/"),
+        ("inside", edges[:-1] + width / 2, counts, SKY, ""),
+        ("at eps_max", [eps_max + width], [at_end.sum()], GREEN, "x"),
+    )
+    same, data = {"type": "bar", "width": width, "hovertemplate": "%{y:.1f} %<extra></extra>"}, []
     for name, centres, count, colour, pattern in bars:
-        share = 100 * np.asarray(count) / radii.size
-        data.append({"type": "bar", "x": np.asarray(centres), "y": share, "width": width,
-                     "name": f"{name}: {share.sum():.1f} %", "hovertemplate": "%{y:.1f} %<extra></extra>",
-                     "marker": {"color": colour, "pattern": {"shape": pattern}}})  # fmt: skip
+        share, marker = 100 * np.asarray(count) / radii.size, {"color": colour, "pattern": {"shape": pattern}}
+        name = f"{name}: {share.sum():.1f} %"
+        data.append({**same, "x": np.asarray(centres), "y": share, "name": name, "marker": marker})
     tallest = max(float(bar["y"].max()) for bar in data)
-    layout = _layout(f"Certified radii of {radii.size} samples", f"certified radius, {EPS_AXIS}",
-                     "share of samples (%)", height) | {"bargap": 0}  # fmt: skip
+    title, x = f"Certified radii of {radii.size} samples", f"certified radius, {EPS_AXIS}"
+    layout = base_layout(title, x, "share of samples (%)", height) | {"bargap": 0}
     inner = np.linspace(0, eps_max, 5)[1:-1]
-    layout["xaxis"] |= {"tickvals": [-width, *inner, eps_max + width],
-                        "ticktext": ["0", *(f"{t:.3g}" for t in inner), f"{eps_max:.3g}"]}  # fmt: skip
-    return {"data": [*data, _vertical(eps, 0, tallest, "eps", GREY)], "layout": layout}
+    layout["xaxis"]["tickvals"] = [-width, *inner, eps_max + width]
+    layout["xaxis"]["ticktext"] = ["0", *(f"{t:.3g}" for t in inner), f"{eps_max:.3g}"]
+    return {"data": [*data, vertical(eps, 0, tallest, "eps", GREY)], "layout": layout}
 
 
 def margin_curve(
@@ -174,23 +172,31 @@ def margin_curve(
     eps, margins = np.asarray(eps, dtype=float), np.asarray(margins, dtype=float)
     low, high = min(margins.min(), 0.0), max(margins.max(), 0.0)
     pad = 0.08 * (high - low or 1.0)
-    figure = _figure("The certified margin over the radius of the box", EPS_AXIS, "certified margin R_cert(x, eps)")
+    figure = empty_figure(
+        "The certified margin over the radius of the box", EPS_AXIS, "certified margin R_cert(x, eps)"
+    )
     figure.add_scatter(x=eps, y=margins, mode="lines", line={"color": BLACK, "width": 2}, name="R_cert(x, eps)")
-    figure.add_scatter(x=eps, y=np.minimum(margins, 0.0), mode="lines", line_width=0, name="certified: R_cert < 0",
-                       fill="tozeroy", fillcolor="rgba(0, 158, 115, 0.22)", hoverinfo="skip")  # fmt: skip
-    figure.add_scatter(x=eps[[0, -1]], y=[0, 0], mode="lines", line={"color": GREY, "width": 1}, hoverinfo="skip",
-                       showlegend=False)  # fmt: skip
-    figure.add_trace(_vertical(radius, low - pad, high + pad, "certified radius", GREEN))
+    area = {"fill": "tozeroy", "fillcolor": faded(GREEN, 0.22), "line_width": 0, "hoverinfo": "skip"}
+    figure.add_scatter(x=eps, y=np.minimum(margins, 0.0), mode="lines", name="certified: R_cert < 0", **area)
+    zero = {"line": {"color": GREY, "width": 1}, "hoverinfo": "skip", "showlegend": False}
+    figure.add_scatter(x=eps[[0, -1]], y=[0, 0], mode="lines", **zero)
+    figure.add_trace(vertical(radius, low - pad, high + pad, "certified radius", GREEN))
     visited = np.asarray(iterates, dtype=float).reshape(-1, 2)
-    figure.add_scatter(x=visited[:, 0], y=visited[:, 1], mode="markers+text", name="Brent's iterates, in order",
-                       text=[str(i + 1) for i in range(len(visited))], textfont={"color": VERMILLION, "size": 13},
-                       textposition=["top center" if i % 2 else "bottom center" for i in range(len(visited))] or None,
-                       marker={"color": VERMILLION, "symbol": "diamond", "size": 9},
-                       showlegend=len(visited) > 0)  # fmt: skip
+    figure.add_scatter(
+        x=visited[:, 0],
+        y=visited[:, 1],
+        mode="markers+text",
+        name="Brent's iterates, in order",
+        text=[str(i + 1) for i in range(len(visited))],
+        textfont={"color": VERMILLION, "size": 13},
+        textposition=["top center" if i % 2 else "bottom center" for i in range(len(visited))] or None,
+        marker={"color": VERMILLION, "symbol": "diamond", "size": 9},
+        showlegend=len(visited) > 0,
+    )
     here = np.asarray([current] if current else [], dtype=float).reshape(-1, 2)
     point = {"color": BLUE, "symbol": "circle", "size": 14, "line": {"color": "white", "width": 2}}
-    figure.add_scatter(x=here[:, 0], y=here[:, 1], mode="markers", name="here", marker=point,
-                       showlegend=current is not None)  # fmt: skip
+    shown = current is not None
+    figure.add_scatter(x=here[:, 0], y=here[:, 1], mode="markers", name="here", marker=point, showlegend=shown)
     figure.update_yaxes(range=[low - pad, high + pad])
     return figure
 
@@ -202,15 +208,15 @@ def interval_growth(layers: Sequence[str], widths: Mapping[float, ArrayLike]) ->
         layers: The layers' names, the input first.
         widths: From eps (pixel units) to a width for each layer, such as the mean of upper - lower; 0 is not shown.
     """
-    figure = _figure("Intervals grow through the network", "after layer", "mean width of the intervals")
+    figure = empty_figure("Intervals grow through the network", "after layer", "mean width of the intervals")
     shades = px.colors.sample_colorscale("Cividis", np.linspace(0.1, 0.85, len(widths))) if widths else []
-    markers = ("circle", "square", "diamond", "triangle-up", "x", "star")
+    markers, places = ("circle", "square", "diamond", "triangle-up", "x", "star"), list(range(len(layers)))
     for i, (eps, values) in enumerate(widths.items()):
         values = np.asarray(values, dtype=float)
-        figure.add_scatter(x=list(range(len(layers))), y=np.where(values > 0, values, np.nan), name=f"eps = {eps:.4g}",
-                           mode="lines+markers", line={"color": shades[i], "width": 2},
-                           marker={"symbol": markers[i % len(markers)], "size": 9})  # fmt: skip
-    figure.update_xaxes(tickvals=list(range(len(layers))), ticktext=list(layers), tickangle=-30)
+        look = {"line": {"color": shades[i], "width": 2}, "marker": {"symbol": markers[i % len(markers)], "size": 9}}
+        y = np.where(values > 0, values, np.nan)
+        figure.add_scatter(x=places, y=y, name=f"eps = {eps:.4g}", mode="lines+markers", **look)
+    figure.update_xaxes(tickvals=places, ticktext=list(layers), tickangle=-30)
     figure.update_yaxes(type="log", exponentformat="power", dtick=1)
     figure.update_layout(margin_b=90)
     return figure
@@ -234,18 +240,25 @@ def logit_intervals(lower: ArrayLike, upper: ArrayLike, y: int, classes: Sequenc
     breaks = ~true & (upper >= lower[y])
     margin = np.max(upper[~true]) - lower[y]
     verdict = "certified" if margin < 0 else "certificate broken"
-    figure = _figure(f"Intervals of the logits: R_cert by Eq. (3) = {margin:.3g}, {verdict}", "logit", "class", 420)
-    groups = [("true class", true, BLUE, ""), ("stays below it", ~true & ~breaks, GREY, ""),
-              ("can reach it", breaks, VERMILLION, "/")]  # fmt: skip
-    for name, rows, colour, pattern in groups:
+    figure = empty_figure(
+        f"Intervals of the logits: R_cert by Eq. (3) = {margin:.3g}, {verdict}", "logit", "class", 420
+    )
+    groups = (("true class", true, BLUE, ""), ("stays below it", ~true & ~breaks, GREY, ""))
+    for name, rows, colour, pattern in (*groups, ("can reach it", breaks, VERMILLION, "/")):
         figure.add_bar(
-            y=[names[i] for i in np.flatnonzero(rows)], x=(upper - lower)[rows], base=lower[rows], orientation="h",
-            name=name, marker_color=colour, marker_pattern_shape=pattern, width=0.6, showlegend=True,
+            y=[names[i] for i in np.flatnonzero(rows)],
+            x=(upper - lower)[rows],
+            base=lower[rows],
+            orientation="h",
+            name=name,
+            marker={"color": colour, "pattern": {"shape": pattern}},
+            width=0.6,
+            showlegend=True,
             customdata=np.column_stack([lower, upper])[rows],
             hovertemplate="%{y}: [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<extra></extra>",
-        )  # fmt: skip
-    figure.add_scatter(x=[lower[y]] * 2, y=[names[0], names[-1]], mode="lines", line={"color": BLUE, "dash": "dash"},
-                       name="lower end of the true class", hoverinfo="skip")  # fmt: skip
+        )
+    line = {"line": {"color": BLUE, "dash": "dash"}, "name": "lower end of the true class", "hoverinfo": "skip"}
+    figure.add_scatter(x=[lower[y]] * 2, y=[names[0], names[-1]], mode="lines", **line)
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=names[::-1], showgrid=False)
     figure.update_layout(barmode="overlay")
     return figure
@@ -272,22 +285,21 @@ def radius_ranges(
     if len(attacked) != len(best):
         raise ValueError(f"attacked: {len(attacked)} values for {len(best)} samples")
     rows = np.arange(len(best))
-    figure = _figure("Proved, unknown, broken", EPS_AXIS, "", height=200 + 34 * len(best))
+    figure = empty_figure("Proved, unknown, broken", EPS_AXIS, "", height=200 + 34 * len(best))
     end = np.minimum(attacked, eps_max)
-    bars = (("proved by some bound", 0 * best, best, "rgba(0, 158, 115, 0.30)", ""),
-            ("unknown", best, np.maximum(end - best, 0.0), "rgba(140, 140, 140, 0.30)", "/"))  # fmt: skip
-    for name, base, length, colour, pattern in bars:
-        figure.add_bar(y=rows, x=length, base=base, orientation="h", name=name, marker_color=colour, hoverinfo="skip",
-                       marker_pattern_shape=pattern)  # fmt: skip
-    styles = ((BLUE, "line-ns-open"), (SKY, "diamond-open"), (PURPLE, "triangle-up-open"), (GREEN, "star"))
+    proved = ("proved by some bound", 0 * best, best, faded(GREEN, 0.3), "")
+    unknown = ("unknown", best, np.maximum(end - best, 0.0), faded(GREY, 0.3), "/")
+    for name, base, length, colour, pattern in (proved, unknown):
+        look = {"marker": {"color": colour, "pattern": {"shape": pattern}}, "hoverinfo": "skip"}
+        figure.add_bar(y=rows, x=length, base=base, orientation="h", name=name, **look)
+    looks = ((BLUE, "line-ns-open"), (SKY, "diamond-open"), (PURPLE, "triangle-up-open"), (GREEN, "star"))
     for i, (name, values) in enumerate(radii.items()):
-        colour, symbol = styles[i % len(styles)]
-        marker = {"color": colour, "symbol": symbol, "size": 13, "line_width": 2}
-        figure.add_scatter(y=rows, x=values, mode="markers", name=name, marker=marker,
-                           hovertemplate=f"{name}: %{{x:.4g}}<extra></extra>")  # fmt: skip
-    marker = {"color": VERMILLION, "symbol": "x", "size": 11}
-    figure.add_scatter(y=rows, x=np.where(np.isfinite(attacked), attacked, np.nan), mode="markers", marker=marker,
-                       name="attacked", hovertemplate="attacked: %{x:.4g}<extra></extra>")  # fmt: skip
+        colour, symbol = looks[i % len(looks)]
+        marker, hover = {"color": colour, "symbol": symbol, "size": 13, "line_width": 2}, "%{x:.4g}<extra></extra>"
+        figure.add_scatter(y=rows, x=values, mode="markers", name=name, marker=marker, hovertemplate=f"{name}: {hover}")
+    marker, hover = {"color": VERMILLION, "symbol": "x", "size": 11}, "attacked: %{x:.4g}<extra></extra>"
+    reached = np.where(np.isfinite(attacked), attacked, np.nan)
+    figure.add_scatter(y=rows, x=reached, mode="markers", marker=marker, name="attacked", hovertemplate=hover)
     figure.update_yaxes(tickvals=rows, ticktext=list(samples or map(str, rows)), autorange="reversed")
     figure.update_xaxes(range=[-0.015 * eps_max, 1.03 * eps_max])
     figure.update_layout(barmode="overlay")
@@ -317,52 +329,23 @@ def image_grid(
     images = np.asarray(images, dtype=float)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
         raise ValueError(f"images: shape {images.shape}; accepted is (N, 1, H, W) or (N, 3, H, W) with N > 0")
+    below = None if radii is None else np.asarray(radii, dtype=float)
     count, _, height, width = images.shape
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     lines = (titles is not None) + (radii is not None)
     side, gap = math.ceil(0.12 * width), math.ceil((0.1 + 0.2 * lines) * height)  # in pixels of the images
     mosaic = np.full((rows * (height + gap), columns * (width + side), 3), 255, dtype=np.uint8)
-    figure = _figure(title, height=60 + 115 * rows * (height + gap) // height)
+    figure = empty_figure(title, height=60 + 115 * rows * (height + gap) // height)
     for i, image in enumerate(images):
         top, left = (i // columns) * (height + gap) + gap, (i % columns) * (width + side)
         mosaic[top : top + height, left : left + width] = np.rint(255 * image.transpose(1, 2, 0).clip(0, 1))
         text = [str(titles[i])] if titles is not None else []
-        text += [f"radius {float(radii[i]):.3g}"] if radii is not None else []
-        figure.add_annotation(x=left + width / 2 - 0.5, y=top - 0.5, text="<br>".join(text), showarrow=False,
-                              yanchor="bottom", font_size=11)  # fmt: skip
+        text += [f"radius {below[i]:.3g}"] if below is not None else []
+        note = {"text": "<br>".join(text), "showarrow": False, "yanchor": "bottom", "font": {"size": 11}}
+        figure.add_annotation(x=left + width / 2 - 0.5, y=top - 0.5, **note)
     figure.add_trace(px.imshow(mosaic, binary_string=True).data[0].update(hoverinfo="skip", hovertemplate=None))
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed", scaleanchor="x")
     figure.update_layout(margin={"l": 10, "r": 10, "t": 50 if title else 10, "b": 10})
-    return figure
-
-
-def certificate(report: Report) -> go.Figure:
-    """A data set's certificate: certified accuracy at every eps, the radii, and the images with the smallest ones."""
-    eps_max, radii = report.settings["eps_max"], report.radii["radius"]
-    parts = [certified_accuracy_curves({report.settings["verifier"]: radii}, eps_max), radius_histogram(radii, eps_max)]
-    if report.images.dim() == 4 and report.images.shape[1] in (1, 3) and len(report.images):
-        titles = [f"no. {row.index} (class {row.label})" for row in report.worst.itertuples(index=False)]
-        parts.append(image_grid(report.images, titles, radii=report.worst["radius"]))
-    return _side_by_side(parts, f"{report.settings['n']} samples, {report.summary()}")
-
-
-def _side_by_side(parts: Sequence[go.Figure], title: str) -> go.Figure:
-    """The curve and the histogram beside each other, the images below, as one figure."""
-    rows = len(parts) - 1
-    below = [[{"colspan": 2}, None]] * (rows - 1)
-    titles = [part.layout.title.text or "Correctly classified, smallest radii" for part in parts]
-    figure = make_subplots(
-        rows, 2, specs=[[{}, {}], *below], subplot_titles=titles, vertical_spacing=0.2, row_heights=[0.65, 0.35][:rows]
-    )
-    for i, (part, cell) in enumerate(zip(parts, [(1, 1), (1, 2), (2, 1)], strict=False), start=1):
-        figure.add_traces(part.data, *([place] * len(part.data) for place in cell))
-        for axis, update in (("xaxis", figure.update_xaxes), ("yaxis", figure.update_yaxes)):
-            told = part.layout[axis].to_plotly_json()
-            update({key: told[key] for key in told if key not in ("anchor", "domain")}, row=cell[0], col=cell[1])
-        figure.update_yaxes(scaleanchor=f"x{i}" if i == 3 else None, row=cell[0], col=cell[1])
-        for note in part.layout.annotations:
-            figure.add_annotation(note, row=cell[0], col=cell[1])
-    figure.update_layout(template="simple_white", title=title, showlegend=False, bargap=0, height=140 + 340 * rows)
     return figure

@@ -1,21 +1,33 @@
-"""What all figures share: colours, markers, the template, and the line that marks one value."""
+"""The one look of all figures and pages: colours, markers, dashes, axes, panels, and the pages' templates."""
 
 from __future__ import annotations
 
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
 import plotly.graph_objects as go
 import plotly.io
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.subplots import make_subplots
 
 from acertlab.training.methods.catalogue import METHODS, name_of
 
 # In a Jupyter kernel plotly's default shows figures in JupyterLab only. With HTML beside it (plotly.js from its CDN)
 # they appear in nbviewer and in HTML copies too. PLOTLY_RENDERER=plotly_mimetype+notebook puts plotly.js itself into
-# the notebook (5 MB), for copies that are read without a network.
-if plotly.io.renderers.default == "plotly_mimetype":
+# the notebook (5 MB), for copies that are read without a network. Elsewhere the default is another one, and asking for
+# it would load nbformat and its grammars: seconds.
+if "ipykernel.zmqshell" in sys.modules and plotly.io.renderers.default == "plotly_mimetype":
     plotly.io.renderers.default = "plotly_mimetype+notebook_connected"
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")  # fmt: skip
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#8C8C8C"
-PALETTE = {
+PALETTE = {  # Okabe and Ito's, by the names that METHODS uses
     "black": BLACK,
     "orange": ORANGE,
     "sky": SKY,
@@ -24,25 +36,43 @@ PALETTE = {
     "blue": BLUE,
     "vermillion": VERMILLION,
     "purple": PURPLE,
-}  # Okabe and Ito's
+}
+DASHES = ("solid", "dash", "dot", "dashdot")
 EPS_AXIS = "eps (pixel units, 0 to 1)"
+
 # Plotly's "simple_white", of which figures here use this much. The whole of it takes 13 ms to set, and the explorer
 # redraws five figures at every movement of a slider.
-_INK, _AXIS = "rgb(36,36,36)", {"showline": True, "ticks": "outside", "showgrid": False, "zeroline": False}
-_AXIS |= {"linecolor": "rgb(36,36,36)", "gridcolor": "rgb(232,232,232)", "automargin": True, "title": {"standoff": 15}}
-TEMPLATE = go.layout.Template(
-    layout={"font": {"color": _INK}, "paper_bgcolor": "white", "plot_bgcolor": "white", "hovermode": "closest",
-            "hoverlabel": {"align": "left"}, "autotypenumbers": "strict", "xaxis": _AXIS, "yaxis": _AXIS},
-    data={"bar": [{"marker": {"line": {"color": "white", "width": 0.5},
-                              "pattern": {"fillmode": "overlay", "size": 10, "solidity": 0.2}}}]},
-)  # fmt: skip
+_INK = "rgb(36,36,36)"
+_AXIS = {"showline": True, "ticks": "outside", "showgrid": False, "zeroline": False, "automargin": True}
+_AXIS |= {"linecolor": _INK, "gridcolor": "rgb(232,232,232)", "title": {"standoff": 15}}
+_LAYOUT = {"font": {"color": _INK}, "paper_bgcolor": "white", "plot_bgcolor": "white", "hovermode": "closest"}
+_LAYOUT |= {"hoverlabel": {"align": "left"}, "autotypenumbers": "strict", "xaxis": _AXIS, "yaxis": _AXIS}
+_MARKER = {"line": {"color": "white", "width": 0.5}, "pattern": {"fillmode": "overlay", "size": 10, "solidity": 0.2}}
+_BAR = {"marker": _MARKER, "error_x": {"color": _INK}, "error_y": {"color": _INK}}  # else as white as the marker's line
+TEMPLATE = go.layout.Template(layout=_LAYOUT, data={"bar": [_BAR]})
+
+_PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 def method_style(method: str) -> tuple[str, str, str]:
-    """What a method is called in figures, its colour and its marker; a method of your own is grey."""
+    """Name, colour and marker of a method in figures; a method of your own is grey."""
     if method not in METHODS:
         return method, GREY, "circle-open"
     return name_of(method), PALETTE[METHODS[method].colour], METHODS[method].marker
+
+
+def dashes(methods: Iterable[str]) -> Iterator[str]:
+    """A dash for each curve's method: curves of one method share its colour, and differ by this."""
+    seen: Counter[str] = Counter()
+    for method in methods:
+        yield DASHES[seen[method] % len(DASHES)]
+        seen[method] += 1
 
 
 def faded(colour: str, opacity: float) -> str:
@@ -50,13 +80,8 @@ def faded(colour: str, opacity: float) -> str:
     return f"rgba({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))}, {opacity:g})"
 
 
-def figure(title: str, x: str = "", y: str = "", height: int = 440) -> go.Figure:
-    """An empty figure with the titles of its axes."""
-    return go.Figure(layout=layout(title, x, y, height))
-
-
-def layout(title: str, x: str = "", y: str = "", height: int = 440) -> dict:
-    """Title at the top left, the legend in a row below it, titles of the axes."""
+def base_layout(title: str, x: str = "", y: str = "", height: int = 440) -> dict[str, Any]:
+    """A figure's layout: title at the top left, the legend in a row below it, titles of the axes."""
     return {
         "template": TEMPLATE,
         "title": {"text": title, "x": 0.01, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 16}},
@@ -68,8 +93,52 @@ def layout(title: str, x: str = "", y: str = "", height: int = 440) -> dict:
     }
 
 
+def empty_figure(title: str, x: str = "", y: str = "", height: int = 440) -> go.Figure:
+    """A figure with the titles of its axes, and no trace yet."""
+    return go.Figure(layout=base_layout(title, x, y, height))
+
+
 def vertical(x: float | None, low: float, high: float, name: str, colour: str) -> dict:
     """A dashed line at x; without an x, an empty trace in its place, so that a widget's traces stay the same."""
-    return {"type": "scatter", "x": [] if x is None else [x, x], "y": [] if x is None else [low, high],
-            "mode": "lines", "line": {"color": colour, "dash": "dash"}, "hoverinfo": "skip",
-            "name": name if x is None else f"{name} = {x:.4g}", "showlegend": x is not None}  # fmt: skip
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [] if x is None else [x, x],
+        "y": [] if x is None else [low, high],
+        "name": name if x is None else f"{name} = {x:.4g}",
+        "line": {"color": colour, "dash": "dash"},
+        "hoverinfo": "skip",
+        "showlegend": x is not None,
+    }
+
+
+def panels(
+    parts: Sequence[go.Figure], title: str, height: int, row_heights: Sequence[float] | None = None
+) -> go.Figure:
+    """Figures as panels of one, two in a row and each under its title; an odd last one takes its whole row."""
+    rows = math.ceil(len(parts) / 2)
+    specs: list = [[{}, {}] for _ in range(rows)]
+    if len(parts) % 2:
+        specs[-1] = [{"colspan": 2}, None]
+    layouts = [part.layout.to_plotly_json() for part in parts]
+    titles = [layout["title"]["text"] for layout in layouts]
+    gap, heights = 0.39 / rows, None if row_heights is None else list(row_heights)
+    figure = make_subplots(rows, 2, specs=specs, subplot_titles=titles, vertical_spacing=gap, row_heights=heights)
+    figure.update_layout(base_layout(title, height=height))
+    for i, (part, layout) in enumerate(zip(parts, layouts, strict=True)):
+        row, col = i // 2 + 1, i % 2 + 1
+        for trace in part.data:
+            figure.add_trace(trace, row=row, col=col)
+        anchored = {"scaleanchor": f"x{i + 1}"} if "scaleanchor" in layout["yaxis"] else {}
+        figure.update_xaxes(layout["xaxis"], row=row, col=col)
+        figure.update_yaxes(layout["yaxis"] | anchored, row=row, col=col)
+        for shape in layout.get("shapes", ()):
+            figure.add_shape(shape, row=row, col=col)
+        for note in layout.get("annotations", ()):
+            figure.add_annotation(note, row=row, col=col)
+    return figure
+
+
+def page(template: str, **content: object) -> Markup:
+    """HTML of a template in `templates/`: text is escaped, `Markup` is taken as it is."""
+    return Markup(_PAGES.get_template(template).render(**content))

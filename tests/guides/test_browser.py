@@ -5,6 +5,7 @@ computes for the same position. Screenshots go into the folder that ACERTLAB_ART
 """
 
 import base64
+import html
 import io
 import json
 import os
@@ -415,4 +416,4 @@ def says_so(lab: Shown, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor
 
 
 def squeezed(text: str) -> str:
-    return re.sub(r"\s+", "", text.replace("&#x27;", "'"))
+    return re.sub(r"\s+", "", html.unescape(text))

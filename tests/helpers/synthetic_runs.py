@@ -82,3 +82,21 @@ def synthetic_radii(
                 score = np.clip(0.8 * ease + 0.2 * rng.random(n) - 0.8 * wrong, 0, None)
                 radii[method, kappa, k] = np.clip(score * factor * (1 - 0.8 * kappa) * CAP, 0, CAP)
     return radii
+
+
+def scores_of(rows: list[tuple]) -> pd.DataFrame:
+    """A table of runs, from (method, kappa, seed, acc, acr)."""
+    runs = pd.DataFrame(rows, columns=["method", "kappa", "seed", "acc", "acr"])
+    return runs.assign(dataset="digits", eps_max=0.2, art=np.sqrt(runs.acc * runs.acr))
+
+
+RUNS = scores_of(
+    [
+        ("acert", 0.25, 0, 0.90, 0.60),
+        ("acert", 0.0, 0, 0.80, 0.70),
+        ("acert", 0.0, 1, 0.84, 0.74),
+        ("standard", 1.0, 0, 0.98, 0.0),
+        ("fast-ibp", 0.0, 0, 0.70, 0.72),
+        ("fast-ibp", 0.8, 0, 0.88, 0.62),
+    ]
+)

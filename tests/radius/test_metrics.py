@@ -14,7 +14,7 @@ from acertlab.analysis.method_table import tuned_table
 from acertlab.analysis.seeds import mean_over_seeds
 from acertlab.radius.metrics import accuracy, acr, art, certified_accuracy, hypervolume, pareto_front, summarise
 from acertlab.radius.search import RadiusStatus
-from tests.visualization.test_figures import RUNS
+from tests.helpers.synthetic_runs import RUNS
 
 EPS = st.floats(1e-3, 10.0)
 RADII = st.lists(st.one_of(st.just(0.0), st.floats(0.0, 10.0)), min_size=1, max_size=40)

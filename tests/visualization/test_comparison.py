@@ -24,8 +24,10 @@ def sensitivity(analysis: Analysis) -> CapSensitivity:
 
 @pytest.fixture(scope="module")
 def breakdowns(analysis: Analysis) -> list[ACRBreakdown]:
-    return [acr_breakdown(analysis.samples, analysis.resamples, best.method, best.kappa, EPS_MAX, [0.05, EPS_MAX])
-            for best in analysis.tuned]  # fmt: skip
+    return [
+        acr_breakdown(analysis.samples, analysis.resamples, best.method, best.kappa, EPS_MAX, [0.05, EPS_MAX])
+        for best in analysis.tuned
+    ]
 
 
 def test_fronts(analysis: Analysis) -> None:

@@ -88,8 +88,10 @@ def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert capsys.readouterr().out.strip() == str(page)
     (tmp_path / "empty/half").mkdir(parents=True)
     (tmp_path / "empty/half/config.json").write_text("{}")
-    for folder, message in (("empty", "there is no finished run below .*empty .1 unfinished"),
-                            ("nowhere", "there is no folder of runs .*nowhere")):  # fmt: skip
+    for folder, message in (
+        ("empty", "there is no finished run below .*empty .1 unfinished"),
+        ("nowhere", "there is no folder of runs .*nowhere"),
+    ):
         assert main(["report", str(tmp_path / folder), "--output", str(tmp_path / "none.html")]) == 1
         assert re.search(f"acertlab report: .*{message}", capsys.readouterr().err)
     assert main(["report", str(root), "--resamples", "3", "--output", str(tmp_path / "none.html")]) == 1

@@ -1,4 +1,4 @@
-"""What both explorers are made of: controls, parts that follow them, and a way to show both side by side."""
+"""Parts of both explorers: controls, figures and texts that follow them, and a box that shows figures side by side."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class Fit(anywidget.AnyWidget):
 class Explorer(ipw.VBox):
     """A box of controls and of what follows them, each by its name in `controls` and `parts`."""
 
-    def __init__(self, controls: dict[str, ipw.Widget], parts: dict[str, ipw.Widget], rows: Sequence[ipw.Widget]):
+    def __init__(self, controls: dict[str, Any], parts: dict[str, Any], rows: Sequence[ipw.Widget]) -> None:
         super().__init__(list(rows))
         self.controls, self.parts = controls, parts
 
 
-def follow(controls: Mapping[str, ipw.Widget], parts: Mapping[str, Part]) -> dict[str, ipw.Widget]:
-    """A widget for each part, drawn anew whenever a control that it reads changes.
+def follow(controls: Mapping[str, Any], parts: Mapping[str, Part]) -> dict[str, Any]:
+    """Make a widget for each part, that is drawn anew whenever a control that it reads changes.
 
     Args:
         controls: Widgets with a `value`.
@@ -73,8 +73,10 @@ def follow(controls: Mapping[str, ipw.Widget], parts: Mapping[str, Part]) -> dic
         return parts[name].draw(**{control: controls[control].value for control in parts[name].reads})
 
     contents = {name: drawn(name) for name in parts}
-    shown = {name: ipw.HTML(content) if isinstance(content, str) else go.FigureWidget(content)
-             for name, content in contents.items()}  # fmt: skip
+    shown = {
+        name: ipw.HTML(content) if isinstance(content, str) else go.FigureWidget(content)
+        for name, content in contents.items()
+    }
     for control_name, control in controls.items():
         followers = [name for name, part in parts.items() if control_name in part.reads]
 
@@ -87,38 +89,40 @@ def follow(controls: Mapping[str, ipw.Widget], parts: Mapping[str, Part]) -> dic
     return shown
 
 
-def show(widget: ipw.Widget, before: Content, after: Content) -> None:
-    """Changes what a widget shows where a figure or text differs from the one that it showed before."""
+def show(widget: Any, before: Content, after: Content) -> None:
+    """Change what a widget shows where a figure or text differs from the one that it showed before."""
     if isinstance(after, str):
         widget.value = after
         return
-    before, after = _plain(before), _plain(after)
+    old, new = _plain(before), _plain(after)
     with widget.batch_update():  # one message for all of it
-        for trace, old, new in zip(widget.data, before["data"], after["data"], strict=True):
-            for path, value in _differences(old, new):
+        for trace, earlier, later in zip(widget.data, old["data"], new["data"], strict=True):
+            for path, value in _differences(earlier, later):
                 trace[path] = value
-        for path, value in _differences(before["layout"], after["layout"]):
+        for path, value in _differences(old["layout"], new["layout"]):
             widget.layout[path] = value
 
 
-def _plain(content: dict | go.Figure) -> dict:
+def _plain(content: Any) -> dict:
     if isinstance(content, dict):
         return content
     return {"data": [t.to_plotly_json() for t in content.data], "layout": content.layout.to_plotly_json()}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """The places, such as "xaxis.range", where a second table differs from a first, with its values (None: nothing)."""
+    """Places, such as "xaxis.range", where a second table differs from a first, with its values (None: nothing)."""
     for name in dict.fromkeys((*new, *old)):
         a, b, place = old.get(name), new.get(name), f"{path}{name}"
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             yield from _differences(a, b, f"{place}.")
-        elif a is not b and not np.array_equal(a, b, equal_nan=_floats(a) and _floats(b)):
+        elif not _same(a, b):
             yield place, b
 
 
-def _floats(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+def _same(a: Any, b: Any) -> bool:
+    """Equal; in arrays of floats nan equals nan."""
+    floats = all(isinstance(value, np.ndarray) and value.dtype.kind == "f" for value in (a, b))
+    return a is b or np.array_equal(a, b, equal_nan=floats)
 
 
 def slider(description: str, value: float, low: float, high: float, readout: str = ".4f") -> ipw.FloatSlider:
@@ -127,8 +131,8 @@ def slider(description: str, value: float, low: float, high: float, readout: str
     From 0 or from one step on, so that its places are round parts of `high`; the start may lie between two.
     """
     step = (high if low <= high / 200 else high - low) / 200
-    return ipw.FloatSlider(description=description, value=value, min=low, max=high, step=step,
-                           readout_format=readout, continuous_update=False, **WIDE)  # fmt: skip
+    room = {"min": low, "max": high, "step": step, "continuous_update": False}
+    return ipw.FloatSlider(description=description, value=value, readout_format=readout, **room, **WIDE)
 
 
 def side_by_side(*figures: go.FigureWidget, least: int = 400) -> ipw.Box:

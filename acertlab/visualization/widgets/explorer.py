@@ -1,17 +1,18 @@
-"""`pareto_explorer`: the controls around the figures and texts of `pareto`, and the images of `gallery`."""
+"""`pareto_explorer`: controls around the figures and texts of `pareto`, and the images of `gallery`."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as ipw
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup, escape
 
 from acertlab.analysis.tradeoff import Tradeoff, pool_seeds
 from acertlab.data.run_table import load_radii, load_runs
@@ -28,7 +29,7 @@ def pareto_explorer(
     *,
     data_root: str | None = None,
 ) -> Explorer:
-    """The tradeoff of many runs under sliders; ACR, ART and all shares are recomputed from the stored radii.
+    """Tradeoff of many runs under sliders; ACR, ART and all shares are recomputed from the stored radii.
 
     A click on a point, or the list below the first figures, picks a network: its certified accuracies, its radii, the
     command that trains it again, and, once asked for, its best and worst images with their [certified, attacked] ranges
@@ -55,18 +56,17 @@ def pareto_explorer(
     for first, trace in zip(_firsts(points), parts["tradeoff"].data[1:], strict=False):
         trace.on_click(partial(_pick, controls["picked"], first))
     controls["images"], images = _images(points, controls["picked"], data_root)
-    return Explorer(controls, parts, [
-        ipw.VBox([controls[name] for name in ("kappa", "eps_max", "eps")]),
-        side_by_side(parts["tradeoff"], parts["curves"]), parts["kappa_text"],
-        _heading("One network: click on its point, or choose it here"), controls["picked"], parts["picked_text"],
-        side_by_side(parts["picked_curve"], parts["picked_radii"]), images, parts["command"],
-        _heading("Two methods at equal accuracy, each along its own front"),
-        ipw.VBox([controls[name] for name in ("first", "second", "accuracy")]), parts["pair_text"],
-        side_by_side(parts["pair"]),
-    ])  # fmt: skip
+    figures = side_by_side(parts["tradeoff"], parts["curves"])
+    network = _heading("One network: click on its point, or choose it here")
+    pair = _heading("Two methods at equal accuracy, each along its own front")
+    rows = [ipw.VBox([controls[name] for name in ("kappa", "eps_max", "eps")]), figures, parts["kappa_text"]]
+    rows += [network, controls["picked"], parts["picked_text"]]
+    rows += [side_by_side(parts["picked_curve"], parts["picked_radii"]), images, parts["command"]]
+    rows += [pair, ipw.VBox([controls[name] for name in ("first", "second", "accuracy")]), parts["pair_text"]]
+    return Explorer(controls, parts, [*rows, side_by_side(parts["pair"])])
 
 
-def _controls(points: Tradeoff, start: View) -> dict[str, ipw.Widget]:
+def _controls(points: Tradeoff, start: View) -> dict[str, Any]:
     trained = sorted({point.kappa for point in points.points})
     steps = sorted({*trained, *(round(0.01 * i, 2) for i in range(101) if trained[0] <= 0.01 * i <= trained[-1])})
     labels = [(f"{kappa:g} (trained)" if kappa in trained else f"{kappa:g}", kappa) for kappa in steps]
@@ -75,20 +75,20 @@ def _controls(points: Tradeoff, start: View) -> dict[str, ipw.Widget]:
     networks = [(point.label, i) for i, point in enumerate(points.points)]
     acc = [point.acc.mean() for point in points.points]
     ends = max(np.floor(100 * min(acc) - 1) / 100, 0.0), min(np.ceil(100 * max(acc) + 1) / 100, 1.0)  # whole percents
+    shares = {"options": labels, "value": nearest, "continuous_update": False}
     return {
-        "kappa": ipw.SelectionSlider(description="share of the clean loss, kappa", options=labels, value=nearest,
-                                     continuous_update=False, **WIDE),
+        "kappa": ipw.SelectionSlider(description="share of the clean loss, kappa", **shares, **WIDE),
         "eps_max": slider("largest radius that counts, eps_max", start.eps_max, points.cap / 200, points.cap),
         "eps": slider("certified at radius eps", start.eps, 0.0, points.cap),
         "picked": ipw.Dropdown(description="network", options=networks, value=start.picked, **WIDE),
         "first": ipw.Dropdown(description="first method", options=methods, value=start.first, **WIDE),
         "second": ipw.Dropdown(description="second method", options=methods, value=start.second, **WIDE),
         "accuracy": slider("at the standard accuracy", start.accuracy, *ends, ".2%"),
-    }  # fmt: skip
+    }
 
 
 def _heading(text: str) -> ipw.HTML:
-    return ipw.HTML(f"<h4 style='margin: 8px 0 0'>{text}</h4>")
+    return ipw.HTML(Markup("<h4 style='margin: 8px 0 0'>{}</h4>").format(text))
 
 
 def _firsts(points: Tradeoff) -> list[int]:
@@ -96,15 +96,15 @@ def _firsts(points: Tradeoff) -> list[int]:
     return [next(i for i, p in enumerate(points.points) if p.method == method) for method in points.methods]
 
 
-def _pick(control: ipw.Dropdown, first: int, _trace: go.Scatter, clicked: object, _state: object) -> None:
+def _pick(control: ipw.Dropdown, first: int, _trace: go.Scatter, clicked: Any, _state: object) -> None:
     if clicked.point_inds:
         control.value = first + clicked.point_inds[0]
 
 
 def _images(points: Tradeoff, picked: ipw.Dropdown, data_root: str | None) -> tuple[ipw.ToggleButton, ipw.VBox]:
     """A button and, while it is pressed, the images of the picked network; attacks take longer than a slider may."""
-    button = ipw.ToggleButton(value=False, description="show its best and worst images, and attack them (seconds)",
-                              layout=ipw.Layout(width="420px"))  # fmt: skip
+    description = "show its best and worst images, and attack them (seconds)"
+    button = ipw.ToggleButton(value=False, description=description, layout=ipw.Layout(width="420px"))
     figures = [gallery_figure(Gallery(0, None, (), np.empty(0), None, 0.0, ""))]
     live, text, box = go.FigureWidget(figures[0]), ipw.HTML(), ipw.VBox([button])
     fitted = side_by_side(live)
@@ -112,8 +112,9 @@ def _images(points: Tradeoff, picked: ipw.Dropdown, data_root: str | None) -> tu
     def redraw(_change: dict) -> None:
         children = (button,)
         if button.value:
-            gallery = gallery_of(points.points[picked.value].paths, data_root)
-            text.value = html.escape(gallery_text(gallery))
+            network = points.points[picked.value]  # pyright: ignore[reportCallIssue, reportArgumentType]: not None
+            gallery = gallery_of(network.paths, data_root)
+            text.value = escape(gallery_text(gallery))
             figures.append(gallery_figure(gallery))
             show(live, figures.pop(0), figures[0])
             children += (text,) if gallery.images is None else (fitted, text)

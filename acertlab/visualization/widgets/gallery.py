@@ -1,4 +1,4 @@
-"""The best and the worst images of a run, each with its [certified, attacked] range, as far as that can be had."""
+"""Best and worst images of a run, each with its [certified, attacked] range, as far as that can be had."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _gallery(path: str, data_root: str | None) -> Gallery:
     except (FileNotFoundError, ValueError) as error:
         return Gallery(0, None, (), np.empty(0), None, 0.0, f"No images are shown: {error}")
     cap = float(run.result["radius_cap"])
-    ordered = run.radii[run.radii.radius > 0].sort_values("radius", kind="stable")
+    ordered = run.radii.query("radius > 0").sort_values(by="radius", kind="stable")
     best, worst = ordered[::-1][:EACH], ordered[: max(min(EACH, len(ordered) - EACH), 0)]
     index, label, radius = (np.concatenate([best[c], worst[c]]) for c in ("index", "label", "radius"))
     index, label = torch.as_tensor(index.astype(np.int64)), torch.as_tensor(label.astype(np.int64))
@@ -93,8 +93,8 @@ def _gallery(path: str, data_root: str | None) -> Gallery:
         except (FileNotFoundError, ValueError) as error:
             note = f"No attacks: {error}"
     titles = tuple(f"{name}, no. {i}" for name, i in zip(names, index.tolist(), strict=True))
-    return Gallery(len(best), None if images is None else images.numpy(), titles, radius.astype(float), attacked, cap,
-                   note)  # fmt: skip
+    shown = None if images is None else images.numpy()
+    return Gallery(len(best), shown, titles, radius.astype(float), attacked, cap, note)
 
 
 def _attacks(run: Run, images: torch.Tensor, labels: torch.Tensor, cap: float) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""What `pareto_explorer` shows at one position of its controls: figures and texts, functions of points and a view."""
+"""Figures and texts of `pareto_explorer` at one position of its controls."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,13 +9,14 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup
 
 from acertlab.analysis.tradeoff import Interpolation, Tradeoff, at_accuracy, at_kappa, front, means
 from acertlab.data.run import load_run
 from acertlab.training.parameters import config_of, training_command
 from acertlab.visualization.fronts import tradeoff_spec
 from acertlab.visualization.radius import histogram_spec, shares_spec
-from acertlab.visualization.style import method_style
+from acertlab.visualization.style import method_style, page
 
 CURVE_POINTS = 201  # of a certified-accuracy curve
 
@@ -67,13 +67,16 @@ def first_view(
     low, high = max(min(fronts[m]) for m in (first, second)), min(max(fronts[m]) for m in (first, second))
     accuracy = (low + high) / 2 if low <= high else table.acc.median()  # the middle of what both fronts hold
     return View(
-        kappa=float(table.kappa.min()) if kappa is None else float(kappa), eps_max=eps_max,
-        eps=eps_max / 2 if eps is None else float(eps), picked=int(table.art.idxmax()),
-        first=first, second=second, accuracy=float(accuracy),
-    )  # fmt: skip
+        kappa=float(table.kappa.min()) if kappa is None else float(kappa),
+        eps_max=eps_max,
+        eps=eps_max / 2 if eps is None else float(eps),
+        picked=int(table.art.idxmax()),
+        first=first,
+        second=second,
+        accuracy=float(accuracy),
+    )
 
 
-# ---- numbers
 def interpolations_at(points: Tradeoff, view: View) -> dict[str, Interpolation]:
     """Every method at the view's kappa, by the name that figures show."""
     mixes = [at_kappa(points, method, view.kappa) for method in points.methods]
@@ -99,15 +102,14 @@ def pair_scores(points: Tradeoff, view: View) -> pd.DataFrame:
 def _row(mix: Interpolation, view: View) -> dict[str, object]:
     scores = mix.scores(view.eps_max, view.at)
     percent = {"Acc": "acc", "ACR": "acr", "ART": "art", f"certified at {view.at:.4g}": "certified"}
-    label = {"method": _name(mix.method), "kappa": mix.kappa}
-    return label | {name: 100 * scores[key] for name, key in percent.items()} | {"network": mix.note}
+    row: dict[str, object] = {"method": _name(mix.method), "kappa": mix.kappa}
+    return row | {name: 100 * scores[key] for name, key in percent.items()} | {"network": mix.note}
 
 
 def _name(method: str) -> str:
     return method_style(method)[0]
 
 
-# ---- figures
 def _tradeoff(points: Tradeoff, view: View) -> dict:
     table = means(points, view.eps_max)
     circled = [_place(mix, view) for mix in interpolations_at(points, view).values()]
@@ -116,8 +118,8 @@ def _tradeoff(points: Tradeoff, view: View) -> dict:
     x = max(table.acc.min() - 0.03, 0.0), min(table.acc.max() + 0.03, 1.0)
     # in whole tens, so that the axis stays where it is for small movements of eps_max
     y = max(np.floor(10 * table.acr.min() - 0.2) / 10, 0.0), min(np.ceil(10 * table.acr.max() + 0.2) / 10, 1.0)
-    spec = tradeoff_spec(table, kappa=view.kappa, circled=circled, picked=picked, level=view.accuracy,
-                               crossed=crossed, span=(x, y), height=490)  # fmt: skip
+    places = {"circled": circled, "picked": picked, "level": view.accuracy, "crossed": crossed}
+    spec = tradeoff_spec(table, kappa=view.kappa, **places, span=(x, y), height=490)
     spec["data"][0]["showscale"] = False  # the map's lines have labels
     return _narrow(spec, legend_rows=3)
 
@@ -195,9 +197,8 @@ def pareto_figures(points: Tradeoff, view: View) -> dict[str, go.Figure]:
     return {name: go.Figure(draw(points, view)) for name, (draw, _) in FIGURES.items()}
 
 
-# ---- the same in words
 def _kappa_text(points: Tradeoff, view: View) -> str:
-    return f"<b>Each method at kappa = {view.kappa:g}</b>, in percent" + _html(scores_at(points, view))
+    return Markup("<b>Each method at kappa = {:g}</b>, in percent").format(view.kappa) + _table(scores_at(points, view))
 
 
 def _picked_text(points: Tradeoff, view: View) -> str:
@@ -208,14 +209,14 @@ def _picked_text(points: Tradeoff, view: View) -> str:
     ]
     names = "; ".join(points.points[i].label for i in better.index[:3]) + ("; ..." if len(better) > 3 else "")
     stands = f"dominated by {names}" if len(better) else "on the front: no other is as good in both and better in one"
-    return (
-        f"<b>{point.label}</b>: Acc {100 * here.acc:.2f} %, ACR {100 * here.acr:.2f} %, ART {100 * here.art:.2f} %, "
-        f"certified at eps = {view.at:.4g}: {100 * certified:.2f} %; {stands}."
-    )
+    scores = "Acc {:.2f} %, ACR {:.2f} %, ART {:.2f} %".format(*(100 * here[["acc", "acr", "art"]]))
+    text = "<b>{}</b>: {}, certified at eps = {:.4g}: {:.2f} %; {}."
+    return Markup(text).format(point.label, scores, view.at, 100 * certified, stands)
 
 
 def _command_text(points: Tradeoff, view: View) -> str:
-    return f"To train it again: <pre style='white-space: pre-wrap'>{html.escape(command_of(points, view))}</pre>"
+    command = command_of(points, view)
+    return Markup("To train it again: <pre style='white-space: pre-wrap'>{}</pre>").format(command)
 
 
 def command_of(points: Tradeoff, view: View) -> str:
@@ -238,10 +239,10 @@ def _pair_text(points: Tradeoff, view: View) -> str:
         acc = [100 * point.acc.mean() for point in front(points, method, view.eps_max)]
         absent.append(f"the front of {_name(method)} holds {min(acc):.4g} to {max(acc):.4g} %")
     if absent:
-        return f"<b>{at} there is no comparison</b>: {'; '.join(absent)}."
+        return Markup("<b>{} there is no comparison</b>: {}.").format(at, "; ".join(absent))
     table = pair_scores(points, view)
     ratio = f"the ACR of {table.method[1]} is {table.ACR[1] / table.ACR[0]:.3f} x that of {table.method[0]}"
-    return f"<b>{at} {ratio if table.ACR[0] > 0 else ''}</b>; in percent" + _html(table)
+    return Markup("<b>{} {}</b>; in percent").format(at, ratio if table.ACR[0] > 0 else "") + _table(table)
 
 
 Write = Callable[[Tradeoff, View], str]
@@ -258,20 +259,6 @@ def pareto_texts(points: Tradeoff, view: View) -> dict[str, str]:
     return {name: write(points, view) for name, (write, _) in TEXTS.items()}
 
 
-def _html(table: pd.DataFrame) -> str:
-    """Percentages with two digits, numbers to the right; `DataFrame.to_html` takes longer than all the arithmetic."""
-    styles = [
-        f" style='padding: 1px 10px; text-align: {'right' if kind.kind == 'f' else 'left'}'" for kind in table.dtypes
-    ]
-    rows = [[_cell(name, value) for name, value in row.items()] for row in table.to_dict("records")]
-    head, *body = (
-        "<tr>" + "".join(f"<{tag}{style}>{text}</{tag}>" for text, style in zip(row, styles, strict=True)) + "</tr>"
-        for tag, row in (("th", list(table)), *(("td", row) for row in rows))
-    )
-    return f"<table class='dataframe'><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
-
-
-def _cell(name: str, value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}" if name == "kappa" else f"{value:.2f}"
-    return html.escape(str(value))
+def _table(table: pd.DataFrame) -> Markup:
+    """As HTML; `DataFrame.to_html` takes longer than all the arithmetic."""
+    return page("table.html", rows=table.to_dict("records"))

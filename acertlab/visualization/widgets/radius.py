@@ -1,9 +1,8 @@
-"""One image's certificate under two sliders: the box, the intervals of the logits, the margin, and where it breaks."""
+"""`radius_explorer`: an image's box, the intervals of its logits, its margin, and where the certificate breaks."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -11,6 +10,7 @@ import ipywidgets as ipw
 import numpy as np
 import plotly.graph_objects as go
 import torch
+from markupsafe import Markup
 from torch import Tensor, nn
 
 from acertlab.bounds.box import Box
@@ -72,7 +72,6 @@ def margins_over(model: nn.Module, x: Tensor, y: Tensor, eps: np.ndarray) -> np.
         return certified_margin(model, x.expand(several), y.expand(len(eps)), radii).cpu().numpy()
 
 
-# ---- figures
 def radius_figures(
     model: nn.Module,
     x: Tensor,
@@ -114,15 +113,47 @@ def _logits(certificate: Certificate, y: int, classes: Sequence[str] | None) -> 
     lower, upper = (bound[0].cpu() for bound in (certificate.logits.lower, certificate.logits.upper))
     figure = logit_intervals(lower, upper, y, classes)
     title = f"Intervals of the logits: Eq. (3) gives {certificate.margin_eq3:.3g}"
-    return figure.update_layout(title_text=title, **NARROW)
+    return figure.update_layout({**NARROW, "title_text": title})
 
 
 def _margin(grid: np.ndarray, margins: np.ndarray, radius: float, eps: float, certificate: Certificate) -> go.Figure:
     figure = margin_curve(grid, margins, radius=radius, current=(eps, certificate.margin))
-    return figure.update_layout(title_text="The certified margin", **NARROW)
+    return figure.update_layout({**NARROW, "title_text": "The certified margin"})
 
 
-# ---- live
+class _Images:
+    """Images with their certified radii; a method draws one part of `radius_explorer` for an image and an eps."""
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, eps_max: float, classes: Sequence[str] | None) -> None:
+        self.model, self.x, self.y, self.eps_max, self.classes = model, x, y, eps_max, classes
+        self.found = certified_radius(model, x, y, eps_max)
+        self.grid = np.linspace(0.0, eps_max, GRID)
+        # what one movement needs several times, or the next one again
+        self.certificate = lru_cache(maxsize=256)(lambda image, eps: certificate_at(model, *self.sample(image), eps))
+        self.margins = lru_cache(maxsize=256)(lambda image: margins_over(model, *self.sample(image), self.grid))
+
+    def sample(self, image: int) -> tuple[Tensor, Tensor]:
+        return self.x[image : image + 1], self.y[image : image + 1]
+
+    def verdict(self, image: int, eps: float) -> str:
+        label, radius = int(self.y[image]), float(self.found.radius[image])
+        name = label if self.classes is None else self.classes[label]
+        status = RadiusStatus(int(self.found.status[image])).sentence
+        what = f"image {image}, a {name}: certified radius {radius:.4g}. {status}"
+        text = "<b>At eps = {:.4g}: {}</b><br>{}"
+        return Markup(text).format(eps, self.certificate(image, eps).sentence, what)
+
+    def box(self, image: int, eps: float) -> go.Figure:
+        return _box(self.sample(image)[0], eps)
+
+    def logits(self, image: int, eps: float) -> go.Figure:
+        return _logits(self.certificate(image, eps), int(self.y[image]), self.classes)
+
+    def margin(self, image: int, eps: float) -> go.Figure:
+        radius = float(self.found.radius[image])
+        return _margin(self.grid, self.margins(image), radius, eps, self.certificate(image, eps))
+
+
 def radius_explorer(
     model: nn.Module,
     data: ImageData | tuple[Tensor, Tensor],
@@ -131,7 +162,7 @@ def radius_explorer(
     images: int = 200,
     classes: Sequence[str] | None = None,
 ) -> Explorer:
-    """Choose an image and a radius: its box, the intervals of the logits, the margin, and whether it is certified.
+    """Sliders for an image and a radius: its box, the intervals of the logits, the margin, whether it is certified.
 
     Args:
         model: In evaluation mode, (B, C, H, W) -> (B, classes).
@@ -158,56 +189,28 @@ def radius_explorer(
         raise ValueError("data: holds no images to choose from")
     if eps_max is None:
         raise ValueError("eps_max: is needed where data are tensors; in pixel units, such as 8 / 255")
-    found = certified_radius(model, x, y, eps_max)
+    shown = _Images(model, x, y, eps_max, classes)
+    found = shown.found
     start = int((found.status == RadiusStatus.CONVERGED).int().argmax())  # the first radius inside, if there is one
-    controls = {
-        "image": ipw.IntSlider(description="image", value=start, min=0, max=len(x) - 1, continuous_update=False,
-                               **WIDE),
-        "eps": slider("radius of the box, eps", float(found.radius[start]), 0.0, eps_max),
-    }  # fmt: skip
-    grid = np.linspace(0.0, eps_max, GRID)
-
-    # what one movement needs several times, or the next one again
-    @lru_cache(maxsize=256)
-    def certificate(image: int, eps: float) -> Certificate:
-        return certificate_at(model, x[image : image + 1], y[image : image + 1], eps)
-
-    @lru_cache(maxsize=256)
-    def curve(image: int) -> np.ndarray:
-        return margins_over(model, x[image : image + 1], y[image : image + 1], grid)
-
-    def verdict(image: int, eps: float) -> str:
-        name = y[image].item() if classes is None else classes[y[image]]
-        status = RadiusStatus(int(found.status[image]))
-        what = (
-            f"image {image}, a {html.escape(str(name))}: certified radius {found.radius[image]:.4g}. {status.sentence}"
-        )
-        return f"<b>At eps = {eps:.4g}: {certificate(image, eps).sentence}</b><br>{what}"
-
-    def margin(image: int, eps: float) -> go.Figure:
-        return _margin(grid, curve(image), float(found.radius[image]), eps, certificate(image, eps))
-
-    both = ("image", "eps")
-    parts = follow(controls, {
-        "verdict": Part(verdict, both),
-        "box": Part(lambda image, eps: _box(x[image : image + 1], eps), both),
-        "logits": Part(lambda image, eps: _logits(certificate(image, eps), int(y[image]), classes), both),
-        "margin": Part(margin, both),
-    })  # fmt: skip
-    buttons = _buttons(controls, found.radius.tolist(), found.upper.tolist())
-    rows = [controls["image"], controls["eps"], ipw.HBox(buttons)]
-    return Explorer(controls, parts, [ipw.VBox(rows), parts["verdict"], side_by_side(parts["box"]),
-                                      side_by_side(parts["logits"], parts["margin"])])  # fmt: skip
+    places = {"value": start, "min": 0, "max": len(x) - 1, "continuous_update": False}
+    image = ipw.IntSlider(description="image", **places, **WIDE)
+    eps = slider("radius of the box, eps", float(found.radius[start]), 0.0, eps_max)
+    draws = {"verdict": shown.verdict, "box": shown.box, "logits": shown.logits, "margin": shown.margin}
+    controls = {"image": image, "eps": eps}
+    parts = follow(controls, {name: Part(draw, ("image", "eps")) for name, draw in draws.items()})
+    buttons = _buttons(image, eps, {"to its certified radius": found.radius, "a hair beyond": found.upper})
+    rows = [ipw.VBox([image, eps, ipw.HBox(buttons)]), parts["verdict"], side_by_side(parts["box"])]
+    return Explorer(controls, parts, [*rows, side_by_side(parts["logits"], parts["margin"])])
 
 
-def _buttons(controls: dict[str, ipw.Widget], radii: Sequence[float], beyond: Sequence[float]) -> list[ipw.Button]:
-    """Two places that a slider's steps jump over: the last eps that is certified, and the first that is not."""
+def _buttons(image: ipw.IntSlider, eps: ipw.FloatSlider, places: Mapping[str, Tensor]) -> list[ipw.Button]:
+    """For eps that a slider's steps jump over: the last one that is certified, and the first that is not."""
 
-    def go_to(ends: Sequence[float], _button: ipw.Button) -> None:
-        controls["eps"].value = min(ends[controls["image"].value], controls["eps"].max)
+    def go_to(radii: Tensor, _button: ipw.Button) -> None:
+        eps.value = min(float(radii[image.value]), eps.max)
 
     buttons = []
-    for text, ends in (("to its certified radius", radii), ("a hair beyond", beyond)):
-        buttons.append(ipw.Button(description=text, layout=ipw.Layout(width="200px")))
-        buttons[-1].on_click(partial(go_to, ends))
+    for description, radii in places.items():
+        buttons.append(ipw.Button(description=description, layout=ipw.Layout(width="200px")))
+        buttons[-1].on_click(partial(go_to, radii))
     return buttons

@@ -1,84 +1,12 @@
-"""Figures hold the numbers they are given, in percent where shown, with the methods' own colours and markers."""
+"""Figures of radii hold the numbers they are given, in percent where shown."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from acertlab import visualization as plots
-from acertlab.analysis import seeds
-from acertlab.training.methods.catalogue import METHODS
-
-
-def table(rows, **common):
-    """A row a run from (method, kappa, seed, acc, acr)."""
-    runs = pd.DataFrame(rows, columns=["method", "kappa", "seed", "acc", "acr"])
-    return runs.assign(dataset="digits", eps_max=0.2, art=np.sqrt(runs.acc * runs.acr), **common)
-
-
-RUNS = table([
-    ("acert", 0.25, 0, 0.90, 0.60), ("acert", 0.0, 0, 0.80, 0.70), ("acert", 0.0, 1, 0.84, 0.74),
-    ("standard", 1.0, 0, 0.98, 0.0), ("fast-ibp", 0.0, 0, 0.70, 0.72), ("fast-ibp", 0.8, 0, 0.88, 0.62),
-])  # fmt: skip
-
-
-class TestTradeoff:
-    def test_a_trace_a_method_in_percent(self):
-        figure = plots.tradeoff(RUNS, kappa=0.25)
-        marks = ["kappa = 0.25", "picked", "equal accuracy"]
-        assert [trace.name for trace in figure.data] == ["ART", "Standard", "FastIBP", "ACERT", *marks]
-        acert = figure.data[3]
-        np.testing.assert_allclose(acert.x, [82, 90])
-        np.testing.assert_allclose(acert.y, [72, 60])
-        assert acert.error_x.visible
-        np.testing.assert_allclose(acert.error_x.array, [np.std([80, 84], ddof=1), 0])
-        assert not figure.data[1].error_x.visible
-        assert "%" in figure.layout.xaxis.title.text
-        assert "%" in figure.layout.yaxis.title.text
-
-    def test_kappa_is_circled(self):
-        ring = plots.tradeoff(RUNS, kappa=0.0).data[-3]
-        np.testing.assert_allclose(sorted(ring.x), [70, 82])
-        none = plots.tradeoff(RUNS)
-        assert [len(trace.x) for trace in none.data[-3:]] == [0, 0, 0]
-        assert not any(trace.showlegend for trace in none.data[-3:])
-
-    def test_places_of_the_explorer(self):
-        means = seeds.mean_over_seeds(RUNS)
-        places = dict(circled=[(0.85, 0.65)], picked=(0.9, 0.6), level=0.88, crossed=[(0.88, 0.62), (0.88, 0.5)])
-        figure = plots.tradeoff_of_means(means, kappa=0.125, **places, span=((0.5, 1), (0.2, 0.8)))
-        ring, frame, line = figure.data[-3:]
-        assert (list(ring.x), list(ring.y), ring.name) == ([85], [65], "kappa = 0.125")
-        assert (list(frame.x), list(frame.y)) == ([90], [60])
-        np.testing.assert_allclose(line.x, 4 * [88])
-        np.testing.assert_allclose(line.y, [20, 62, 50, 80])
-        assert list(line.marker.size) == [0, 12, 12, 0]
-
-    def test_the_map_is_art_and_lighter_is_higher(self):
-        art = plots.tradeoff(RUNS, span=((0.5, 1.0), (0.0, 1.0))).data[0]
-        np.testing.assert_allclose(art.z, np.sqrt(np.outer(art.y, art.x)), atol=0.005)
-        assert art.colorscale[-1][1] == "#FFFFFF"
-        assert (art.x[0], art.x[-1], art.y[0], art.y[-1]) == (50, 100, 0, 100)
-
-    def test_methods_differ_in_colour_and_marker(self):
-        styles = [plots.method_style(method)[1:] for method in METHODS]
-        assert len(set(styles)) == len(styles)
-        assert len({symbol for _, symbol in styles}) == len(styles)
-        assert plots.method_style("mine")[0] == "mine"
-
-    @pytest.mark.parametrize(
-        ("runs", "message"),
-        [
-            (RUNS[:0], "empty"),
-            (RUNS.assign(eps_max=[0.1] + 5 * [0.2]), r"several eps_max .*0\.1, 0\.2"),
-            (RUNS.assign(dataset=["mnist"] + 5 * ["digits"]), "several dataset .*digits, mnist"),
-        ],
-    )
-    def test_what_cannot_be_compared(self, runs, message):
-        with pytest.raises(ValueError, match=message):
-            plots.tradeoff(runs)
 
 
 class TestRadiusRanges:
@@ -193,14 +121,3 @@ class TestImageGrid:
     def test_wrong_shapes(self, shape):
         with pytest.raises(ValueError, match=r"images: shape .*accepted is \(N, 1, H, W\)"):
             plots.image_grid(np.zeros(shape))
-
-
-def test_training_history():
-    columns = {"epoch": [0, 1, 2], "loss": [2.0, 1.5, 1.0], "eps_t": [0.0, 0.1, 0.2]}
-    columns |= {f"val_{name}": [0.1, 0.2, 0.3] for name in ("acc", "acr", "art")}
-    columns |= {"share_zero": [None, 0.5, 0.2], "share_inside": [None, 0.3, 0.3], "share_cap": [None, 0.2, 0.5]}
-    traces = {trace.name: trace for trace in plots.training_history(pd.DataFrame(columns)).data}
-    np.testing.assert_allclose(traces["ART"].y, [10, 20, 30])
-    assert list(traces["radius 0"].x) == [2, 3]  # epochs are counted from 1 where shown; no boxes before the ramp
-    np.testing.assert_allclose(sum(np.array(traces[n].y) for n in ("radius 0", "inside", "at eps_max,t")), [100, 100])
-    assert list(traces["loss"].y) == [2.0, 1.5, 1.0]

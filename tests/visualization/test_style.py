@@ -1,0 +1,79 @@
+"""One look: a method's colour and marker, curves of one method, pages that escape, and plotly's renderer."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from markupsafe import Markup
+
+from acertlab import visualization as plots
+from acertlab.training.methods.catalogue import METHODS
+from acertlab.visualization.style import PALETTE, dashes, faded, page
+
+
+def test_methods_differ_in_colour_and_marker():
+    styles = [plots.method_style(method)[1:] for method in METHODS]
+    assert len(set(styles)) == len(styles)
+    assert len({symbol for _, symbol in styles}) == len(styles)
+    assert plots.method_style("mine")[0] == "mine"
+
+
+def test_every_colour_of_a_method_is_in_the_palette():
+    assert {method.colour for method in METHODS.values()} <= PALETTE.keys()
+
+
+def test_curves_of_one_method_differ_in_dash():
+    assert list(dashes(["a", "b", "a", "a", "a", "a", "b"])) == [
+        "solid",
+        "solid",
+        "dash",
+        "dot",
+        "dashdot",
+        "solid",
+        "dash",
+    ]
+
+
+def test_faded():
+    assert faded(plots.GREEN, 0.22) == "rgba(0, 158, 115, 0.22)"
+
+
+def test_pages_escape_what_is_not_markup():
+    rows = [{"method": "<b>x", "ACR": 12.345, "network": Markup("<i>y</i>")}]
+    table = page("table.html", rows=rows)
+    assert "&lt;b&gt;x" in table and "<b>x" not in table and "<i>y</i>" in table and ">12.35<" in table
+
+
+LOADED = (
+    "import sys; print(*(name for name in ('nbformat', 'jsonschema', 'plotly.io._renderers') if name in sys.modules))"
+)
+
+
+def printed(code, **environment):
+    """What a fresh interpreter prints."""
+    environment = {k: v for k, v in os.environ.items() if k != "PLOTLY_RENDERER"} | environment
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_an_import_outside_a_kernel_loads_no_renderers():
+    """They load nbformat, whose grammars take seconds."""
+    assert printed("import acertlab.visualization.report, acertlab.visualization.widgets\n" + LOADED) == ""
+
+
+KERNEL = """
+import io
+from ipykernel.zmqshell import ZMQInteractiveShell
+ZMQInteractiveShell.instance()
+import acertlab.visualization.style, plotly.io
+print(plotly.io.renderers.default)
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "renderer"),
+    [({}, "plotly_mimetype+notebook_connected"), ({"PLOTLY_RENDERER": "png"}, "png"), ({"VSCODE_PID": "1"}, "vscode")],
+)
+def test_figures_in_a_kernel_are_html_too_where_nothing_else_is_asked_for(environment, renderer):
+    assert printed(KERNEL, **environment) == renderer
