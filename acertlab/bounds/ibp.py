@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from acertlab.bounds.box import Box
 from acertlab.bounds.graph import Traced, _place, fold, trace
 from acertlab.bounds.rules.affine import Affine, IntervalAffine, batch_norm_scale, evaluate
-from acertlab.bounds.rules.batch_invariance import TILE, alike
+from acertlab.bounds.rules.batch_invariance import TILE, batch_invariant
 from acertlab.bounds.rules.dispatch import rule
 from acertlab.bounds.rules.functions import FUNCTIONS, RELU_FUNCTIONS, RELU_METHODS, TENSOR_METHODS
 
@@ -25,13 +25,13 @@ Statistics = dict[str, tuple[Tensor, Tensor]]
 CACHE = 3 * 2**19  # bytes of one end of a box that a core's cache holds, with what else a layer needs (measured)
 
 
-class Frozen:
+class IntervalNetwork:
     """A network prepared by `freeze` for many bound passes with the same weights.
 
     Attributes:
         monotone: a larger box never has smaller bounds.
         tile: batches of a multiple of it are computed alike, see `acertlab.margin.pad`; on a CPU matrix products see to
-            themselves (`acertlab.rules.alike`), and convolutions only have another kernel for a single row.
+            themselves (`batch_invariant`), and convolutions only have another kernel for a single row.
         row_bytes: of one end of the largest box of a pass, a sample; 0 before the first.
         shapes: of each node's box in the last pass, without the batch.
         rule, functions, methods: what a layer, a function and a method do to a box; another kind of pass has others.
@@ -186,23 +186,23 @@ class Frozen:
             return (out.upper - out.lower.gather(1, own)).scatter(1, own, 0.0)
         head = self.layers[self.head]
         features = self.propagate(box, relu_inputs, until=self.head)
-        center = alike(F.linear, features.center, head.weight, head.bias)
-        return center - center.gather(1, own) + _difference_radius(head.weight, features.radius, y)
+        center = batch_invariant(F.linear, features.center, head.weight, head.bias)
+        return center - center.gather(1, own) + difference_radius(head.weight, features.radius, y)
 
 
-def _difference_radius(weight: Tensor, radius: Tensor, y: Tensor, limit: int = 2**24) -> Tensor:
+def difference_radius(weight: Tensor, radius: Tensor, y: Tensor, limit: int = 2**24) -> Tensor:
     """|W_i - W_y| r for every class i, (B, classes), never holding more than ``limit`` numbers at once."""
     classes, features = weight.shape
     if classes * classes * features <= min(limit, 64 * weight.numel()):  # few classes: one table of all pairs
         pairs = (weight.unsqueeze(0) - weight.unsqueeze(1)).abs_()  # (y, i, features)
-        table = alike(F.linear, radius, pairs.view(-1, features), None).view(-1, classes, classes)
+        table = batch_invariant(F.linear, radius, pairs.view(-1, features), None).view(-1, classes, classes)
         return table.gather(1, y.view(-1, 1, 1).expand(-1, 1, classes)).squeeze(1)
     step = max(1, limit // weight.numel())
     parts = zip(radius.split(step), y.split(step), strict=True)
     return torch.cat([((weight - weight[k].unsqueeze(1)).abs_() @ r.unsqueeze(2)).squeeze(2) for r, k in parts])
 
 
-def freeze(model: nn.Module | Traced, statistics: Statistics | None = None) -> Frozen:
+def freeze(model: nn.Module | Traced, statistics: Statistics | None = None) -> IntervalNetwork:
     """Prepares a network for many bound passes: each BatchNorm folded into the affine layer before it, |W| once.
 
     Differentiable: with gradients enabled the prepared weights stay attached to the parameters and the statistics;
@@ -220,7 +220,7 @@ def freeze(model: nn.Module | Traced, statistics: Statistics | None = None) -> F
     modules = dict(traced.model.named_modules(remove_duplicate=False))
     known = {modules[name]: value for name, value in (statistics or {}).items()}
     work = fold(traced, IntervalAffine.of_layer, lambda layer: batch_norm_scale(layer, known.get(layer)), set(known))
-    return Frozen(traced, *work)
+    return IntervalNetwork(traced, *work)
 
 
 def propagate(model: nn.Module, box: Box, *, statistics: Statistics | None = None) -> Box:
@@ -250,7 +250,7 @@ def propagate(model: nn.Module, box: Box, *, statistics: Statistics | None = Non
 
 
 class Network(Protocol):
-    """A network prepared for bounds: `acertlab.interval.Frozen`, `acertlab.lirpa.Bounded`, `acertlab.sound`'s."""
+    """A network prepared for bounds: `IntervalNetwork`, `AutoLirpaNetwork` or `SoundNetwork`."""
 
     monotone: bool  # whether the margin grows with eps
     tile: int  # batches are padded to a multiple of it, see `pad`; TILE, where nothing better is known

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from acertlab.bounds.box import Domain, ball, check_eps
 from acertlab.bounds.checks import _weight, check_faithful, check_samples, full_precision
-from acertlab.bounds.crown.auto_lirpa import BOUNDS, Bounded
+from acertlab.bounds.crown.auto_lirpa import BOUNDS, AutoLirpaNetwork
 from acertlab.bounds.ibp import Network, freeze
-from acertlab.bounds.rules.batch_invariance import TILE, ProductsAlike, pad
+from acertlab.bounds.rules.batch_invariance import TILE, BatchInvariantProducts, pad
 from acertlab.bounds.sound.network import prepare_sound
 
 Sound = bool | Literal["float32"]
@@ -20,7 +20,7 @@ def prepare(model: nn.Module, bound: str = "ibp", sound: Sound = False) -> Netwo
     """The network under a named bound, ready for `margin_at`; without checks."""
     if sound:
         return prepare_sound(model, sound)
-    return freeze(model) if bound == "ibp" else Bounded(model, bound)
+    return freeze(model) if bound == "ibp" else AutoLirpaNetwork(model, bound)
 
 
 def prepare_checked(model: nn.Module, bounds: Sequence[str], sound: Sound, x: Tensor, y: Tensor) -> list[Network]:
@@ -47,7 +47,7 @@ def prepare_checked(model: nn.Module, bounds: Sequence[str], sound: Sound, x: Te
 
 def clean_logits(model: nn.Module, x: Tensor) -> Tensor:
     """The model's own logits, (B, ...) -> (B, classes); a sample's are the same whichever batch it is in."""
-    with ProductsAlike():
+    with BatchInvariantProducts():
         return model(pad(x, TILE).clone())[: len(x)]  # a clone: the model may work in place
 
 

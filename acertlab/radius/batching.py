@@ -75,7 +75,7 @@ def _chunk_size(
 ) -> int:
     """How many samples keep activations, about eight tensors of the largest size, in ``memory``.
 
-    Those of the clean pass count as well: `acertlab.interval.Frozen` may take a batch in parts.
+    Those of the clean pass count as well: `acertlab.bounds.ibp.IntervalNetwork` may take a batch in parts.
     """
 
     def passes(rows: int) -> None:

@@ -57,7 +57,7 @@ class LirpaIBP:
         self.converted = bounded_module(copy.deepcopy(model).requires_grad_(False), torch.zeros_like(x[:1]))
 
     def margins(self, box: Box, y: Tensor, *, merged: bool = True) -> Tensor:
-        """As `acertlab.interval.Frozen.margins`, merged always."""
+        """As `acertlab.bounds.ibp.IntervalNetwork.margins`, merged always."""
         return lirpa_margins(self.converted, box.center, box, y)
 
 

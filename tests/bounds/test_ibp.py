@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from acertlab.bounds import ibp as interval
 from acertlab.bounds.box import Box, ball
-from acertlab.bounds.ibp import _difference_radius, freeze, propagate
+from acertlab.bounds.ibp import difference_radius, freeze, propagate
 from acertlab.bounds.margin import margin_at
 from acertlab.bounds.rules.affine import Normalize
-from acertlab.bounds.rules.batch_invariance import matmul_alike
+from acertlab.bounds.rules.batch_invariance import batch_invariant_matmul
 from acertlab.bounds.rules.dispatch import rule
 from acertlab.models.architectures import MODELS, cnn7, mlp, residual_cnn, small_cnn
 from acertlab.training.loop.batch_statistics import clean_pass
@@ -180,7 +180,7 @@ def test_the_merged_head_is_the_same_by_table_and_in_pieces(classes: int, limit:
     weight, radius = torch.randn(classes, 7, dtype=torch.float64), torch.rand(9, 7, dtype=torch.float64)
     y = torch.randint(classes, (9,))
     direct = torch.stack([(weight - weight[k]).abs() @ r for r, k in zip(radius, y, strict=True)])
-    assert torch.allclose(_difference_radius(weight, radius, y, limit), direct, atol=1e-12)
+    assert torch.allclose(difference_radius(weight, radius, y, limit), direct, atol=1e-12)
 
 
 def test_batch_statistics_in_training_mode() -> None:
@@ -415,7 +415,9 @@ def test_matrix_products_sum_a_sample_alike(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     x, matrix = torch.randn(64, tokens, inputs, generator=generator), torch.randn(inputs, outputs, generator=generator)
-    product = (lambda x: matmul_alike(matrix.t(), x.mT)) if left else (lambda x: matmul_alike(x, matrix))
+    product = (
+        (lambda x: batch_invariant_matmul(matrix.t(), x.mT)) if left else (lambda x: batch_invariant_matmul(x, matrix))
+    )
     whole, first = product(x), data.draw(st.integers(0, 63))
     part = x[first : data.draw(st.integers(first + 1, 64))]
     assert torch.equal(product(part.mT.contiguous().mT if turned else part), whole[first : first + len(part)])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from acertlab.bounds.box import Box, ball
-from acertlab.bounds.crown.auto_lirpa import Bounded
+from acertlab.bounds.crown.auto_lirpa import AutoLirpaNetwork
 from acertlab.bounds.crown.crown_ibp import crown_ibp_margins
 from acertlab.bounds.graph import trace
 from acertlab.bounds.ibp import freeze
@@ -436,7 +436,7 @@ def test_crown_ibp_is_auto_lirpas(name, merged):
         frozen, box, relus = freeze(model), ball(x, eps), []
         ibp = frozen.margins(box, y, merged=merged, relu_inputs=relus)
         ours = torch.minimum(ibp, crown_ibp_margins(frozen, box, y, relus, merged=merged))
-        theirs = Bounded(model, "crown-ibp").margins(box, y, merged=merged)
+        theirs = AutoLirpaNetwork(model, "crown-ibp").margins(box, y, merged=merged)
         assert (ours - theirs).abs().max() < 2e-6 * theirs.abs().max()
         assert (ours < ibp - 1e-3).any()
 

@@ -20,15 +20,15 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from acertlab.bounds.box import Box
 from acertlab.bounds.crown.auto_lirpa_compat import _default_dtype, _explained, bounded_module, import_auto_lirpa
-from acertlab.bounds.ibp import Frozen, freeze
+from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.bounds.rules.affine import Normalize
 
 BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown")  # from the cheapest to the tightest
 FEW = 4  # samples at once under CROWN, on a CPU: it bounds what is unstable in any of them, so more are slower
 
 
-class Bounded:
-    """A copy of a network prepared for bounds by auto_LiRPA; the counterpart of `acertlab.interval.Frozen`.
+class AutoLirpaNetwork:
+    """A copy of a network prepared for bounds by auto_LiRPA; the counterpart of `acertlab.bounds.ibp.IntervalNetwork`.
 
     The margins of a bound are the least of its own and of those of all cheaper bounds; all are valid. So alpha-crown
     <= crown <= crown-ibp <= ibp by construction, and no certificate is lost by asking for a tighter bound. The IBP
@@ -87,7 +87,7 @@ class Bounded:
             if self.shape != (box.lower.shape[1:] if self.any_size else box.lower.shape):
                 self.converted, self.any_size = _convert(self.model, self.frozen, box)
                 self.shape = box.lower.shape[1:] if self.any_size else box.lower.shape
-            problem = _Problem(self.converted, box, y, merged)
+            problem = _BoundProblem(self.converted, box, y, merged)
             margins = problem.ibp() if ours is None else ours
             ladder = (problem.crown_ibp, problem.crown, functools.partial(problem.alpha_crown, self.iterations))
             for bound in ladder[: BOUNDS.index(self.bound)]:
@@ -106,7 +106,7 @@ class Bounded:
             return None
 
 
-class _Problem:
+class _BoundProblem:
     """One batch of boxes, to be bounded by ever tighter methods.
 
     auto_LiRPA bounds an inner neuron by CROWN if IBP leaves it unstable in *any* sample of the batch. So that this
@@ -225,7 +225,7 @@ def _inner_argument(converted: Any) -> str:
     return "interm_bounds" if "interm_bounds" in names else "intermediate_layer_bounds"
 
 
-def _freeze_if_possible(model: nn.Module) -> Frozen | None:
+def _freeze_if_possible(model: nn.Module) -> IntervalNetwork | None:
     try:
         return freeze(model)
     except TypeError:  # not traced by torch.fx, or a layer without a rule
@@ -244,7 +244,7 @@ class _Normalization(_BatchNorm):
         pass
 
 
-def _convertible(model: nn.Module, frozen: Frozen | None) -> nn.Module:
+def _convertible(model: nn.Module, frozen: IntervalNetwork | None) -> nn.Module:
     """Changes, in place, what auto_LiRPA does not take as it is, or takes at a far greater cost.
 
     Each BatchNorm goes into the layer before it, as in ``frozen``: it keeps the coefficients of a convolution compact,
@@ -272,7 +272,7 @@ def _replaced(model: nn.Module) -> nn.Module:
     return model
 
 
-def _convert(model: nn.Module, frozen: Frozen | None, box: Box) -> tuple[Any, bool]:
+def _convert(model: nn.Module, frozen: IntervalNetwork | None, box: Box) -> tuple[Any, bool]:
     """auto_LiRPA's graph of ``model``, and whether it serves batches of any size.
 
     Traced on one sample, or, where the graph then holds for that size alone (0.3, for `x.view(x.shape[0], -1)`), on as

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from acertlab.bounds.box import Box
-from acertlab.bounds.ibp import Frozen
+from acertlab.bounds.ibp import IntervalNetwork
 from acertlab.bounds.rules.affine import Affine, Normalize, Scale
 
 ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -23,7 +23,9 @@ RESHAPING = (nn.Identity, nn.Flatten, nn.Unflatten)
 SMALLEST = 1e-8  # width of a ReLU's input below which its slope is not computed from it, as auto_LiRPA has it
 
 
-def crown_ibp_margins(frozen: Frozen, box: Box, y: Tensor, relu_inputs: list[Box], *, merged: bool = True) -> Tensor:
+def crown_ibp_margins(
+    frozen: IntervalNetwork, box: Box, y: Tensor, relu_inputs: list[Box], *, merged: bool = True
+) -> Tensor:
     """Upper bounds of logit_i - logit_y over ``box`` that are linear in the input, for every class i.
 
     Args:
@@ -31,7 +33,7 @@ def crown_ibp_margins(frozen: Frozen, box: Box, y: Tensor, relu_inputs: list[Box
             linear layer.
         box: (B, ...) input box.
         y: (B,) int64 labels.
-        relu_inputs: the box at the input of every ReLU, in order, as `Frozen.margins` collects it.
+        relu_inputs: the box at the input of every ReLU, in order, as `IntervalNetwork.margins` collects it.
         merged: bound the difference itself; False: the difference of the logits' bounds.
 
     Returns:
@@ -53,7 +55,7 @@ def crown_ibp_margins(frozen: Frozen, box: Box, y: Tensor, relu_inputs: list[Box
     return (upper - lower).scatter(1, own, 0.0)
 
 
-def _bound(frozen: Frozen, box: Box, relu_inputs: list[Box], rows: Tensor, offset: Tensor) -> Tensor:
+def _bound(frozen: IntervalNetwork, box: Box, relu_inputs: list[Box], rows: Tensor, offset: Tensor) -> Tensor:
     """Upper bounds (B, K) of rows (B, K, features) times what enters the head, plus offset (B, K)."""
     relus = iter(reversed(relu_inputs))
     start = frozen.nodes.index(frozen.head)
@@ -93,7 +95,9 @@ def _through_relu(a: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     return above * chord.unsqueeze(1) + below * line.unsqueeze(1), shift
 
 
-def _through(frozen: Frozen, node: fx.Node, a: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | float]:
+def _through(
+    frozen: IntervalNetwork, node: fx.Node, a: Tensor, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor | float]:
     """The same for a linear layer whose input has this ``shape``, without the batch."""
     layer, module = frozen.layers[node], frozen.traced.model.get_submodule(node.target)
     if isinstance(layer, Normalize):

@@ -30,30 +30,30 @@ from acertlab.bounds.rules.affine import (
 from acertlab.bounds.rules.affine import (
     scaled as scaled,
 )
-from acertlab.bounds.rules.batch_invariance import alike as alike
-from acertlab.bounds.rules.batch_invariance import matmul_alike as matmul_alike
+from acertlab.bounds.rules.batch_invariance import batch_invariant as batch_invariant
+from acertlab.bounds.rules.batch_invariance import batch_invariant_matmul as batch_invariant_matmul
 from acertlab.bounds.rules.dispatch import has_rule as has_rule
 from acertlab.bounds.rules.dispatch import rule as rule
 from acertlab.bounds.rules.functions import FUNCTIONS as FUNCTIONS
 from acertlab.bounds.rules.functions import TENSOR_METHODS as TENSOR_METHODS
 from acertlab.bounds.rules.layers import (
-    each_end as each_end,
+    at_both_ends as at_both_ends,
 )
 from acertlab.bounds.rules.layers import (
     interpolate as interpolate,
 )
 from acertlab.bounds.rules.layers import (
-    no_dropout as no_dropout,
+    piecewise_linear as piecewise_linear,
 )
 from acertlab.bounds.rules.layers import (
-    no_softmax as no_softmax,
+    refuse_active_dropout as refuse_active_dropout,
+)
+from acertlab.bounds.rules.layers import (
+    refuse_softmax as refuse_softmax,
 )
 from acertlab.bounds.rules.layers import (
     relu as relu,
 )
 from acertlab.bounds.rules.layers import (
-    two_lines as two_lines,
-)
-from acertlab.bounds.rules.layers import (
-    with_valley as with_valley,
+    unimodal as unimodal,
 )

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acertlab.bounds.box import Box
-from acertlab.bounds.rules.batch_invariance import alike
+from acertlab.bounds.rules.batch_invariance import batch_invariant
 from acertlab.bounds.rules.dispatch import rule
 
 
@@ -99,8 +99,8 @@ class Scale:
 def _affine(layer: IntervalAffine, box: Box) -> Box:
     """Eq. (16)-(17) in centre and radius form: c' = W c + b, r' = |W| r."""
     both, width = sum_and_difference(box.upper, box.lower)
-    center = alike(layer.operation, both, layer.half, layer.bias)
-    radius = alike(layer.operation, width, layer.half_magnitude, None)
+    center = batch_invariant(layer.operation, both, layer.half, layer.bias)
+    radius = batch_invariant(layer.operation, width, layer.half_magnitude, None)
     if center.requires_grad or radius.requires_grad:
         upper, lower = sum_and_difference(center, radius)
         return Box(lower, upper)

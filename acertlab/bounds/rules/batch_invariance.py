@@ -12,7 +12,7 @@ FEWEST = 16  # rows from which on a matrix product on a CPU sums in the same ord
 ALIGNED = 4  # numbers; where rows are a multiple of it long, the order does not depend on where a row begins (measured)
 
 
-def alike(operation: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def batch_invariant(operation: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """operation(x, weight, bias), of which no row depends on how many others there are, or on its place among them.
 
     Few rows go to another kernel of a matrix product, with another order of summation, and so do images of one pixel in
@@ -23,7 +23,7 @@ def alike(operation: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Ten
         return operation(x, weight, bias)
     linear, rows = operation is F.linear, len(x)
     if linear and len(weight) == 1:
-        return alike(operation, x, weight.expand(2, -1), None if bias is None else bias.expand(2))[..., :1]
+        return batch_invariant(operation, x, weight.expand(2, -1), None if bias is None else bias.expand(2))[..., :1]
     missing, rest = max(0, FEWEST - rows), -x.shape[-1] % ALIGNED if linear else 0
     if rest:
         weight = F.pad(weight, (0, rest))
@@ -34,29 +34,29 @@ def alike(operation: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Ten
     return operation(x, weight, bias)[:rows]
 
 
-def matmul_alike(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, see `alike`: where one of them is a matrix, it is the weight of the other's rows."""
+def batch_invariant_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, see `batch_invariant`: where one of them is a matrix, it is the weight of the other's rows."""
     if b.dim() == 2 <= a.dim():
-        return alike(F.linear, a, b.mT, None)
+        return batch_invariant(F.linear, a, b.mT, None)
     if a.dim() == 2 < b.dim():
-        return alike(F.linear, b.mT, a, None).mT
+        return batch_invariant(F.linear, b.mT, a, None).mT
     return a @ b
 
 
 TILE = 32  # in batches of a multiple of it no row depends on how many there are, whatever the network and the device
 
 
-class ProductsAlike(TorchFunctionMode):
-    """Inside, matrix products of a model's own forward compute each row alike, see `acertlab.rules.alike`."""
+class BatchInvariantProducts(TorchFunctionMode):
+    """Inside, matrix products of a model's own forward compute each row alike, see `batch_invariant`."""
 
     PRODUCTS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if not kwargs:
             if func is F.linear and len(args) == 3 and args[0].dim() > 1:
-                return alike(F.linear, *args)
+                return batch_invariant(F.linear, *args)
             if func in self.PRODUCTS:
-                return matmul_alike(*args)
+                return batch_invariant_matmul(*args)
         return func(*args, **(kwargs or {}))
 
 
@@ -64,7 +64,7 @@ def pad(rows: float | Tensor, tile: int) -> float | Tensor:
     """Repeats the last row until the batch is a multiple of ``tile``; numbers and empty batches stay as they are.
 
     Kernels choose another order of summation for a few rows than for many. Padded, and with matrix products that are
-    `acertlab.rules.alike`, a sample's margin does not depend on the others in its batch: measured on CPU, to the last
+    `batch_invariant`, a sample's margin does not depend on the others in its batch: measured on CPU, to the last
     bit.
     """
     if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) % tile == 0:

@@ -15,9 +15,17 @@ from torchvision.ops import stochastic_depth
 
 from acertlab.bounds.box import Box
 from acertlab.bounds.rules.affine import BATCH_STATISTICS, TRANSPOSED, convolve, normalisation, scaled
-from acertlab.bounds.rules.batch_invariance import matmul_alike
+from acertlab.bounds.rules.batch_invariance import batch_invariant_matmul
 from acertlab.bounds.rules.dispatch import rule
-from acertlab.bounds.rules.layers import each_end, interpolate, no_dropout, no_softmax, relu, two_lines, with_valley
+from acertlab.bounds.rules.layers import (
+    at_both_ends,
+    interpolate,
+    piecewise_linear,
+    refuse_active_dropout,
+    refuse_softmax,
+    relu,
+    unimodal,
+)
 
 
 def _as_layer(kind: type[nn.Module]) -> Callable[..., Box]:
@@ -66,7 +74,7 @@ def _power(a: Any, exponent: Any) -> Any:
     if exponent not in range(1, 65):
         raise TypeError(f"model: a power {exponent!r} has no interval rule; only whole numbers from 1 to 64")
     f = partial(torch.pow, exponent=exponent)
-    return each_end(f)(a) if exponent % 2 else with_valley(f, 0.0, a)
+    return at_both_ends(f)(a) if exponent % 2 else unimodal(f, 0.0, a)
 
 
 def _matmul(a: Any, b: Any) -> Box:
@@ -74,7 +82,7 @@ def _matmul(a: Any, b: Any) -> Box:
     if isinstance(a, Box) and isinstance(b, Box):
         raise TypeError("model: a matrix product of two activations has no interval rule; only with constants")
     box, matrix = (a, b) if isinstance(a, Box) else (b, a)
-    product = matmul_alike if box is a else (lambda x, w: matmul_alike(w, x))
+    product = batch_invariant_matmul if box is a else (lambda x, w: batch_invariant_matmul(w, x))
     center, radius = product(box.center, matrix), product(box.radius, matrix.abs())
     return Box(center - radius, center + radius)
 
@@ -90,9 +98,9 @@ def _max_or_min(along: Callable[..., Tensor], pairwise: Callable[..., Tensor]) -
 
     def bounds(x: Any, other: Any = None, keepdim: bool = False, *, dim: int | None = None) -> Any:
         if isinstance(other, (Box, Tensor)):
-            return each_end(pairwise)(x, other)
+            return at_both_ends(pairwise)(x, other)
         dim = other if dim is None else dim
-        return each_end(along)(x) if dim is None else _Values(each_end(along)(x, dim, keepdim))
+        return at_both_ends(along)(x) if dim is None else _Values(at_both_ends(along)(x, dim, keepdim))
 
     return bounds
 
@@ -140,10 +148,10 @@ FUNCTIONS: dict[Callable, Callable[..., Any]] = {
             **{F.avg_pool2d: nn.AvgPool2d, F.avg_pool3d: nn.AvgPool3d},
         }.items()
     },
-    **dict.fromkeys((F.prelu, torch.prelu), lambda box, weight: two_lines(lambda x: F.prelu(x, weight), box)),
-    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout), no_dropout),
-    stochastic_depth: lambda box, p, mode, training=True: no_dropout(box, p, training),
-    **dict.fromkeys((F.softmax, F.log_softmax, torch.softmax, torch.log_softmax), no_softmax),
+    **dict.fromkeys((F.prelu, torch.prelu), lambda box, weight: piecewise_linear(lambda x: F.prelu(x, weight), box)),
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout), refuse_active_dropout),
+    stochastic_depth: lambda box, p, mode, training=True: refuse_active_dropout(box, p, training),
+    **dict.fromkeys((F.softmax, F.log_softmax, torch.softmax, torch.log_softmax), refuse_softmax),
     **{f: partial(convolve, f) for f in (F.linear, F.conv1d, F.conv2d, F.conv3d, *TRANSPOSED.values())},
     F.batch_norm: _functional_batch_norm,
     F.interpolate: interpolate,
@@ -156,12 +164,12 @@ FUNCTIONS: dict[Callable, Callable[..., Any]] = {
     **dict.fromkeys((operator.neg, torch.neg), lambda box: Box(-box.upper, -box.lower)),
     **dict.fromkeys((operator.pow, torch.pow), _power),
     torch.square: lambda box: _power(box, 2),
-    **dict.fromkeys((operator.abs, torch.abs), lambda box: with_valley(torch.abs, 0.0, box)),
+    **dict.fromkeys((operator.abs, torch.abs), lambda box: unimodal(torch.abs, 0.0, box)),
     **dict.fromkeys((operator.matmul, torch.matmul, torch.mm), _matmul),
     torch.max: _max_or_min(torch.amax, torch.maximum),
     torch.min: _max_or_min(torch.amin, torch.minimum),
     **{
-        f: each_end(f)
+        f: at_both_ends(f)
         for f in (
             *(torch.tanh, torch.sigmoid, F.tanh, F.sigmoid, torch.clamp, torch.clip, torch.where),
             *(torch.maximum, torch.minimum, torch.amax, torch.amin, torch.mean, torch.sum),
@@ -178,7 +186,7 @@ FUNCTIONS: dict[Callable, Callable[..., Any]] = {
 
 
 def _method(name: str) -> Callable[..., Any]:
-    return each_end(lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs))
+    return at_both_ends(lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs))
 
 
 TENSOR_METHODS: dict[str, Callable[..., Any]] = {
@@ -187,7 +195,7 @@ TENSOR_METHODS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("sub", "sub_"), _sub),
     **dict.fromkeys(("mul", "mul_"), _mul),
     **dict.fromkeys(("div", "div_"), _div),
-    **dict.fromkeys(("softmax", "log_softmax"), no_softmax),
+    **dict.fromkeys(("softmax", "log_softmax"), refuse_softmax),
     **{name: FUNCTIONS[getattr(torch, name)] for name in ("neg", "pow", "square", "abs", "matmul", "max", "min")},
     **{f"{name}_": _method(name) for name in ("tanh", "sigmoid", "clamp", "clip")},  # not in place
     **{name: partial(_of_shape, getattr(Tensor, name)) for name in ("size", "dim", "numel")},

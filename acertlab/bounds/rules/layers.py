@@ -89,19 +89,19 @@ VALLEYS = {nn.SiLU: -1.2784645427610738, nn.Mish: -1.1924371219615398, nn.Hardsw
 def _one_valley(layer: nn.GELU | nn.SiLU | nn.Mish | nn.Hardswish, box: Box) -> Box:
     if isinstance(layer, nn.GELU):
         valley = -0.7517915246935645 if layer.approximate == "none" else -0.7524614220710163
-        return with_valley(layer.forward, valley, box)
+        return unimodal(layer.forward, valley, box)
     kind = next(kind for kind in VALLEYS if isinstance(layer, kind))
-    return with_valley(kind(), VALLEYS[kind], box)  # a new one: not in place
+    return unimodal(kind(), VALLEYS[kind], box)  # a new one: not in place
 
 
-def with_valley(f: Callable[[Tensor], Tensor], valley: float, box: Box) -> Box:
+def unimodal(f: Callable[[Tensor], Tensor], valley: float, box: Box) -> Box:
     """Falls to one minimum, then rises: the least value is at the point of the box nearest to that minimum."""
     nearest = torch.maximum(box.lower, torch.minimum(box.upper, torch.full_like(box.lower, valley)))
     return Box(f(nearest), torch.maximum(f(box.lower), f(box.upper)))
 
 
 @rule.register(nn.PReLU)
-def two_lines(f: Callable[[Tensor], Tensor], box: Box) -> Box:
+def piecewise_linear(f: Callable[[Tensor], Tensor], box: Box) -> Box:
     """Two lines that meet at 0, rising or, with a negative slope, a valley: extremes are at the ends or at 0."""
     lower, upper = f(box.lower), f(box.upper)
     crosses = (box.lower < 0) & (box.upper > 0)
@@ -109,7 +109,7 @@ def two_lines(f: Callable[[Tensor], Tensor], box: Box) -> Box:
     return Box(torch.where(crosses, low.clamp(max=0.0), low), torch.maximum(lower, upper))
 
 
-def each_end(f: Callable[..., Any]) -> Callable[..., Any]:
+def at_both_ends(f: Callable[..., Any]) -> Callable[..., Any]:
     """The rule of a function that is non-decreasing in every box among its arguments; a tuple of results stays one."""
 
     def bounds(*args: Any, **kwargs: Any) -> Any:
@@ -135,7 +135,7 @@ def _upsample(layer: nn.Upsample, box: Box) -> Box:
 def interpolate(box: Box, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *args, **kwargs) -> Box:
     if mode == "bicubic":
         raise ValueError("model: bicubic interpolation is not monotone; no rule bounds it. Use mode='bilinear'")
-    return each_end(F.interpolate)(box, size, scale_factor, mode, *args, **kwargs)
+    return at_both_ends(F.interpolate)(box, size, scale_factor, mode, *args, **kwargs)
 
 
 @rule.register(nn.Dropout)
@@ -145,10 +145,10 @@ def interpolate(box: Box, size: Any = None, scale_factor: Any = None, mode: str 
 @rule.register(nn.AlphaDropout)
 @rule.register(nn.FeatureAlphaDropout)
 def _dropout(layer: nn.Module, box: Box) -> Box:
-    return no_dropout(box, layer.p, layer.training)
+    return refuse_active_dropout(box, layer.p, layer.training)
 
 
-def no_dropout(box: Box, p: float = 0.5, training: bool = True, inplace: bool = False) -> Box:
+def refuse_active_dropout(box: Box, p: float = 0.5, training: bool = True, inplace: bool = False) -> Box:
     if training and p > 0:
         raise ValueError(f"model: Dropout with p={p} is active, so outputs are random; call model.eval() first")
     return box
@@ -156,13 +156,13 @@ def no_dropout(box: Box, p: float = 0.5, training: bool = True, inplace: bool = 
 
 @rule.register(StochasticDepth)
 def _stochastic_depth(layer: StochasticDepth, box: Box) -> Box:
-    return no_dropout(box, layer.p, layer.training)
+    return refuse_active_dropout(box, layer.p, layer.training)
 
 
 @rule.register(nn.Softmax)
 @rule.register(nn.LogSoftmax)
 @rule.register(nn.Softmax2d)
-def no_softmax(*args: Any, **kwargs: Any) -> Box:
+def refuse_softmax(*args: Any, **kwargs: Any) -> Box:
     raise TypeError(
         "model: a softmax has no interval rule. If it is the last layer, drop it (put nn.Identity() there): margins "
         "are differences of logits, and the softmax of logits has the same order"

@@ -25,7 +25,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from acertlab.bounds.box import Box
 from acertlab.bounds.graph import Traced, fold, trace
-from acertlab.bounds.ibp import Frozen, _difference_radius
+from acertlab.bounds.ibp import IntervalNetwork, difference_radius
 from acertlab.bounds.rules.functions import FUNCTIONS, TENSOR_METHODS
 from acertlab.bounds.sound.rules import (
     ROUNDINGS,
@@ -40,7 +40,7 @@ from acertlab.bounds.sound.rules import (
 )
 
 
-class SoundNetwork(Frozen):
+class SoundNetwork(IntervalNetwork):
     """A network prepared by `prepare_sound` for many bound passes with the same weights."""
 
     def __init__(
@@ -67,7 +67,7 @@ class SoundNetwork(Frozen):
         Args:
             box: (B, ...) float64 input box, whose ends are those of the real box, rounded to nearest.
             y: (B,) int64 labels.
-            merged: as in `acertlab.interval.Frozen.margins`.
+            merged: as in `acertlab.bounds.ibp.IntervalNetwork.margins`.
 
         Returns:
             (B, classes) float64; column y is 0. < 0: for every input in the box logit_i < logit_y, exactly or as
@@ -90,7 +90,7 @@ class SoundNetwork(Frozen):
         center, radius, size = head.split(features)
         logits = F.linear(center, head.weight, head.bias)
         error = F.linear(size * head.gain, head.magnitude, head.slack)
-        difference = _difference_radius(head.weight, radius, y) * head.scale
+        difference = difference_radius(head.weight, radius, y) * head.scale
         return logits - logits.gather(1, own) + (difference + error + error.gather(1, own))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from acertlab.bounds.box import Box, ball
-from acertlab.bounds.ibp import Frozen, freeze
+from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.loop.state import State
 
@@ -86,7 +86,7 @@ def _first_bounds(state: "State", x: Tensor, eps: float) -> str:
     return ""
 
 
-def _name(frozen: Frozen, node: fx.Node) -> str:
+def _name(frozen: IntervalNetwork, node: fx.Node) -> str:
     node = frozen.folded.get(node, node)
     kind = type(frozen.traced.model.get_submodule(node.target)).__name__ if node.op == "call_module" else node.op
     return f"'{node.target}' ({kind})"

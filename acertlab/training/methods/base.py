@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acertlab.bounds.ibp import Frozen
+from acertlab.bounds.ibp import IntervalNetwork
 from acertlab.training.methods.sample_radii import Estimates
 
 
@@ -22,7 +22,7 @@ class Step:
     x: Tensor  # (B, C, H, W) pixels in [0, 1]
     y: Tensor  # (B,) int64 labels
     logits: Tensor  # (B, classes) of the clean pass, with its graph
-    frozen: Frozen | None  # the network with this step's weights and batch statistics; None if the method needs none
+    frozen: IntervalNetwork | None  # with the step's weights and batch statistics; None if the method needs none
     eps: float  # eps_{max,t}, pixel units
     std: Tensor | float = 1.0  # (1, C, 1, 1) the model's normalisation, for d0 at the normalised input
     history: Estimates | None = None  # what the last epoch found for these samples
