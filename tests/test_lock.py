@@ -1,6 +1,9 @@
 """Locks die with their processes, and so do kernels."""
 
+import errno
+import fcntl
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from acertlab import _lock as locks
-from acertlab._lock import Held, locked
+from acertlab._lock import LockHeldError, locked
 from acertlab.data.datasets import load_dataset
 from acertlab.training.config import TrainConfig
 from acertlab.training.loop import train as loop
@@ -36,15 +38,31 @@ def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path: Path, e
     with subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdout.readline() == b"held\n"
         said = rf"^my folder is in use by process {other.pid} on .+ since \d{{4}}-"
-        with pytest.raises(Held, match=said), locked(path, "my folder"):
+        with pytest.raises(LockHeldError, match=said), locked(path, "my folder"):
             pass
         other.kill()
     with locked(path, "my folder"):
         assert f'"pid": {os.getpid()}' in path.read_text()
-        with pytest.raises(Held, match=f"process {os.getpid()} "), locked(path, "my folder", wait=0.2):
+        with pytest.raises(LockHeldError, match=f"process {os.getpid()} "), locked(path, "my folder", wait=0.2):
             pass
     with locked(path, "my folder"):  # given up at the end of the block
         pass
+
+
+FORK = HOLD.replace("time.sleep", "child = os.fork()\n    print(child or 'in the child', flush=True)\n    time.sleep")
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-c", FORK.replace("import sys", "import os, sys"), tmp_path / ".lock"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as other:
+        assert other.stdout.readline() == b"held\n"
+        (child,) = {other.stdout.readline().decode() for _ in range(2)} - {"in the child\n"}
+        with pytest.raises(LockHeldError), locked(tmp_path / ".lock", "the folder"):
+            pass
+        other.kill()
+        with locked(tmp_path / ".lock", "the folder", wait=5.0):
+            assert psutil.pid_exists(int(child))
+        os.kill(int(child), signal.SIGKILL)
 
 
 def test_two_processes_never_train_the_same_run(
@@ -55,7 +73,7 @@ def test_two_processes_never_train_the_same_run(
     lock = tmp_path / "run" / ".lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE, env=environment) as other:
         other.stdout.readline()
-        with pytest.raises(Held, match=f"run_dir: {tmp_path}/run is in use by process {other.pid}"):
+        with pytest.raises(LockHeldError, match=f"run_dir: {tmp_path}/run is in use by process {other.pid}"):
             train(config, images, tmp_path / "run", progress=False)
         assert not (tmp_path / "run" / "config.json").exists()
         other.kill()
@@ -67,10 +85,13 @@ def test_two_processes_never_train_the_same_run(
 def test_where_there_are_no_locks_the_log_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(locks, "fcntl", None)
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     with locked(tmp_path / ".lock", "the folder"), locked(tmp_path / ".lock", "the folder"):
         pass
-    assert "no file locks" in caplog.text
+    assert caplog.text.count("cannot be locked ([Errno 95] Operation not supported): nothing keeps two processes") == 2
 
 
 PARENT = """

@@ -27,7 +27,7 @@ from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Security
 from distributed.deploy import Cluster
 
-from acertlab._lock import Held, locked
+from acertlab._lock import LockHeldError, locked
 from acertlab._text import seconds_text
 from acertlab.sweep.job import Job, KernelDiedError, run_job
 from acertlab.sweep.progress import ProgressTable
@@ -78,7 +78,7 @@ def run(
 
     Raises:
         ValueError, FileNotFoundError: the specification; nothing was started or written.
-        Held: another sweep is at work in the folder.
+        LockHeldError: another sweep is at work in the folder.
         SchedulerLostError: the scheduler ended. This, as KeyboardInterrupt, leaves everything resumable.
     """
     sweep = read_spec(spec, out=out)
@@ -313,7 +313,7 @@ def run_command(
     except SchedulerLostError as error:
         print(f"{error}; everything is kept, the same command goes on with another scheduler", file=sys.stderr)
         return 3
-    except (ValueError, TypeError, OSError, Held) as error:
+    except (ValueError, TypeError, OSError, LockHeldError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"\n{shown_table(table)}\n")

@@ -104,7 +104,7 @@ def run_job(job: Job, topic: str) -> Outcome:
                 store_widget_state=False,  # 5 MB a figure
             )  # fmt: skip
         except PapermillExecutionError as error:
-            if error.ename == "Held":
+            if error.ename == "LockHeldError":
                 raise KernelDiedError(error.evalue) from None
             os.replace(running, job.folder / FAILED)
             return Outcome(f"{error.ename}: {error.evalue}", time.perf_counter() - started)

@@ -59,7 +59,7 @@ def import_run(
     Raises:
         ValueError: a setting is out of range, the model does not fit the data, or ``run_dir`` holds another run (the
             message names what differs; nothing is overwritten).
-        Held: another process writes in ``run_dir``.
+        LockHeldError: another process writes in ``run_dir``.
     """
     if not isinstance(method, str) or not method.strip():
         raise ValueError(f"method = {method!r}: accepted is a name")

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from acertlab._lock import Held
+from acertlab._lock import LockHeldError
 from acertlab.data.files import read_json
 from acertlab.sweep import executor as sweep
 from tests.helpers.notebooks import wait_for, write_notebook
@@ -127,7 +127,9 @@ def test_failing_cells_disturb_nobody_and_a_second_sweep_is_refused(tmp_path: Pa
     thread = threading.Thread(target=lambda: tables.append(sweep.run(spec, workers=2, show=False)))
     thread.start()
     wait_for((tmp_path / "out" / "cells").exists, "the first sweep begins")
-    with pytest.raises(Held, match=f"the sweep's folder {tmp_path}/out is in use by process {os.getpid()} on .* since"):
+    with pytest.raises(
+        LockHeldError, match=f"the sweep's folder {tmp_path}/out is in use by process {os.getpid()} on .* since"
+    ):
         sweep.run(spec, workers=2, show=False)
     thread.join()
     table = tables[0].set_index("what")

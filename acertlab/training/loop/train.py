@@ -58,7 +58,7 @@ def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: boo
         ValueError: ``data`` is not what ``config`` asks for, the device is not there, or ``run_dir`` holds a run of
             another configuration (the message names what differs; nothing is overwritten).
         FileExistsError: ``resume`` is False and ``run_dir`` holds a run.
-        Held: another process trains in ``run_dir``.
+        LockHeldError: another process trains in ``run_dir``.
         NotFinite: the loss is no longer finite; the message names epoch, step, learning rate, eps and the layer.
         OSError: the disk is full; the last checkpoint is whole, and the same call goes on from it.
     """
