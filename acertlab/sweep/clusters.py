@@ -25,14 +25,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask
+from dask import config
 from distributed import Security, SpecCluster
 from distributed.deploy import ssh as dask_ssh
 
 from acertlab.sweep.job import START_TIMEOUT
 
 if TYPE_CHECKING:
-    from dask_jobqueue import SLURMCluster
+    from dask_jobqueue.slurm import SLURMCluster
 
 
 def slurm(
@@ -56,22 +56,31 @@ def slurm(
         shared: a folder that all nodes see; takes the certificates, readable by you alone.
         options: further ones of `dask_jobqueue.SLURMCluster`, as account or job_script_prologue.
     """
-    from dask_jobqueue import SLURMCluster
+    from dask_jobqueue.slurm import SLURMCluster
 
     # else 60 seconds: a job whose worker is not up by then ends, and nobody submits it again
     options = {"death_timeout": START_TIMEOUT} | options
 
     return SLURMCluster(
-        n_workers=jobs, queue=queue, cores=1, processes=1, memory=memory, job_cpu=cpus, walltime=walltime,
-        job_extra_directives=[f"--gres=gpu:{gpus}"] if gpus else [], protocol="tls://",
-        security=certificates(shared), scheduler_options={"dashboard_address": "127.0.0.1:0"}, **options,
-    )  # fmt: skip
+        n_workers=jobs,
+        queue=queue,
+        cores=1,
+        processes=1,
+        memory=memory,
+        job_cpu=cpus,
+        walltime=walltime,
+        job_extra_directives=[f"--gres=gpu:{gpus}"] if gpus else [],
+        protocol="tls://",
+        security=certificates(shared),
+        scheduler_options={"dashboard_address": "127.0.0.1:0"},
+        **options,
+    )
 
 
 def ssh(hosts: Sequence[str], *, gpus: int = 0, shared: str | Path, **options: Any) -> SpecCluster:
     """A scheduler on the first host and workers on the others, started through SSH; see `ssh_spec`."""
     security = certificates(shared)
-    dask.config.set(tls_config(security))  # Dask hands its configuration on to the processes that it starts by SSH
+    config.set(tls_config(security))  # Dask hands its configuration on to the processes that it starts by SSH
     return SpecCluster(**ssh_spec(hosts, gpus=gpus, **options), name="acertlab", security=security)
 
 

@@ -25,7 +25,7 @@ import dask
 import pandas as pd
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Security
-from distributed.deploy import Cluster
+from distributed.deploy.cluster import Cluster
 
 from acertlab._lock import LockHeldError, locked
 from acertlab._text import seconds_text
@@ -133,8 +133,15 @@ def local_cluster(workers: int, gpus: Sequence[str] = ()) -> LocalCluster:
         workers: how many.
         gpus: what CUDA_VISIBLE_DEVICES is for the first worker, the second, ...; more workers begin anew.
     """
-    options = {"threads_per_worker": 1, "processes": True, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0",
-               "memory_limit": None, "preload": ["acertlab.sweep.job"], "silence_logs": logging.CRITICAL}  # fmt: skip
+    options = {
+        "threads_per_worker": 1,
+        "processes": True,
+        "host": "127.0.0.1",
+        "dashboard_address": "127.0.0.1:0",
+        "memory_limit": None,
+        "preload": ["acertlab.sweep.job"],
+        "silence_logs": logging.CRITICAL,
+    }
     if not gpus:
         return LocalCluster(n_workers=workers, **options)
     cluster = _LocalCluster(gpus, **options)
@@ -211,8 +218,13 @@ class _Absence:
             self._since, self._patience = time.monotonic(), NO_WORKER
         elif (absent := time.monotonic() - self._since) >= self._patience:
             self._patience = 2 * absent
-            log.warning("no worker at %s for %s; jobs that wait for one: %d%s", self._client.scheduler.address,
-                        seconds_text(absent), waiting, _asked_for(self._client.cluster))  # fmt: skip
+            log.warning(
+                "no worker at %s for %s; jobs that wait for one: %d%s",
+                self._client.scheduler.address,
+                seconds_text(absent),
+                waiting,
+                _asked_for(self._client.cluster),
+            )
 
 
 def _asked_for(cluster: Cluster | None) -> str:
@@ -272,9 +284,16 @@ def _table(progress: ProgressTable) -> pd.DataFrame:
     for row in progress.rows.values():
         result = _result(row.job) if row.state == "done" else {}
         scores = {name: result.get(name) for name in SCORES if name in result}
-        rows.append({name: row.job.parameters[name] for name in progress.sweep.varied} | scores | {
-            "state": row.state, "reason": row.note if row.state == "failed" else "", "seconds": row.seconds,
-            "path": str(row.job.folder)})  # fmt: skip
+        rows.append(
+            {name: row.job.parameters[name] for name in progress.sweep.varied}
+            | scores
+            | {
+                "state": row.state,
+                "reason": row.note if row.state == "failed" else "",
+                "seconds": row.seconds,
+                "path": str(row.job.folder),
+            }
+        )
     names = [*progress.sweep.varied, *SCORES, "state", "reason", "seconds", "path"]
     table = pd.DataFrame(rows).reindex(columns=names)
     return table.drop(columns=[name for name in SCORES if table[name].isna().all()])

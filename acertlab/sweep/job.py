@@ -21,7 +21,7 @@ from typing import Any
 import papermill
 from distributed import Worker, get_worker
 from distributed.core import Status
-from jupyter_client import AsyncKernelManager
+from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
 START_TIMEOUT = 600  # seconds for a kernel to come up: a busy machine, Python on a slow network disk
@@ -98,11 +98,16 @@ def run_job(job: Job, topic: str) -> Outcome:
     with _kernel(job, unwanted) as kernel_class:
         try:
             papermill.execute_notebook(
-                job.notebook, running, job.parameters | {"run_dir": str(job.folder)}, progress_bar=False,
-                kernel_name="python3", start_timeout=START_TIMEOUT, kernel_manager_class=kernel_class,
+                job.notebook,
+                running,
+                job.parameters | {"run_dir": str(job.folder)},
+                progress_bar=False,
+                kernel_name="python3",
+                start_timeout=START_TIMEOUT,
+                kernel_manager_class=kernel_class,
                 resources={"metadata": {"path": str(job.cwd)}},
                 store_widget_state=False,  # 5 MB a figure
-            )  # fmt: skip
+            )
         except PapermillExecutionError as error:
             if error.ename == "LockHeldError":
                 raise KernelDiedError(error.evalue) from None

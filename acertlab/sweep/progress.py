@@ -124,9 +124,9 @@ class ProgressTable:
                 row.peek()
         self.slots, self.stalled = max(1, len(workers)), not workers
         if self._handle:
-            text = Console(file=io.StringIO(), width=110)
-            text.print(self.table(height=40))
-            self._handle.update({"text/plain": text.file.getvalue()}, raw=True)
+            text = io.StringIO()
+            Console(file=text, width=110).print(self.table(height=40))
+            self._handle.update({"text/plain": text.getvalue()}, raw=True)
         elif self.show and not self._live and time.monotonic() - self._said >= EVERY:
             running = [row for row in self.rows.values() if row.state == "running"]
             self._line("; ".join(f"{self.described(row)}: {row.progress()}" for row in running[:8]) or "waiting")
@@ -134,8 +134,9 @@ class ProgressTable:
     def summary(self) -> str:
         """`12 jobs: 3 done, 2 running, 7 waiting; about 4 min left`, or `...; no worker`."""
         counts = Counter(row.state for row in self.rows.values())
-        states = ", ".join(f"{counts[state]} {state}" for state in ("done", "running", "waiting", "failed")
-                           if counts[state])  # fmt: skip
+        states = ", ".join(
+            f"{counts[state]} {state}" for state in ("done", "running", "waiting", "failed") if counts[state]
+        )
         if self.stalled:
             return f"{len(self.rows)} jobs: {states}; no worker"
         left = time_left(list(self.rows.values()), self.slots)
@@ -195,7 +196,7 @@ def time_left(rows: Sequence[Row], slots: int) -> float | None:
 
 
 def _notebook_display() -> Any:
-    from IPython import get_ipython
+    from IPython.core.getipython import get_ipython
     from IPython.display import display
 
     return display if get_ipython() is not None else None

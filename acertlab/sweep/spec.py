@@ -38,8 +38,13 @@ NOT_KEYED = ("run_dir", "data_root")  # where things are on a machine, not what 
 # One thread of arithmetic a job: jobs run side by side, and results depend on the number of threads, bit for bit.
 # Freed memory is kept for the next step: Dask has its workers' children return every 64 kB at once, which made an epoch
 # of a small CNN take twice as long (half of it in the operating system).
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-               "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}  # fmt: skip
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+}
 
 
 @dataclass(frozen=True)
@@ -135,8 +140,10 @@ def _grids(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     grids = content.get("grid", {})
     grids = grids if isinstance(grids, list) else [grids]
     if not grids or not all(isinstance(grid, Mapping) for grid in grids):
-        raise ValueError(f"grid = {content['grid']!r}: accepted is a table from parameters to lists of values, or a "
-                         "list of such tables")  # fmt: skip
+        raise ValueError(
+            f"grid = {content['grid']!r}: accepted is a table from parameters to lists of values, or a "
+            "list of such tables"
+        )
     return grids
 
 
@@ -156,8 +163,10 @@ def _parameters_of(notebook: Path) -> dict[str, Any]:
     """The names and default values of the notebook's parameters cell."""
     found = papermill.inspect_notebook(str(notebook))
     if "run_dir" not in found:
-        raise ValueError(f"notebook: {notebook} has no parameter run_dir in a cell tagged parameters, the folder that "
-                         "takes its result.json")  # fmt: skip
+        raise ValueError(
+            f"notebook: {notebook} has no parameter run_dir in a cell tagged parameters, the folder that "
+            "takes its result.json"
+        )
     try:
         return {name: ast.literal_eval(entry["default"]) for name, entry in found.items()}
     except (ValueError, SyntaxError) as error:

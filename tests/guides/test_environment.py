@@ -12,9 +12,20 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # what auto_LiRPA 0.7.1 declares, at the commit of environment.yml
-AUTO_LIRPA = ["torch>=2.0.0,<2.9.0", "torchvision>=0.12.0,<0.24.0", "numpy>=1.20", "pytest==8.1.1", "pylint>=2.15",
-              "pytest-order>=1.0.0", "pytest-mock>=3.14", "appdirs>=1.4", "pyyaml>=5.0", "ninja>=1.10",
-              "tqdm>=4.64", "graphviz>=0.20.3"]  # fmt: skip
+AUTO_LIRPA = [
+    "torch>=2.0.0,<2.9.0",
+    "torchvision>=0.12.0,<0.24.0",
+    "numpy>=1.20",
+    "pytest==8.1.1",
+    "pylint>=2.15",
+    "pytest-order>=1.0.0",
+    "pytest-mock>=3.14",
+    "appdirs>=1.4",
+    "pyyaml>=5.0",
+    "ninja>=1.10",
+    "tqdm>=4.64",
+    "graphviz>=0.20.3",
+]
 
 
 def declared() -> dict[str, Requirement]:

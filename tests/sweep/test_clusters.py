@@ -23,8 +23,16 @@ TRIVIAL = [
 
 def test_a_slurm_job_has_one_gpu_one_thread_and_tls(tmp_path: Path) -> None:
     async def script() -> str:
-        cluster = clusters.slurm(0, queue="gpu", account="me", cpus=6, memory="20GB", walltime="02:30:00",
-                                 shared=tmp_path / "keys", asynchronous=True)  # fmt: skip
+        cluster = clusters.slurm(
+            0,
+            queue="gpu",
+            account="me",
+            cpus=6,
+            memory="20GB",
+            walltime="02:30:00",
+            shared=tmp_path / "keys",
+            asynchronous=True,
+        )
         try:
             return cluster.job_script()
         finally:
@@ -94,9 +102,11 @@ SEES_GPU_7 = "' + str(int(__import__('os').environ.get('CUDA_VISIBLE_DEVICES') =
 def test_ssh_workers_see_a_gpu_each() -> None:
     spec = clusters.ssh_spec(["login", "node1", "node2"], gpus=2, python="/opt/python", connect={"username": "me"})
     assert spec["scheduler"]["options"] == {
-        "address": "login", "connect_options": {"username": "me"}, "remote_python": "/opt/python",
+        "address": "login",
+        "connect_options": {"username": "me"},
+        "remote_python": "/opt/python",
         "kwargs": {"protocol": "tls://", "port": 0, "dashboard": False},
-    }  # fmt: skip
+    }
     assert list(spec["workers"]) == ["node1-0", "node1-1", "node2-0", "node2-1"]
     options = [worker["options"] for worker in spec["workers"].values()]
     assert [o["address"] for o in options] == ["node1", "node1", "node2", "node2"]

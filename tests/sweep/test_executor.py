@@ -86,9 +86,12 @@ class Killing:
         write_notebook(folder / "training.ipynb", TRAINING)
         self.spec = folder / "twelve.yaml"
         self.content = {
-            "notebook": "training.ipynb", "out": str(folder / "out"), "log": str(self.log), "images": str(images),
+            "notebook": "training.ipynb",
+            "out": str(folder / "out"),
+            "log": str(self.log),
+            "images": str(images),
             "grid": {"method": ["acert", "fast-ibp"], "kappa": [0, 0.5, 0.9], "seed": [0, 1]},
-        }  # fmt: skip
+        }
         self.spec.write_text(yaml.safe_dump(self.content))
         self.environment = os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self.started: list[subprocess.Popen] = []
@@ -96,9 +99,13 @@ class Killing:
     def start(self, *command: str) -> subprocess.Popen:
         with open(self.folder / f"said-{len(self.started)}.txt", "w") as said:
             process = subprocess.Popen(
-                [sys.executable, "-m", *command], env=self.environment, cwd=self.folder, stdout=said, stderr=said,
+                [sys.executable, "-m", *command],
+                env=self.environment,
+                cwd=self.folder,
+                stdout=said,
+                stderr=said,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         self.started.append(process)
         return process
 
@@ -156,8 +163,16 @@ def test_twelve_cells_survive_everything(killing: Killing, tmp_path_factory: pyt
     command = ("acertlab.sweep", str(killing.spec))
 
     # on a cluster: a kernel dies, a worker dies, the scheduler dies
-    scheduler = killing.start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-                              "--scheduler-file", "scheduler.json")  # fmt: skip
+    scheduler = killing.start(
+        "distributed.cli.dask_scheduler",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--no-dashboard",
+        "--scheduler-file",
+        "scheduler.json",
+    )
     told = killing.folder / "scheduler.json"
     address = json.loads(wait_for(lambda: told.exists() and told.read_text(), "a scheduler"))["address"]
     workers = ("--nworkers", "2", "--nthreads", "1", "--no-dashboard")
@@ -271,9 +286,13 @@ def test_a_dashboard_that_runs_already_is_no_matter(tmp_path: Path) -> None:
             other.bind(("127.0.0.1", 8787))
             other.listen()
         ran = subprocess.run(
-            command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
             timeout=WAIT,
-        )  # fmt: skip
+        )
     assert ran.returncode == 0, ran.stderr
     assert "8787" not in ran.stdout + ran.stderr and "already in use" not in ran.stderr
 

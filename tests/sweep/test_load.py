@@ -82,8 +82,12 @@ def watched_memory() -> Iterator[dict[int, list[tuple[float, float]]]]:
 def load(folder: Path, jobs: int, seconds: float) -> tuple[float, dict[int, tuple[float, float]]]:
     """Seconds a job beyond its kernel's start and its own work; and every process's memory, early and late (MB)."""
     notebook = write_notebook(folder / "load.ipynb", CELLS)
-    spec = {"notebook": str(notebook), "out": str(folder / "out"), "seconds": seconds,
-            "grid": {"number": list(range(jobs))}}  # fmt: skip
+    spec = {
+        "notebook": str(notebook),
+        "out": str(folder / "out"),
+        "seconds": seconds,
+        "grid": {"number": list(range(jobs))},
+    }
     started = time.time()
     with watched_memory() as sizes:
         table = sweep.run(spec, workers=2, show=False)
@@ -94,8 +98,10 @@ def load(folder: Path, jobs: int, seconds: float) -> tuple[float, dict[int, tupl
     begin, end = min(t["created"] for t in times), max(t["last"] for t in times)
     overhead = 2 * (end - begin) / jobs - mean(own)
     starts = mean(t["first"] - t["created"] for t in times)
-    print(f"\n{jobs} jobs: {wall:.0f} s; kernel's start {starts:.2f} s, its work {mean(own) - starts:.2f} s, "
-          f"beyond {overhead:.2f} s a job")  # fmt: skip
+    print(
+        f"\n{jobs} jobs: {wall:.0f} s; kernel's start {starts:.2f} s, its work {mean(own) - starts:.2f} s, "
+        f"beyond {overhead:.2f} s a job"
+    )
     memory = {}
     quarters = np.quantile([t["last"] for t in times], (0.25, 0.5, 0.75))
     for pid, samples in sizes.items():
@@ -134,9 +140,13 @@ def test_failing_cells_disturb_nobody_and_a_second_sweep_is_refused(tmp_path: Pa
     thread.join()
     table = tables[0].set_index("what")
     assert table.state.to_dict() == {
-        "assertion": "failed", "dies": "failed", "dies once": "done", "nan": "failed", "no result": "failed",
+        "assertion": "failed",
+        "dies": "failed",
+        "dies once": "done",
+        "nan": "failed",
+        "no result": "failed",
         "sleep": "done",
-    }  # fmt: skip
+    }
     assert table.reason["assertion"] == "AssertionError: this number is too small"
     assert "the kernel died" in table.reason["dies"] and "3 attempts" in table.reason["dies"]
     assert "stopped being finite" in table.reason["nan"] and table.reason["nan"].startswith("NotFinite")

@@ -32,9 +32,13 @@ def test_lists_are_combined_and_grids_follow_each_other(tmp_path: Path) -> None:
     sweep = read_spec(path)
     got = [[job.parameters[name] for name in ("method", "kappa", "seed", "eps_max")] for job in sweep.jobs]
     assert got == [
-        ["fast-ibp", 0, 0, 0], ["fast-ibp", 0, 1, 0], ["fast-ibp", 0.8, 0, 0], ["fast-ibp", 0.8, 1, 0],
-        ["acert", 0.25, 0, 0.1], ["acert", 0.25, 0, 8 / 255],
-    ]  # fmt: skip
+        ["fast-ibp", 0, 0, 0],
+        ["fast-ibp", 0, 1, 0],
+        ["fast-ibp", 0.8, 0, 0],
+        ["fast-ibp", 0.8, 1, 0],
+        ["acert", 0.25, 0, 0.1],
+        ["acert", 0.25, 0, 8 / 255],
+    ]
     assert all(job.parameters["dataset"] == "mnist" and job.notebook.stem == "02_training" for job in sweep.jobs)
     assert sweep.varied == ("method", "kappa", "eps_max", "seed")
     assert describe(sweep.jobs[5].parameters, sweep.varied) == "acert kappa=0.25 eps_max=0.03137 seed=0"
@@ -116,7 +120,7 @@ def test_a_cell_is_done_when_its_result_is_there_and_was_checked(tmp_path: Path)
         ({"grid": {"method": "standard", "kappa": [0, 0.5]}}, "the job .*standard.* is there twice"),
         ({"notebook": "nowhere.ipynb"}, "notebook: .*nowhere.ipynb is not there"),
     ],
-)  # fmt: skip
+)
 def test_one_clear_error(spec: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(spec))
@@ -157,8 +161,10 @@ def test_the_shipped_sweep_is_accepted() -> None:
     assert len(jobs) == 69
     assert {(job["dataset"], job["method"], job["seed"]) for job in jobs} == {
         (dataset, method, seed)
-        for dataset in ("mnist", "cifar10") for method in ("fast-ibp", "acert") for seed in (0, 1, 2)
-    }  # fmt: skip
+        for dataset in ("mnist", "cifar10")
+        for method in ("fast-ibp", "acert")
+        for seed in (0, 1, 2)
+    }
 
 
 def test_the_command_refuses_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
