@@ -1,34 +1,44 @@
-"""Seconds, eps and tables as text."""
+"""Numbers, eps, seconds and tables as text."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd  # a sweep imports this file, and no pandas
+
+
+def short(value: Any) -> str:
+    """A setting's value: numbers that are not whole with four digits, all else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def eps_text(eps: float) -> str:
-    """An eps in pixel units, as a fraction of 255 too where it is one."""
+    """An eps in pixel units, as a fraction of 255 too where it is one: 0.03137 (8/255), 0.3."""
     levels = 255 * eps
     whole = abs(levels - round(levels)) < 1e-6 and 0 < levels < 32
     return f"{eps:.4g} ({round(levels)}/255)" if whole else f"{eps:.4g}"
 
 
 def printed_eps(eps: float) -> str:
-    """A radius as the paper writes it: 8/255, 0.3."""
-    over = 255 * eps
-    return f"{over:.3g}/255" if 0 < eps < 0.1 and math.isclose(over, round(over, 1), rel_tol=1e-6) else f"{eps:.4g}"
+    """An eps as the paper writes it: 8/255, 8.8/255, 0.3."""
+    levels = 255 * eps
+    tenths = 0 < eps < 0.1 and math.isclose(levels, round(levels, 1), rel_tol=1e-6)
+    return f"{levels:.3g}/255" if tenths else f"{eps:.4g}"
 
 
 def seconds_text(seconds: float) -> str:
-    """Seconds in words: 0.4 s, 12 s, 4.2 min, 7.5 h, 3.1 days."""
+    """A duration in words: 8.31 ms, 0.42 s, 12 s, 4.2 min, 7.5 h, 3.1 days."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    if 0 < seconds < 0.1:
+        return f"{1e3 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown."""
+    """A table as Markdown, without its index."""
     lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
     return "\n".join("| " + " | ".join(str(value) for value in line) + " |" for line in lines)

@@ -1,4 +1,4 @@
-"""What one mean hides: how ART depends on eps_max, and which samples, classes and radii an ACR is made of.
+"""What an ACR is made of, by samples, classes and radii; and how ART depends on eps_max.
 
 ACR is criticised for three things: easy samples, whose radius reaches eps_max anyway, make most of it; it depends on
 where the radii are cut; and it says nothing of the robustness at one eps. Each is measured here, from stored radii.
@@ -6,7 +6,7 @@ where the radii are cut; and it says nothing of the robustness at one eps. Each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 
@@ -32,7 +32,6 @@ CAP_DRAWS = 200  # resamples at each: each costs a pass over all radii
 EASIEST = 0.2  # the share of samples that is called easy
 
 
-# ---- eps_max
 @dataclass(frozen=True)
 class Crossing:
     """An eps_max at which two methods' tuned ART changes its order.
@@ -92,51 +91,47 @@ def cap_sensitivity(samples: Samples, resamples: Resamples, caps: Sequence[float
         caps: The values of eps_max, rising, pixel units; None: evenly from a sixtieth of the cap to the cap.
     """
     caps = np.linspace(samples.cap / CAPS, samples.cap, CAPS) if caps is None else np.asarray(caps, dtype=float)
-    few = Resamples(resamples.images[:CAP_DRAWS], resamples.seeds[: CAP_DRAWS + 1])
+    few = resamples.first(CAP_DRAWS)
     acc = image_means(samples.correct, few)
-    of_method = {method: np.flatnonzero(samples.settings.method == method) for method in samples.methods}
-    rows, best = [], {method: [] for method in of_method}
+    rows, best = [], {method: [] for method in samples.methods}
     for cap in caps:
         art = resampled_scores(samples, few, float(cap), acc).art
-        for method, cells in of_method.items():
-            found = confidence_interval(art[:, cells].max(1))
-            rows.append((method, cap, float(samples.settings.kappa[cells[art[0, cells].argmax()]]), found.estimate,
-                         found.low, found.high))  # fmt: skip
-            best[method].append(art[:, cells].max(1))
+        for method, arts in best.items():
+            places = samples.of(method)
+            kappa = samples.settings.kappa.iloc[places[art[0, places].argmax()]]
+            arts.append(art[:, places].max(1))
+            found = confidence_interval(arts[-1])
+            rows.append((method, cap, float(kappa), found.estimate, found.low, found.high))
     table = pd.DataFrame(rows, columns=["method", "eps_max", "kappa", "art", "low", "high"])
     arts = {method: np.stack(values, 1) for method, values in best.items()}  # (1 + B, caps)
-    found = [c for pair in combinations(of_method, 2) for c in _crossings(samples, caps, arts, *pair)]
+    found = [c for a, b in combinations(arts, 2) for c in _crossings(samples, resamples, caps, arts[a] - arts[b], a, b)]
     return CapSensitivity(table, tuple(sorted(found, key=lambda crossing: crossing.eps_max)), float(caps[-1]))
 
 
-def _crossings(samples: Samples, caps: np.ndarray, arts: dict[str, np.ndarray], a: str, b: str) -> list[Crossing]:
-    """Sign changes of ART_a - ART_b between neighbouring caps, refined by scipy's brentq on the data as they are."""
-    difference = arts[a] - arts[b]
+def _crossings(
+    samples: Samples, resamples: Resamples, caps: np.ndarray, difference: np.ndarray, a: str, b: str
+) -> Iterator[Crossing]:
+    """Sign changes of ART_a - ART_b, (1 + B, caps), between neighbouring caps, refined by scipy's brentq."""
+
+    def gap(cap: float) -> float:
+        art = resampled_scores(samples, resamples.first(0), cap).art[0]
+        return art[samples.of(a)].max() - art[samples.of(b)].max()
+
     signs = np.sign(difference[0])
     changes = np.flatnonzero(signs[1:] * signs[:-1] < 0)
     ends = [0, *(changes + 1), len(caps)]
-    found = []
     for k, place in enumerate(changes):
-        where = brentq(lambda cap: _tuned_art(samples, a, cap) - _tuned_art(samples, b, cap),
-                       caps[place], caps[place + 1], xtol=1e-6 * samples.cap)  # fmt: skip
+        where = brentq(gap, caps[place], caps[place + 1], xtol=1e-6 * samples.cap)
         sides = [slice(ends[k], ends[k + 1]), slice(ends[k + 1], ends[k + 2])]
         furthest = [side.start + int(np.abs(difference[0, side]).argmax()) for side in sides]
         same = (np.sign(difference[1:, furthest]) == signs[furthest]).all(1).mean()
         below, above = (a, b) if signs[place] > 0 else (b, a)
-        found.append(Crossing(below, above, float(where), float(same)))
-    return found
+        yield Crossing(below, above, float(where), float(same))
 
 
-def _tuned_art(samples: Samples, method: str, eps_max: float) -> float:
-    acc, acr = samples.correct.mean(1), samples.share(eps_max).mean(1, dtype=np.float64)
-    art = pd.Series(metrics.art(acc, acr)).groupby(samples.setting_of_run).mean()
-    return float(art[(samples.settings.method == method).to_numpy()].max())
-
-
-# ---- one network's ACR
 @dataclass(frozen=True)
 class ACRBreakdown:
-    """What the ACR of one method at one kappa is made of, its seeds pooled.
+    """The parts of the ACR of one method at one kappa, its seeds pooled.
 
     Attributes:
         method, kappa: Which networks.
@@ -144,7 +139,6 @@ class ACRBreakdown:
         radii: (S N,) certified radii, pixel units, beyond eps_max where they were searched further.
         acr: Eq. (12), a fraction; also the area under the curve of certified accuracy over [0, eps_max], / eps_max.
         zero, inside, full: Shares of samples with radius 0, between, and at least eps_max.
-        easy: The share of the ACR that the easiest `EASIEST` of the samples make.
         concentration: (11,) the share of the ACR that the easiest 0, 10, ..., 100 % make.
         per_class: The ACR of each class, by its number.
         certified: From eps to the certified accuracy there.
@@ -158,7 +152,6 @@ class ACRBreakdown:
     zero: float
     inside: float
     full: float
-    easy: float
     concentration: tuple[float, ...]
     per_class: dict[int, float]
     certified: dict[float, ConfidenceInterval]
@@ -168,9 +161,14 @@ class ACRBreakdown:
         return f"{name_of(self.method)}, kappa = {self.kappa:g}"
 
     @property
+    def easy(self) -> float:
+        """The share of the ACR that the easiest `EASIEST` of the samples make."""
+        return self.concentration[round(10 * EASIEST)]
+
+    @property
     def sentence(self) -> str:
         """Easy samples, classes and fixed eps in one sentence."""
-        worst, best = min(self.per_class, key=self.per_class.get), max(self.per_class, key=self.per_class.get)
+        worst, best = (choose(self.per_class, key=lambda k: self.per_class[k]) for choose in (min, max))
         at = ", ".join(f"{share.percent()} % at {eps_text(eps)}" for eps, share in self.certified.items())
         return (
             f"{self.name}: ACR {100 * self.acr:.1f} %, of which the easiest {100 * EASIEST:.0f} % of images make "
@@ -183,7 +181,7 @@ class ACRBreakdown:
 def acr_breakdown(
     samples: Samples, resamples: Resamples, method: str, kappa: float, eps_max: float, eps_grid: Sequence[float]
 ) -> ACRBreakdown:
-    """One method at one kappa.
+    """Break down the ACR of one method at one kappa.
 
     Args:
         samples, resamples: `joint_samples` and `draw`.
@@ -194,41 +192,48 @@ def acr_breakdown(
     Raises:
         ValueError: There is no such run, or an eps lies beyond the cap.
     """
-    cell = np.flatnonzero((samples.settings.method == method) & np.isclose(samples.settings.kappa, kappa))
-    if not len(cell):
+    settings = samples.settings
+    chosen = np.flatnonzero((settings.method == method) & np.isclose(settings.kappa, kappa))
+    if not len(chosen):
         raise ValueError(f"method, kappa: there is no run of {method!r} at kappa = {kappa}")
     if beyond := [eps for eps in eps_grid if not 0 <= eps <= samples.cap * (1 + metrics.FLOAT32_ROUNDING)]:
         raise ValueError(f"eps_grid: {beyond} outside [0, {samples.cap:g}], where radii are known")
-    rows = samples.setting_of_run == cell[0]
+    rows = samples.setting_of_run == chosen[0]
     share, radii = samples.share(eps_max)[rows].astype(float), samples.radius[rows].astype(float)
-    sorted_share = np.sort(share, axis=None)[::-1]
-    made = np.concatenate([[0.0], np.cumsum(sorted_share)]) / max(sorted_share.sum(), np.finfo(float).tiny)
-    part = lambda easiest: float(made[round(easiest * sorted_share.size)])  # noqa: E731
+    easiest_first = np.sort(share, axis=None)[::-1]
+    made = np.concatenate([[0.0], np.cumsum(easiest_first)]) / max(easiest_first.sum(), np.finfo(float).tiny)
     at_end = radii >= eps_max * (1 - metrics.FLOAT32_ROUNDING)
-    seeds = resamples.seeds[:, cell[0], rows]  # (1 + B, S)
+    seeds = resamples.seeds[:, chosen[0], rows]  # (1 + B, S)
     certified = {}
     for eps in eps_grid:
         holds = (radii > 0) & (radii >= eps * (1 - metrics.FLOAT32_ROUNDING))
         certified[float(eps)] = confidence_interval((image_means(holds, resamples) * seeds).sum(1))
-    classes = {int(k): float(share[:, samples.label == k].mean()) for k in np.unique(samples.label)}
     return ACRBreakdown(
-        method, float(kappa), float(eps_max), radii.ravel(), float(share.mean()), float((radii <= 0).mean()),
-        float(((radii > 0) & ~at_end).mean()), float(at_end.mean()), part(EASIEST),
-        tuple(part(tenth / 10) for tenth in range(11)), classes, certified,
-    )  # fmt: skip
+        method=method,
+        kappa=float(kappa),
+        eps_max=float(eps_max),
+        radii=radii.ravel(),
+        acr=float(share.mean()),
+        zero=float((radii <= 0).mean()),
+        inside=float(((radii > 0) & ~at_end).mean()),
+        full=float(at_end.mean()),
+        concentration=tuple(float(made[round(tenth / 10 * share.size)]) for tenth in range(11)),
+        per_class={int(label): float(share[:, samples.label == label].mean()) for label in np.unique(samples.label)},
+        certified=certified,
+    )
 
 
-# ---- do other measures order the methods alike?
 def order_sentence(breakdowns: Sequence[ACRBreakdown]) -> str:
     """Whether the order by ACR holds at each fixed eps; intervals that overlap do not count as an order."""
     ranked = sorted(breakdowns, key=lambda p: -p.acr)
     if len(ranked) < 2:
         return "One method: there is no order that a fixed eps could change."
-    turned = []
-    for eps in ranked[0].certified:
-        for upper, lower in pairwise(ranked):
-            if lower.certified[eps].low > upper.certified[eps].high:
-                turned.append(f"at eps = {eps_text(eps)} {lower.name} is certified more often than {upper.name}")
+    turned = [
+        f"at eps = {eps_text(eps)} {lower.name} is certified more often than {upper.name}"
+        for eps in ranked[0].certified
+        for upper, lower in pairwise(ranked)
+        if lower.certified[eps].low > upper.certified[eps].high
+    ]
     order = " > ".join(p.name for p in ranked)
     if not turned:
         return f"The order by ACR ({order}) is nowhere reversed at the fixed eps shown."

@@ -1,20 +1,22 @@
-"""How sure a number over runs is: two-level bootstrap, over the seeds of a setting and over the test images.
+"""Confidence intervals by a two-level bootstrap: over the seeds of a setting and over the test images.
 
 Images are drawn jointly for all runs, since all networks were tested on the same ones: differences between methods
-are paired. Seeds are drawn independently in every cell (method, kappa), one fewer than there are, so that the variance
-over seeds comes out unbiased (Rao and Wu 1988). Drawing both levels at once is Owen's pigeonhole bootstrap (2007).
-How often a 95 % interval holds the truth (tests/test_bootstrap.py, 500 trials): of three seeds 92 % where a mean varies
-no more with the seeds than with the images, 81 % where seeds decide all of it; of eight seeds 94 % and 91 %.
+are paired. Seeds are drawn independently in every setting (method, kappa), one fewer than there are, so that the
+variance over seeds comes out unbiased (Rao and Wu 1988). Drawing both levels at once is Owen's pigeonhole bootstrap
+(2007). How often a 95 % interval holds the truth (tests/analysis/test_bootstrap.py, 500 trials): of three seeds 92 %
+where a mean varies no more with the seeds than with the images, 81 % where seeds decide all of it; of eight seeds 94 %
+and 91 %.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from acertlab.analysis.seeds import mean_over_seeds
+from acertlab.analysis.seeds import check_comparable, check_eps_max, mean_over_seeds
 from acertlab.data.run_table import load_samples
 from acertlab.radius import metrics
 
@@ -23,7 +25,7 @@ LEVEL = 0.95  # of every interval
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    """A number and where it may lie, from resampled data.
+    """A number and the ends of its interval, from resampled data.
 
     Attributes:
         estimate: From the data as they are.
@@ -52,7 +54,7 @@ def confidence_interval(values: np.ndarray) -> ConfidenceInterval:
 
 @dataclass(frozen=True)
 class Samples:
-    """What R runs say about the same N test images.
+    """R runs on the same N test images, side by side.
 
     Attributes:
         runs: A row a run, of one dataset, trained for one eps_max.
@@ -81,43 +83,44 @@ class Samples:
     def methods(self) -> list[str]:
         return list(self.settings.method.unique())
 
+    def of(self, method: str) -> np.ndarray:
+        """(K,) a method's rows in `settings`, by rising kappa; ValueError where there are none."""
+        if not len(found := np.flatnonzero(self.settings.method == method)):
+            raise ValueError(f"method: there is no run of {method!r}; there are {', '.join(self.methods)}")
+        return found
+
     def share(self, eps_max: float) -> np.ndarray:
         """(R, N) float32 min(radius, eps_max) / eps_max, whose means are ACRs; ValueError beyond the cap."""
-        if not 0 < eps_max <= self.cap * (1 + metrics.FLOAT32_ROUNDING):
-            raise ValueError(f"eps_max = {eps_max!r}: accepted is > 0 and <= {self.cap:g}, where the radii end")
+        check_eps_max(eps_max, self.cap)
         return np.minimum(self.radius / np.float32(eps_max), np.float32(1))
 
 
-def joint_samples(runs: pd.DataFrame) -> Samples:
+def joint_samples(runs: pd.DataFrame, tables: Mapping[str, pd.DataFrame] | None = None) -> Samples:
     """The radii of all runs of a table, side by side.
 
     Args:
         runs: A row a run, of one dataset and one trained eps_max, as `load_runs` gives it.
+        tables: From a run's path to its samples, in the order of the runs; None: `load_samples(runs)`.
 
     Raises:
-        ValueError: No runs; several datasets, eps_max or verifiers; runs of one cell that are not seeds of one setting;
-            runs that were tested on different images.
+        ValueError: No runs; several datasets, eps_max or verifiers; runs of one setting that differ in more than their
+            seed; runs that were tested on different images.
     """
-    if runs.empty:
-        raise ValueError("runs: the table is empty; there is nothing to analyse")
-    for column in ("dataset", "eps_max", "verifier", "merged", "domain", "split"):
-        if len(found := sorted(runs[column].astype(str).unique())) > 1:
-            raise ValueError(f"runs: several {column} ({', '.join(found)}); choose one, as runs[runs.{column} == ...]")
-    means = mean_over_seeds(runs)  # refuses what are no seeds of one setting
-    tables = load_samples(runs)
+    check_comparable(runs, "dataset", "eps_max", "verifier", "merged", "domain", "split")
+    settings = mean_over_seeds(runs)[["method", "kappa", "seeds"]]
+    tables = load_samples(runs) if tables is None else tables
     first = next(iter(tables.values()))
     for path, table in tables.items():
-        if len(table) != len(first) or (table[["index", "label"]] != first[["index", "label"]]).any(axis=None):
+        if not np.array_equal(table[["index", "label"]], first[["index", "label"]]):
             raise ValueError(f"runs: {path} was tested on other images than {runs.path.iloc[0]}; they do not compare")
-    places = {(row.method, row.kappa): i for i, row in enumerate(means.itertuples())}
     return Samples(
         runs=runs.reset_index(drop=True),
         radius=np.stack([table["radius"].to_numpy(np.float32) for table in tables.values()]),
         correct=np.stack([metrics.correct(table).to_numpy() for table in tables.values()]),
         label=first["label"].to_numpy(),
         cap=float(runs.radius_cap.min()),
-        settings=means[["method", "kappa", "seeds"]],
-        setting_of_run=np.array([places[row.method, row.kappa] for row in runs.itertuples()]),
+        settings=settings,
+        setting_of_run=runs[["method", "kappa"]].merge(settings.reset_index(), how="left")["index"].to_numpy(),
     )
 
 
@@ -127,25 +130,30 @@ class Resamples:
 
     Attributes:
         images: (B, N) float32, how often an image was drawn; each row sums to N.
-        seeds: (1 + B, C, R), the weight of each run in its cell's mean: in the data as they are, then in each draw.
+        seeds: (1 + B, S, R), the weight of each run in its setting's mean: in the data as they are, then in each draw.
     """
 
     images: np.ndarray
     seeds: np.ndarray
 
+    def first(self, draws: int) -> Resamples:
+        """The first draws alone; 0: the data as they are."""
+        return Resamples(self.images[:draws], self.seeds[: draws + 1])
+
 
 def draw(samples: Samples, resamples: int = 1000, seed: int = 0) -> Resamples:
-    """Draws images jointly for all runs, and seeds within every cell; a cell of one seed keeps it."""
+    """Draw images jointly for all runs, and seeds within every setting; a setting of one seed keeps it."""
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 20:
         raise ValueError(f"resamples: must be a whole number >= 20, not {resamples!r}")
     rng = np.random.default_rng(seed)
-    n, members = len(samples.label), [np.flatnonzero(samples.setting_of_run == c) for c in range(len(samples.settings))]
+    n, places = len(samples.label), range(len(samples.settings))
+    members = [np.flatnonzero(samples.setting_of_run == place) for place in places]
     images = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples)])
     seeds = np.zeros((1 + resamples, len(members), len(samples.setting_of_run)))
-    for c, runs in enumerate(members):
-        seeds[0, c, runs] = 1 / len(runs)
+    for place, runs in zip(places, members, strict=True):
+        seeds[0, place, runs] = 1 / len(runs)
         drawn = max(len(runs) - 1, 1)
-        seeds[1:, c, runs] = rng.multinomial(drawn, np.full(len(runs), 1 / len(runs)), size=resamples) / drawn
+        seeds[1:, place, runs] = rng.multinomial(drawn, np.full(len(runs), 1 / len(runs)), size=resamples) / drawn
     return Resamples(images.astype(np.float32), seeds)
 
 
@@ -156,13 +164,13 @@ def image_means(values: np.ndarray, resamples: Resamples) -> np.ndarray:
 
 
 def seed_means(of_runs: np.ndarray, resamples: Resamples) -> np.ndarray:
-    """Means over the seeds of every cell: (1 + B, R) -> (1 + B, C)."""
-    return np.einsum("bcr,br->bc", resamples.seeds[: len(of_runs)], of_runs)
+    """Means over the seeds of every setting: (1 + B, R) -> (1 + B, S)."""
+    return np.einsum("bsr,br->bs", resamples.seeds[: len(of_runs)], of_runs)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Acc, ACR and ART of every cell, fractions, each (1 + B, C): in the data as they are, then in every draw."""
+    """Acc, ACR and ART of every setting, fractions, each (1 + B, S): in the data as they are, then in every draw."""
 
     acc: np.ndarray
     acr: np.ndarray

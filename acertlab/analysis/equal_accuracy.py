@@ -1,14 +1,16 @@
 """ACR at equal accuracy, seed by seed: `acertlab compare RUNS [RUNS ...] [--method acert --other fast-ibp]`.
 
-Every seed has fronts of its own, over whatever was turned from network to network: kappa, and eps of training
+Every seed has fronts of its own, over all settings that were varied: kappa, and the eps of training
 (`train_eps_factor`). The ratio of both methods' ACR at one accuracy is read off them for each seed; its mean and
 standard error say how far seeds agree. All seeds are judged on the same test images, whose choice the error does not
-cover; `acertlab.fronts` resamples those, too.
+cover; `acertlab.analysis.fronts` resamples those, too.
 """
 
 import numpy as np
 import pandas as pd
 
+from acertlab.analysis.seeds import check_comparable
+from acertlab.analysis.tradeoff import front_acr
 from acertlab.data.run import LATER
 from acertlab.radius.metrics import front_places
 from acertlab.training.methods.catalogue import name_of
@@ -19,7 +21,7 @@ VARIED = ("kappa", "train_eps_factor")
 
 
 def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast-ibp") -> pd.DataFrame:
-    """The ACR of one method over another's at equal accuracy, interpolated along each seed's own fronts.
+    """Ratio of two methods' ACR at equal accuracy, interpolated along each seed's own fronts.
 
     Args:
         runs: Of one dataset and one trained eps_max, as `load_runs` gives them (of several folders: `load_finished`).
@@ -33,9 +35,7 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
     Raises:
         ValueError: Runs of several datasets or eps_max; a method that is not there; seeds that differ; one seed only.
     """
-    for column in ("dataset", "eps_max"):
-        if runs[column].nunique() != 1:
-            raise ValueError(f"runs: of several {column}; choose one, as runs[runs.{column} == ...]")
+    check_comparable(runs, "dataset", "eps_max")
     seeds = [sorted(set(runs.seed[runs.method == name].tolist())) for name in (method, other)]
     if not all(seeds):
         raise ValueError(
@@ -47,32 +47,34 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
     runs = runs.fillna({name: LATER[name] for name in varied if name in LATER})
     if (twice := runs.duplicated([*varied, "method", "seed"])).any():
         raise ValueError(f"runs: {runs.path[twice].iloc[0]} is there twice, by {', '.join(varied)}, method and seed")
-    fronts = [
-        [_front(runs[(runs.method == name) & (runs.seed == seed)]) for seed in seeds[0]] for name in (method, other)
+    of_seeds = [
+        [runs.loc[(runs.method == name) & (runs.seed == seed), ["acc", "acr"]].to_numpy().T for seed in seeds[0]]
+        for name in (method, other)
     ]
-    ends = [(acc[0], acc[-1]) for of_method in fronts for acc, _ in of_method]
+    ends = [acc[front_places(acc, acr)[[0, -1]]] for of_method in of_seeds for acc, acr in of_method]
     low, high = max(low for low, _ in ends), min(high for _, high in ends)
-    accuracy = next(
-        (grid for step in STEPS if len(grid := _grid(low, high, step)) >= MIN_POINTS), _grid(low, high, STEPS[-1])
-    )
-    acr, other_acr = (np.stack([np.interp(accuracy, *front) for front in of_method]) for of_method in fronts)
+    grids = [_grid(low, high, step) for step in STEPS]
+    accuracy = next((grid for grid in grids if len(grid) >= MIN_POINTS), grids[-1])
+    at = np.minimum(accuracy, high)  # a multiple of the step may lie above by its rounding
+    acr, other_acr = (np.stack([front_acr(*scores, at) for scores in of_method]) for of_method in of_seeds)
     ratio = acr / other_acr
-    return pd.DataFrame({
-        "accuracy": accuracy, "acr": acr.mean(0), "other_acr": other_acr.mean(0), "ratio": ratio.mean(0),
-        "standard_error": ratio.std(0, ddof=1) / len(ratio) ** 0.5, "low": ratio.min(0), "high": ratio.max(0),
-        "seeds": len(ratio),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "accuracy": accuracy,
+            "acr": acr.mean(0),
+            "other_acr": other_acr.mean(0),
+            "ratio": ratio.mean(0),
+            "standard_error": ratio.std(0, ddof=1) / len(ratio) ** 0.5,
+            "low": ratio.min(0),
+            "high": ratio.max(0),
+            "seeds": len(ratio),
+        }
+    )
 
 
 def _grid(low: float, high: float, step: float) -> np.ndarray:
     """The multiples of a step between two ends, which belong to it."""
     return np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step
-
-
-def _front(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    acc, acr = runs.acc.to_numpy(), runs.acr.to_numpy()
-    places = front_places(acc, acr)
-    return acc[places], acr[places]
 
 
 def ratio_table(runs: pd.DataFrame, method: str, other: str) -> pd.DataFrame:

@@ -25,7 +25,8 @@ from acertlab.analysis.bootstrap import (
     joint_samples,
     resampled_scores,
 )
-from acertlab.data.run_table import load_histories
+from acertlab.analysis.seeds import tuned_kappa, validation_art
+from acertlab.analysis.tradeoff import front_acr
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import name_of
 
@@ -33,7 +34,6 @@ GRID = 101  # accuracies at which two fronts are compared
 MIN_SHARE_REACHED = 0.95  # an accuracy counts where at least this share of the resampled fronts reaches it
 
 
-# ---- one method
 @dataclass(frozen=True)
 class Tuned:
     """A method at the kappa of its highest ART (Eq. 13), and the area under its front.
@@ -74,37 +74,37 @@ class Tuned:
         )
 
 
-def tuned(samples: Samples, resamples: Resamples, scores: Scores) -> tuple[Tuned, ...]:
-    """Every method at its best kappa: by the mean validation ART of the last epoch where all its runs have one."""
-    validation = validation_art(samples.runs)
+def tuned(samples: Samples, scores: Scores) -> tuple[Tuned, ...]:
+    """Every method at its best kappa: by validation ART where all its runs have one, else by ART on the test images."""
+    runs = samples.runs.assign(val_art=validation_art(samples.runs))
+    settings = samples.settings.assign(art=scores.art[0])
     found = []
     for method in samples.methods:
-        cells = np.flatnonzero(samples.settings.method == method)
-        seen = [validation[samples.setting_of_run == c].mean() for c in cells]  # NaN where a run has no validation
-        on_test = scores.art[:, cells]
-        chosen_on = "test" if np.isnan(seen).any() else "validation"
-        best = int(np.argmax(on_test[0] if chosen_on == "test" else seen))
-        areas = [metrics.dominated_area(a, r) for a, r in zip(scores.acc[:, cells], scores.acr[:, cells], strict=True)]
-        cell = samples.settings.iloc[cells[best]]
+        places, of_method = samples.of(method), runs[runs.method == method]
+        if of_method.val_art.isna().any():
+            chosen_on, kappa = "test", tuned_kappa(settings.iloc[places], "art", common_seeds=False)
+        else:
+            chosen_on, kappa = "validation", tuned_kappa(of_method, "val_art", common_seeds=False)
+        acc, acr, art = (values[:, places] for values in (scores.acc, scores.acr, scores.art))
+        best = int(np.argmax(settings.kappa.iloc[places] == kappa))
+        areas = [metrics.dominated_area(*front) for front in zip(acc, acr, strict=True)]
         found.append(
-            Tuned(method, float(cell.kappa), int(cell.seeds), chosen_on,
-                  *(confidence_interval(values[:, cells[best]]) for values in (scores.acc, scores.acr, scores.art)),
-                  again=float(np.mean(on_test[1:].argmax(1) == best)), hypervolume=confidence_interval(np.array(areas)),
-                  kappas=len(cells))
-        )  # fmt: skip
+            Tuned(
+                method=method,
+                kappa=kappa,
+                seeds=int(settings.seeds.iloc[places[best]]),
+                chosen_on=chosen_on,
+                acc=confidence_interval(acc[:, best]),
+                acr=confidence_interval(acr[:, best]),
+                art=confidence_interval(art[:, best]),
+                again=float(np.mean(art[1:].argmax(1) == best)),
+                hypervolume=confidence_interval(np.array(areas)),
+                kappas=len(places),
+            )
+        )
     return tuple(found)
 
 
-def validation_art(runs: pd.DataFrame) -> np.ndarray:
-    """(R,) the ART of each run's last epoch on its validation images; NaN where it has none."""
-    try:
-        histories = load_histories(runs, ["val_art"])
-    except ValueError:  # a run was written without them
-        return np.full(len(runs), np.nan)
-    return np.array([table.val_art.iloc[-1] if len(table) else np.nan for table in histories.values()], dtype=float)
-
-
-# ---- two methods
 @dataclass(frozen=True)
 class EqualAccuracy:
     """The ACR of two methods at one accuracy, by interpolation along their fronts.
@@ -175,13 +175,16 @@ class Comparison:
     def sentence(self) -> str:
         """The verdict in words, with its numbers."""
         a, b = name_of(self.method), name_of(self.other)
-        if self.compared is None:
+        if self.compared is None or self.at is None:
             return self._apart(a, b)
         if self.verdict == "undecided":
             text = f"Neither front dominates: at accuracies {_span(self.compared)} the band of the difference"
             return f"{text} between {a}'s and {b}'s ACR holds 0. {self.at.sentence}"
-        parts = [f"{winner}'s front dominates {loser}'s at accuracies {', '.join(map(_span, stretches))}"
-                 for winner, loser, stretches in ((a, b, self.leads), (b, a, self.trails)) if stretches]  # fmt: skip
+        parts = [
+            f"{winner}'s front dominates {loser}'s at accuracies {', '.join(map(_span, stretches))}"
+            for winner, loser, stretches in ((a, b, self.leads), (b, a, self.trails))
+            if stretches
+        ]
         won = sum(high - low for low, high in (*self.leads, *self.trails))
         rest = "" if won >= 0.98 * (self.compared[1] - self.compared[0]) else "; elsewhere the data do not decide"
         return f"{', and '.join(parts)} (of {_span(self.compared)} compared{rest}). {self.at.sentence}"
@@ -212,9 +215,6 @@ def compare(samples: Samples, scores: Scores, method: str, other: str) -> Compar
     Raises:
         ValueError: A method that the samples do not have.
     """
-    for name in (method, other):
-        if name not in samples.methods:
-            raise ValueError(f"method: there is no run of {name!r}; there are {', '.join(samples.methods)}")
     curves = [Curve.of(samples, scores, name) for name in (method, other)]
     accuracy = _common_accuracies(*curves)  # (1 + B, G)
     acr, other_acr = (curve.acr_at(accuracy) for curve in curves)
@@ -223,36 +223,42 @@ def compare(samples: Samples, scores: Scores, method: str, other: str) -> Compar
     accuracy, acr, other_acr = accuracy[:, known], acr[:, known], other_acr[:, known]
     difference = acr - other_acr
     half = simultaneous_half_width(difference)
-    band = {"accuracy": accuracy[0], "acr": acr[0], "other_acr": other_acr[0], "difference": difference[0]}
-    band = pd.DataFrame(band | {"low": difference[0] - half, "high": difference[0] + half})
+    columns = {"accuracy": accuracy[0], "acr": acr[0], "other_acr": other_acr[0], "difference": difference[0]}
+    band = pd.DataFrame(columns | {"low": difference[0] - half, "high": difference[0] + half})
     leads, trails = _stretches(band.accuracy, band.low > 0), _stretches(band.accuracy, band.high < 0)
-    at = None
+    compared, at = None, None
     if known.any():
-        longest = max((*leads, *trails), key=lambda s: s[1] - s[0], default=(accuracy[0, 0], accuracy[0, -1]))
+        compared = float(accuracy[0, 0]), float(accuracy[0, -1])
+        longest = max((*leads, *trails), key=lambda s: s[1] - s[0], default=compared)
         middle = int(np.argmin(np.abs(accuracy[0] - sum(longest) / 2)))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = acr[:, middle] / other_acr[:, middle]
+        of_both = acr[:, middle], other_acr[:, middle]
         single = samples.settings[samples.settings.method.isin((method, other))].seeds.min() == 1
-        at = EqualAccuracy(method, other, float(accuracy[0, middle]), confidence_interval(acr[:, middle]),
-                           confidence_interval(other_acr[:, middle]), confidence_interval(ratio),
-                           "test images only" if single else "seeds and test images")  # fmt: skip
-    compared = (float(accuracy[0, 0]), float(accuracy[0, -1])) if known.any() else None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.divide(*of_both)
+        covers = "test images only" if single else "seeds and test images"
+        intervals = map(confidence_interval, (*of_both, ratio))
+        at = EqualAccuracy(method, other, float(accuracy[0, middle]), *intervals, covers)
     wholly = _wholly_better(*curves), _wholly_better(*curves[::-1])
     return Comparison(method, other, curves[0].reach, curves[1].reach, leads, trails, compared, at, *wholly, band)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The points of one method in the data and in every draw, acc and acr (1 + B, K)."""
+    """One method's networks in the data and in every draw.
+
+    Attributes:
+        acc, acr: (1 + B, K), by rising kappa.
+        front: (F,) which of them are on the front, in the data as they are.
+    """
 
     acc: np.ndarray
     acr: np.ndarray
-    front: np.ndarray  # places on the front, in the data as they are
+    front: np.ndarray
 
     @staticmethod
     def of(samples: Samples, scores: Scores, method: str) -> Curve:
-        cells = np.flatnonzero(samples.settings.method == method)
-        acc, acr = scores.acc[:, cells], scores.acr[:, cells]
+        places = samples.of(method)
+        acc, acr = scores.acc[:, places], scores.acr[:, places]
         return Curve(acc, acr, metrics.front_places(acc[0], acr[0]))
 
     @property
@@ -263,11 +269,7 @@ class Curve:
         """(1 + B, G) the ACR at these accuracies (1 + B, G) on every draw's own front; NaN where it does not reach."""
         if len(self.front) == 1 and accuracy.shape[1] == 1 and (accuracy[:, 0] == self.acc[:, self.front[0]]).all():
             return self.acr[:, self.front]  # the point itself
-        found = np.empty_like(accuracy)
-        for b, (acc, acr) in enumerate(zip(self.acc, self.acr, strict=True)):
-            places = metrics.front_places(acc, acr)
-            found[b] = np.interp(accuracy[b], acc[places], acr[places], right=np.nan)
-        return found
+        return np.stack([front_acr(*draw) for draw in zip(self.acc, self.acr, accuracy, strict=True)])
 
 
 def _common_accuracies(one: Curve, other: Curve) -> np.ndarray:
@@ -314,7 +316,6 @@ def _span(ends: tuple[float, float]) -> str:
     return f"{low} %" if low == high else f"{low}-{high} %"
 
 
-# ---- all of it
 @dataclass(frozen=True)
 class Analysis:
     """What the runs of one dataset and one trained eps_max say about their methods.
@@ -322,7 +323,7 @@ class Analysis:
     Attributes:
         samples, resamples: What it was computed from.
         eps_max: The perceptual limit, pixel units.
-        scores: Of every cell, in every draw.
+        scores: Of every setting, in every draw.
         tuned: Every method at its best kappa.
         comparisons: Every pair of methods.
     """
@@ -352,10 +353,20 @@ class Analysis:
 
     def table(self) -> pd.DataFrame:
         """Table 1 with intervals: method, kappa, seeds, chosen on, Acc, ACR, ART and hypervolume in percent."""
-        rows = [{"method": name_of(row.method), "kappa": row.kappa, "seeds": row.seeds,
-                 "kappa chosen on": row.chosen_on if row.kappas > 1 else "-", "Acc (%)": row.acc.percent(),
-                 "ACR (%)": row.acr.percent(), "ART (%)": row.art.percent(),
-                 "hypervolume (%)": row.hypervolume.percent(), "kappas": row.kappas} for row in self.tuned]  # fmt: skip
+        rows = [
+            {
+                "method": name_of(row.method),
+                "kappa": row.kappa,
+                "seeds": row.seeds,
+                "kappa chosen on": row.chosen_on if row.kappas > 1 else "-",
+                "Acc (%)": row.acc.percent(),
+                "ACR (%)": row.acr.percent(),
+                "ART (%)": row.art.percent(),
+                "hypervolume (%)": row.hypervolume.percent(),
+                "kappas": row.kappas,
+            }
+            for row in self.tuned
+        ]
         return pd.DataFrame(rows)
 
 
@@ -377,4 +388,4 @@ def analyse(runs: pd.DataFrame, eps_max: float | None = None, *, resamples: int 
     drawn = draw(samples, resamples, seed)
     scores = resampled_scores(samples, drawn, eps_max)
     pairs = tuple(compare(samples, scores, b, a) for a, b in combinations(samples.methods, 2))
-    return Analysis(samples, drawn, eps_max, scores, tuned(samples, drawn, scores), pairs)
+    return Analysis(samples, drawn, eps_max, scores, tuned(samples, scores), pairs)

@@ -5,20 +5,22 @@ neither the prediction nor the certificate has decided yet, and keeps the share 
 run's `result.json`, as `adv_acc`; what is there is not computed again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from acertlab._text import eps_text
-from acertlab.analysis.fronts import validation_art
-from acertlab.analysis.seeds import mean_over_seeds
+from acertlab.analysis.seeds import check_comparable, mean_over_seeds, tuned_kappa, validation_art
 from acertlab.data.datasets import ImageData, load_dataset, to_float
 from acertlab.data.files import read_json, write_json
 from acertlab.data.run import Run, load_run
 from acertlab.radius.attack import adversarial_accuracy
 from acertlab.radius.metrics import FLOAT32_ROUNDING, correct
 from acertlab.training.methods.catalogue import name_of
+
+SCORES = {"acc": "Acc", "acr": "ACR", "art": "ART"}
 
 
 def tuned_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -31,27 +33,15 @@ def tuned_table(runs: pd.DataFrame) -> pd.DataFrame:
         Columns dataset, eps_max, method, kappa, seeds, Acc, ACR, ART, the last three in percent, not rounded.
     """
     table = mean_over_seeds(runs)
-    rows = []
-    for _, one in table.groupby(["dataset", "eps_max", "method"], sort=False):
-        best = one.loc[one.art.idxmax()]
-        mark = " †" if len(one) > 1 else ""  # one kappa is no tuning
-        first = one.loc[one.kappa.idxmin()]
-        if first.kappa != best.kappa:
-            rows.append(_table_row(first, ""))
-        rows.append(_table_row(best, mark))
-    return pd.DataFrame(rows, columns=["dataset", "eps_max", "method", "kappa", "seeds", "Acc", "ACR", "ART"])
-
-
-def _table_row(row: pd.Series, mark: str) -> dict:
-    percent = {"Acc": 100 * row.acc, "ACR": 100 * row.acr, "ART": 100 * row.art}
-    return {
-        **row[["dataset", "eps_max", "kappa", "seeds"]],
-        "method": name_of(row.method) + mark,
-        **percent,
-    }
-
-
-SCORES = {"acc": "Acc", "acr": "ACR", "art": "ART"}
+    shown, marks = np.zeros(len(table), dtype=bool), np.full(len(table), "", dtype=object)
+    for _, one in table.groupby(["dataset", "eps_max", "method"]):
+        best = one.index[one.kappa == tuned_kappa(one, "art", common_seeds=False)]
+        shown[[one.kappa.idxmin(), *best]] = True
+        marks[best] = " †" if len(one) > 1 else ""  # one kappa is no tuning
+    percent = {shown: 100 * table[name] for name, shown in SCORES.items()}
+    table = table.assign(method=table.method.map(name_of) + marks, **percent)
+    columns = ["dataset", "eps_max", "method", "kappa", "seeds", *SCORES.values()]
+    return table.loc[shown, columns].reset_index(drop=True)
 
 
 def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -66,27 +56,20 @@ def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: Runs of several datasets or eps_max, or one without validation; the message names it.
     """
-    if len(runs.drop_duplicates(["dataset", "eps_max"])) != 1:
-        raise ValueError("runs: of one dataset and one eps_max; choose them, as runs[runs.dataset == ...]")
+    check_comparable(runs, "dataset", "eps_max")
     runs = runs.assign(val_art=validation_art(runs))
     if runs.val_art.isna().any():
         raise ValueError(
             f"runs: {runs.path[runs.val_art.isna()].iloc[0]} was not validated, so that kappa cannot be chosen"
         )
-    best = {method: _best_kappa(of) for method, of in runs.groupby("method", sort=False)}
+    best = {method: tuned_kappa(of, "val_art", common_seeds=True) for method, of in runs.groupby("method")}
     return runs[runs.kappa == runs.method.map(best)].reset_index(drop=True)
-
-
-def _best_kappa(runs: pd.DataFrame) -> float:
-    common = set.intersection(*(set(seeds) for _, seeds in runs.groupby("kappa").seed))
-    fair = runs[runs.seed.isin(common)] if common else runs
-    return fair.groupby("kappa", sort=False).val_art.mean().idxmax()
 
 
 def attack_run(
     run: Run, data: ImageData, eps: Sequence[float], *, steps: int = 40, restarts: int = 3
 ) -> dict[str, float]:
-    """The share of test images that is classified correctly under PGD, at each eps: never below what is certified.
+    """Share of test images that is classified correctly under PGD, at each eps: never below what is certified.
 
     Only images that are classified correctly and not certified at eps are attacked: against the others PGD decides
     nothing. The result is kept in the run's `result.json` (`adv_acc`) with what the attack was.
@@ -108,17 +91,15 @@ def attack_run(
     known = run.result.get("adv_acc", {}) if run.result.get("attack") == attack else {}
     missing = [value for value in eps if str(value) not in known]
     if missing:
-        model, table = run.load_model(), run.radii
+        model, table, known = run.load_model(), run.radii, dict(known)
         x, y = to_float(data.test_x), data.test_y
-        found = dict(known)
         for value in missing:
             certified = (table.radius > 0) & (table.radius >= value * (1 - FLOAT32_ROUNDING))
-            open_ = (correct(table) & ~certified).to_numpy()
-            at = table["index"].to_numpy()[open_]
-            kept = adversarial_accuracy(model, x[at], y[at], value, **attack) * len(at) if len(at) else 0.0
-            found[str(value)] = (int(certified.sum()) + round(kept)) / len(table)
-        write_json(run.path / "result.json", read_json(run.path / "result.json") | {"adv_acc": found, "attack": attack})
-        known = found
+            undecided = (correct(table) & ~certified).to_numpy()
+            at = table["index"].to_numpy()[undecided]
+            share = adversarial_accuracy(model, x[at], y[at], value, steps=steps, restarts=restarts) if len(at) else 0.0
+            known[str(value)] = (int(certified.sum()) + round(share * len(at))) / len(table)
+        write_json(run.path / "result.json", read_json(run.path / "result.json") | {"adv_acc": known, "attack": attack})
     return {str(value): known[str(value)] for value in eps}
 
 
@@ -136,19 +117,18 @@ def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame
     Raises:
         ValueError: An eps at which certified accuracy was not measured.
     """
-    rows = []
+    rows, seconds = [], []
     for (method, kappa), group in runs.groupby(["method", "kappa"], sort=False):
         row = {"method": name_of(method), "kappa": f"{kappa:g}", **scores(group)}
         for value in eps:
-            row[f"cert. at {eps_text(value)}"] = spread([_at(certified, value) for certified in group.cert_acc])
+            row[f"cert. at {eps_text(value)}"] = spread([_certified_at(value, shares) for shares in group.cert_acc])
         attacked = [result for result in group.get("adv_acc", []) if isinstance(result, dict)]
         for value in eps:
             if len(attacked) == len(group) and all(str(value) in result for result in attacked):
                 row[f"PGD at {eps_text(value)}"] = spread([result[str(value)] for result in attacked])
-        row["s / epoch"] = epoch_seconds(group)
         rows.append(row)
-    table = pd.DataFrame(rows).fillna("–")
-    return table[[*(name for name in table if name != "s / epoch"), "s / epoch"]]
+        seconds.append(epoch_seconds(group))
+    return pd.DataFrame(rows).fillna("–").assign(**{"s / epoch": seconds})
 
 
 def scores(group: pd.DataFrame) -> dict[str, int | str]:
@@ -167,7 +147,7 @@ def spread(shares: Sequence[float]) -> str:
     return f"{values.mean():.2f} ± {values.std():.2f}" if len(values) > 1 else f"{values.iloc[0]:.2f}"
 
 
-def _at(certified: dict[float, float], eps: float) -> float:
+def _certified_at(eps: float, certified: Mapping[float, float]) -> float:
     if eps not in certified:
         raise ValueError(f"eps = {eps!r}: certified accuracy was measured at {', '.join(map(str, certified))}")
     return certified[eps]

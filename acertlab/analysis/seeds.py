@@ -1,4 +1,4 @@
-"""Mean and spread over seeds; scores at another eps_max."""
+"""Runs that differ in their seeds alone: their mean and spread, the best kappa, their scores at another eps_max."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from acertlab.data.run_table import load_histories
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import METHODS
+
+SETTING = ["dataset", "eps_max", "method", "kappa"]
+TRAINING = ("model", "width", "epochs", "batch_size", "train_eps_factor")  # what seeds have in common,
+MEASURED = ("verifier", "merged", "domain", "n", "split")  # and what they were measured by
 
 
 def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
@@ -24,9 +29,8 @@ def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: Runs that would be averaged differ in more than their seed, or a seed occurs twice.
     """
-    keys = ["dataset", "eps_max", "method", "kappa"]
-    _check_seeds(runs, keys)
-    scores = runs.groupby(keys)[["acc", "acr", "art"]]
+    _check_seeds(runs)
+    scores = runs.groupby(SETTING)[["acc", "acr", "art"]]
     table = scores.mean().join(scores.std().fillna(0.0).add_suffix("_std")).join(scores.size().rename("seeds"))
     table = table.reset_index()
     place = table.method.map({method: i for i, method in enumerate(METHODS)}).fillna(len(METHODS))
@@ -34,17 +38,56 @@ def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
     return table.assign(place=place).sort_values(by, ignore_index=True).drop(columns="place")
 
 
-def _check_seeds(runs: pd.DataFrame, keys: list[str]) -> None:
-    settings = ("model", "width", "epochs", "batch_size", "verifier", "merged", "domain", "n", "split",
-                "train_eps_factor")  # fmt: skip
-    for column in (name for name in settings if name in runs):
-        values = runs[column].astype(str).groupby([runs[key] for key in keys]).nunique()
+def _check_seeds(runs: pd.DataFrame) -> None:
+    for column in (name for name in (*TRAINING, *MEASURED) if name in runs):
+        values = runs[column].astype(str).groupby([runs[key] for key in SETTING]).nunique()
         if (values > 1).any():
-            which = ", ".join(f"{key} = {value}" for key, value in zip(keys, values.idxmax(), strict=True))
+            which = ", ".join(f"{key} = {value}" for key, value in zip(SETTING, values.idxmax(), strict=True))
             raise ValueError(f"runs: those with {which} differ in {column}, so that they are not seeds of one setting")
-    if (twice := runs.duplicated([*keys, "seed"])).any():
-        which = ", ".join(f"{key} = {runs[twice].iloc[0][key]}" for key in [*keys, "seed"])
+    if (twice := runs.duplicated([*SETTING, "seed"])).any():
+        which = ", ".join(f"{key} = {runs[twice].iloc[0][key]}" for key in [*SETTING, "seed"])
         raise ValueError(f"runs: there are two with {which}; keep one")
+
+
+def check_comparable(runs: pd.DataFrame, *columns: str) -> None:
+    """Refuse a table without runs, or with several values in one of these columns, by a ValueError."""
+    if runs.empty:
+        raise ValueError("runs: the table is empty; there is no finished run in it")
+    for column in columns:
+        if len(found := sorted(runs[column].astype(str).unique())) > 1:
+            raise ValueError(f"runs: several {column} ({', '.join(found)}); choose one, as runs[runs.{column} == ...]")
+
+
+def tuned_kappa(runs: pd.DataFrame, score: str, common_seeds: bool) -> float:
+    """The kappa with the highest mean score, the smallest among equals.
+
+    Args:
+        runs: One method's, a row a run or a setting.
+        score: "art", on the test images, or "val_art", on the validation images (`validation_art`).
+        common_seeds: Average over those seeds alone with which all kappas were trained, so that a kappa is not chosen
+            for its seeds; over all seeds where there are none in common.
+    """
+    if common_seeds:
+        common = set.intersection(*(set(seeds) for _, seeds in runs.groupby("kappa").seed))
+        runs = runs[runs.seed.isin(common)] if common else runs
+    return float(runs.groupby("kappa")[score].mean().idxmax())
+
+
+def validation_art(runs: pd.DataFrame) -> np.ndarray:
+    """(R,) the ART of each run's last epoch on its validation images; NaN where it has none."""
+    try:
+        histories = load_histories(runs, ["val_art"])
+    except ValueError:  # a run was written without them
+        return np.full(len(runs), np.nan)
+    return np.array([table.val_art.iloc[-1] if len(table) else np.nan for table in histories.values()], dtype=float)
+
+
+def check_eps_max(eps_max: float, cap: float) -> None:
+    """Refuse an eps_max up to which radii were not searched, by a ValueError."""
+    if not 0 < eps_max <= cap * (1 + metrics.FLOAT32_ROUNDING):
+        raise ValueError(
+            f"eps_max = {eps_max!r}: accepted is > 0 and <= {cap:g}, up to where these radii were searched"
+        )
 
 
 def rescore(runs: pd.DataFrame, radii: Mapping[str, np.ndarray], eps_max: float) -> pd.DataFrame:
@@ -63,13 +106,7 @@ def rescore(runs: pd.DataFrame, radii: Mapping[str, np.ndarray], eps_max: float)
     Raises:
         ValueError: eps_max is out of that range, or runs trained for several eps_max would look alike.
     """
-    if runs.eps_max.nunique() > 1:
-        trained = ", ".join(f"{eps:g}" for eps in sorted(runs.eps_max.unique()))
-        raise ValueError(f"runs: trained for several eps_max ({trained}); choose one, as runs[runs.eps_max == ...]")
-    cap = runs.radius_cap.min()
-    if not 0 < eps_max <= cap:
-        raise ValueError(
-            f"eps_max = {eps_max!r}: accepted is > 0 and <= {cap:g}, up to where these radii were searched"
-        )
-    acr = [float(metrics.acr(np.minimum(radii[path], eps_max), eps_max)) for path in runs.path]
-    return runs.assign(eps_max=float(eps_max), acr=acr, art=np.sqrt(runs.acc * acr))
+    check_comparable(runs, "eps_max")
+    check_eps_max(eps_max, runs.radius_cap.min())
+    acr = np.array([metrics.acr(radii[path], eps_max) for path in runs.path])
+    return runs.assign(eps_max=float(eps_max), acr=acr, art=metrics.art(runs.acc, acr))

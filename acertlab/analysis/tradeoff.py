@@ -10,7 +10,7 @@ from one point to the other. No network was trained there, and `Interpolation.no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from acertlab.analysis.seeds import mean_over_seeds
+from acertlab.analysis.seeds import check_comparable, check_eps_max, mean_over_seeds
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import name_of
 
@@ -166,7 +166,7 @@ def select_runs(runs: pd.DataFrame, dataset: str = "", trained_eps_max: float = 
 
 
 def pool_seeds(runs: pd.DataFrame, radii: Mapping[str, np.ndarray]) -> Tradeoff:
-    """The points of a table of runs: seeds pooled, radii sorted and summed.
+    """The tradeoff of a table of runs: seeds pooled, radii sorted and summed.
 
     Args:
         runs: A row a run, of one dataset and trained for one eps_max.
@@ -175,46 +175,38 @@ def pool_seeds(runs: pd.DataFrame, radii: Mapping[str, np.ndarray]) -> Tradeoff:
     Raises:
         ValueError: No run, several datasets or eps_max, or runs that are not seeds of one setting.
     """
-    if runs.empty:
-        raise ValueError("runs: there is no finished run to explore; train some first")
-    for column in ("dataset", "eps_max"):
-        if runs[column].nunique() > 1:
-            found = ", ".join(str(value) for value in sorted(runs[column].unique()))
-            raise ValueError(f"runs: several {column} ({found}); choose one, as runs[runs.{column} == ...]")
+    check_comparable(runs, "dataset", "eps_max")
     table = mean_over_seeds(runs)  # checks what may be pooled
     points = []
-    for row in table.itertuples():
-        seeds = runs[(runs.method == row.method) & (runs.kappa == row.kappa)].sort_values("seed")
-        ordered = tuple(np.sort(np.asarray(radii[path], dtype=float)) for path in seeds.path)
-        sums = tuple(np.concatenate([[0.0], np.cumsum(r)]) for r in ordered)
-        points.append(TradeoffPoint(row.method, float(row.kappa), tuple(map(int, seeds.seed)), tuple(seeds.path),
-                            seeds.acc.to_numpy(float), ordered, sums))  # fmt: skip
-    n = len(points[0].radii[0])
-    return Tradeoff(str(table.dataset[0]), float(table.eps_max[0]), float(runs.radius_cap.min()), n, tuple(points))
+    for method, kappa in zip(table.method, table.kappa, strict=True):
+        seeds = runs[(runs.method == method) & (runs.kappa == kappa)].sort_values("seed")
+        paths, acc = tuple(seeds.path), seeds.acc.to_numpy(float)
+        ordered = tuple(np.sort(np.asarray(radii[path], dtype=float)) for path in paths)
+        sums = tuple(np.concatenate([[0.0], np.cumsum(of_run)]) for of_run in ordered)
+        points.append(TradeoffPoint(method, float(kappa), tuple(map(int, seeds.seed)), paths, acc, ordered, sums))
+    cap, n = float(runs.radius_cap.min()), len(points[0].radii[0])
+    return Tradeoff(str(table.dataset[0]), float(table.eps_max[0]), cap, n, tuple(points))
 
 
-def means(points: Tradeoff, eps_max: float) -> pd.DataFrame:
-    """`metrics.mean_over_seeds(rescore(runs, radii, eps_max))`, from what is summed up already.
+def means(tradeoff: Tradeoff, eps_max: float) -> pd.DataFrame:
+    """`mean_over_seeds(rescore(runs, radii, eps_max))`, from what is summed up already.
 
     Raises:
         ValueError: eps_max is not in (0, cap].
     """
-    scores = _scores(points, eps_max)
-    columns: dict[str, Any] = {"method": [p.method for p in points.points], "kappa": [p.kappa for p in points.points]}
+    columns: dict[str, Any] = {"dataset": tradeoff.dataset, "eps_max": float(eps_max)}
+    columns |= {name: [getattr(point, name) for point in tradeoff.points] for name in ("method", "kappa")}
+    scores = _scores(tradeoff, eps_max)
     columns |= dict(zip(("acc", "acr", "art", "acc_std", "acr_std", "art_std"), scores, strict=True))
-    seeds = [len(p.seeds) for p in points.points]
-    return pd.DataFrame({"dataset": points.dataset, "eps_max": float(eps_max), **columns, "seeds": seeds})
+    return pd.DataFrame(columns | {"seeds": [len(point.seeds) for point in tradeoff.points]})
 
 
 @lru_cache(maxsize=32)  # one movement asks several times
-def _scores(points: Tradeoff, eps_max: float) -> np.ndarray:
+def _scores(tradeoff: Tradeoff, eps_max: float) -> np.ndarray:
     """(6, P) means of acc, acr and art over the seeds, then their standard deviations (0 for one seed)."""
-    if not 0 < eps_max <= points.cap:
-        raise ValueError(
-            f"eps_max = {eps_max!r}: accepted is > 0 and <= {points.cap:g}, up to where these radii were searched"
-        )
+    check_eps_max(eps_max, tradeoff.cap)
     columns = []
-    for point in points.points:
+    for point in tradeoff.points:
         acr = point.acr(eps_max)
         scores = np.stack([point.acc, acr, metrics.art(point.acc, acr)])  # (3, S)
         spread = scores.std(axis=1, ddof=1) if len(acr) > 1 else np.zeros(3)
@@ -222,44 +214,51 @@ def _scores(points: Tradeoff, eps_max: float) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def at_kappa(points: Tradeoff, method: str, kappa: float) -> Interpolation:
-    """One method at any kappa: trained there, between its two neighbours, or at the nearest end of what was trained."""
-    of = points.of(method)
-    trained = np.array([point.kappa for point in of])
-    k = int(np.searchsorted(trained, kappa))
-    if (exact := np.flatnonzero(np.abs(trained - kappa) < SAME)).size:
-        return Interpolation(of[exact[0]], of[exact[0]], 0.0, "trained")
-    if k in (0, len(of)):
-        end = of[min(k, len(of) - 1)]
-        return Interpolation(end, end, 0.0, f"trained no further: kappa = {end.kappa:g} is the nearest")
-    low, high = of[k - 1], of[k]
-    return Interpolation(low, high, float((kappa - low.kappa) / (high.kappa - low.kappa)), _between(low, high))
-
-
 @lru_cache(maxsize=32)
-def front(points: Tradeoff, method: str, eps_max: float) -> tuple[TradeoffPoint, ...]:
+def front(tradeoff: Tradeoff, method: str, eps_max: float) -> tuple[TradeoffPoint, ...]:
     """The points of one method that no other of its points dominates in (acc, acr), by rising accuracy."""
-    places = [i for i, point in enumerate(points.points) if point.method == method]
-    if not places:
-        points.of(method)  # says what there is
-    acc, acr = _scores(points, eps_max)[:2, places]
-    table = metrics.pareto_front(pd.DataFrame({"acc": acc, "acr": acr}))
-    return tuple(points.points[places[i]] for i in table.index)
+    of = tradeoff.of(method)
+    acc, acr = _scores(tradeoff, eps_max)[:2, [point.method == method for point in tradeoff.points]]
+    return tuple(of[place] for place in metrics.front_places(acc, acr))
 
 
-def at_accuracy(points: Tradeoff, method: str, accuracy: float, eps_max: float) -> Interpolation | None:
+def at_kappa(tradeoff: Tradeoff, method: str, kappa: float) -> Interpolation:
+    """One method at any kappa: trained there, between its two neighbours, or at the nearest end of what was trained."""
+    of = tradeoff.of(method)
+    if found := _interpolation(of, np.array([point.kappa for point in of]), kappa):
+        return found
+    end = of[0] if kappa < of[0].kappa else of[-1]
+    return Interpolation(end, end, 0.0, f"trained no further: kappa = {end.kappa:g} is the nearest")
+
+
+def at_accuracy(tradeoff: Tradeoff, method: str, accuracy: float, eps_max: float) -> Interpolation | None:
     """The place of one method's front that has a given accuracy; None where its front has no such place."""
-    of = front(points, method, eps_max)
-    acc = np.array([point.acc.mean() for point in of])
-    k = int(np.searchsorted(acc, accuracy))
-    if (exact := np.flatnonzero(np.abs(acc - accuracy) < SAME)).size:
-        return Interpolation(of[exact[0]], of[exact[0]], 0.0, "trained")
-    if k in (0, len(of)):
+    of = front(tradeoff, method, eps_max)
+    return _interpolation(of, np.array([point.acc.mean() for point in of]), accuracy)
+
+
+def _interpolation(points: Sequence[TradeoffPoint], places: np.ndarray, place: float) -> Interpolation | None:
+    """The place among points whose places rise; None before the first and behind the last."""
+    if (same := np.flatnonzero(np.abs(places - place) < SAME)).size:
+        return Interpolation(points[same[0]], points[same[0]], 0.0, "trained")
+    k = int(np.searchsorted(places, place))
+    if k in (0, len(points)):
         return None
-    low, high = of[k - 1], of[k]
-    return Interpolation(low, high, float((accuracy - acc[k - 1]) / (acc[k] - acc[k - 1])), _between(low, high))
-
-
-def _between(low: TradeoffPoint, high: TradeoffPoint) -> str:
+    low, high = points[k - 1 : k + 1]
     first, second = sorted((low.kappa, high.kappa))
-    return f"interpolated between kappa = {first:g} and {second:g}"
+    weight = float((place - places[k - 1]) / (places[k] - places[k - 1]))
+    return Interpolation(low, high, weight, f"interpolated between kappa = {first:g} and {second:g}")
+
+
+def front_acr(acc: np.ndarray, acr: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
+    """The best ACR at an accuracy of at least these, by interpolation along the front of some networks.
+
+    Args:
+        acc, acr: (K,) of the networks.
+        accuracy: (G,) where to read it off.
+
+    Returns:
+        (G,); below the front's lowest accuracy the ACR there, NaN above its highest.
+    """
+    places = metrics.front_places(acc, acr)
+    return np.interp(accuracy, acc[places], acr[places], right=np.nan)

@@ -31,6 +31,7 @@ import papermill
 import yaml
 
 import acertlab
+from acertlab._text import short
 from acertlab.sweep.job import Job
 
 RESERVED = ("grid", "notebook", "out")
@@ -105,7 +106,7 @@ def is_training(parameters: Mapping[str, Any]) -> bool:
 def describe(parameters: Mapping[str, Any], names: tuple[str, ...]) -> str:
     """Some parameters of a job in a line: `acert kappa=0.5 seed=1`."""
     values = {name: parameters[name] for name in names if name in parameters}
-    return " ".join(str(v) if isinstance(v, str) and v else f"{k}={_short(v)}" for k, v in values.items())
+    return " ".join(str(v) if isinstance(v, str) and v else f"{k}={short(v)}" for k, v in values.items())
 
 
 # ---- from the file to grids
@@ -220,8 +221,4 @@ def _sweep(out: Path, notebook: Path, given: list[dict[str, Any]]) -> Sweep:
 
 
 def _label(name: str, value: Any) -> str:
-    return Path(value).name if isinstance(value, str) and value else f"{name}{_short(value)}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return Path(value).name if isinstance(value, str) and value else f"{name}{short(value)}"

@@ -62,7 +62,7 @@ class Duration:
         for phase, name in (("clean", "clean"), ("ramp", "on the ramp"), ("after", "after it")):
             if count := self.epochs[phase]:
                 epochs = f"{count} epoch{'s' if count > 1 else ''} {name}"
-                parts.append(f"{epochs} of {self.steps} steps at {_short(self.step[phase])}")
+                parts.append(f"{epochs} of {self.steps} steps at {seconds_text(self.step[phase])}")
         parts += [f"validation {seconds_text(self.validation)} an epoch", f"test {seconds_text(self.test)}"]
         return f"about {seconds_text(self.total)}: {', '.join(parts)}"
 
@@ -197,10 +197,6 @@ def _seconds(call: Callable[[], object], device: torch.device, clock: Callable[[
     return clock() - start
 
 
-def _short(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
-
-
 def _wait(device: torch.device) -> None:
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
@@ -230,7 +226,7 @@ def estimate_sentence(dataset: str, method: str, budget: str, steps: int) -> str
     device, found = config.torch_device(), estimate(config, data, steps)
     network = f"{config.model} of width {config.width}, batch {config.batch_size}"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    phases = ", ".join(f"{_short(seconds)} {phase}" for phase, seconds in found.step.items())
+    phases = ", ".join(f"{seconds_text(seconds)} {phase}" for phase, seconds in found.step.items())
     return (
         f"{dataset}, {method}, {network}, {device}{threads}: a step takes {phases}; an epoch of "
         f"{found.steps} steps after the ramp {seconds_text(found.steps * found.step['after'])}; peak memory "

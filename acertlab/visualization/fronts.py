@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
-from acertlab.analysis.seeds import mean_over_seeds
+from acertlab.analysis.seeds import check_comparable, mean_over_seeds
 from acertlab.radius import metrics
 from acertlab.visualization.style import BLACK, GREY, PURPLE, base_layout, method_style
 
@@ -35,12 +35,7 @@ def tradeoff(
     Raises:
         ValueError: No runs, or runs of several datasets or eps_max: ACR (Eq. 12) is relative to eps_max.
     """
-    if runs.empty:
-        raise ValueError("runs: the table is empty; there is nothing to show")
-    for column in ("dataset", "eps_max"):
-        found = sorted(set(runs[column]))
-        if len(found) > 1:
-            raise ValueError(f"runs: several {column} in one picture ({', '.join(map(str, found))}); choose one")
+    check_comparable(runs, "dataset", "eps_max")
     table = mean_over_seeds(runs)
     chosen = table[np.isclose(table.kappa, kappa)] if kappa is not None else table[:0]
     return tradeoff_of_means(table, kappa=kappa, circled=np.asarray(chosen[["acc", "acr"]]), span=span)

@@ -1,4 +1,4 @@
-"""Fronts seed by seed: ratios at equal accuracy by hand, over several dials; clear errors."""
+"""Fronts seed by seed: ratios at equal accuracy by hand, over several settings; clear errors."""
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ def test_the_ratio_is_each_seeds_own() -> None:
     assert np.allclose(found.other_acr, 1 - found.accuracy) and np.allclose(found.acr, 1.2 * (1 - found.accuracy))
 
 
-def test_another_dial_adds_points_to_the_front() -> None:
+def test_another_setting_adds_points_to_the_front() -> None:
     runs = runs_of({0: 1.0, 1: 1.0}).assign(train_eps_factor=np.nan)  # runs that know nothing of it have 1
     better = runs[(runs.method == "acert") & (runs.kappa == 0.5)].assign(train_eps_factor=0.5)
     found = equal_accuracy.ratios_by_seed(pd.concat([runs, better.assign(acr=2 * better.acr)]))
@@ -48,12 +48,12 @@ def test_only_what_all_seeds_reach() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda runs: runs.assign(dataset=["mnist", *runs.dataset[1:]]), "of several dataset"),
+        (lambda runs: runs.assign(dataset=["mnist", *runs.dataset[1:]]), r"several dataset \(digits, mnist\); choose"),
         (lambda runs: runs[runs.method == "acert"], "both must be among acert; got 'acert', 'fast-ibp'"),
         (lambda runs: runs[(runs.seed == 0) | (runs.method == "acert")], r"got \[0, 1\] and \[0\]"),
         (lambda runs: runs[runs.seed == 0], "at least two seeds"),
     ],
-)  # fmt: skip
+)
 def test_one_clear_error(change, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         equal_accuracy.ratios_by_seed(change(runs_of({0: 1.0, 1: 1.1})))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from acertlab._text import eps_text
 from acertlab.analysis import method_table
-from acertlab.analysis.bootstrap import ConfidenceInterval, draw, resampled_scores
+from acertlab.analysis.bootstrap import ConfidenceInterval, Samples, Scores, draw, resampled_scores
 from acertlab.analysis.fronts import Curve, analyse, compare, simultaneous_half_width, tuned
 from acertlab.data.run_table import load_runs
 from acertlab.radius import metrics
@@ -20,11 +20,10 @@ POINTS = st.lists(st.tuples(PLACES, PLACES), min_size=1, max_size=8)
 FIRST, BETTER = {"fast-ibp": 1.0}, {"fast-ibp": 1.0, "acert": 1.3}
 
 
-def analysed(radii: dict, **options: int):
+def analysed(radii: dict) -> tuple[Samples, Scores]:
     """`analyse`, but for the folders."""
-    samples, drawn = in_memory(radii), draw(in_memory(radii), 200, **options)
-    scores = resampled_scores(samples, drawn, EPS_MAX)
-    return samples, drawn, scores
+    samples = in_memory(radii)
+    return samples, resampled_scores(samples, draw(samples, 200), EPS_MAX)
 
 
 def shifted(radii: dict, method: str, *, wrong: float = 0.0, factor: float = 1.0) -> dict:
@@ -68,7 +67,7 @@ class TestCurve:
 
     def test_a_coin_between_two_networks_attains_the_segment(self) -> None:
         """The argument for interpolating: choose one of two neighbouring networks for every image at random."""
-        samples, _, scores = analysed(synthetic_radii(FIRST, seeds=1, n=4000))
+        samples, scores = analysed(synthetic_radii(FIRST, seeds=1, n=4000))
         curve, coin = Curve.of(samples, scores, "fast-ibp"), np.random.default_rng(0).random(4000) < 0.3
         one, other = curve.front[:2]
         accuracy = np.where(coin, samples.correct[one], samples.correct[other]).mean()
@@ -91,7 +90,7 @@ class TestCompare:
     def test_a_front_above_another_by_a_known_factor(self) -> None:
         """Radii times 1.3, below the cap, at equal accuracies: x1.30 everywhere, exactly."""
         radii = {cell: np.minimum(r, 0.15) for cell, r in synthetic_radii(FIRST, n=400).items()}
-        samples, _, scores = analysed(shifted(radii, "acert", factor=1.3))
+        samples, scores = analysed(shifted(radii, "acert", factor=1.3))
         found = compare(samples, scores, "acert", "fast-ibp")
         assert found.verdict == "leads" and found.trails == () and len(found.leads) == 1
         assert found.leads[0] == found.compared
@@ -112,13 +111,13 @@ class TestCompare:
         names = {0: "fast-ibp", 1: "acert"}
         alternating = {(names[i % 2], kappa, k): radii["fast-ibp", kappa, k]
                        for i, kappa in enumerate(np.linspace(0, 0.9, 10)) for k in range(3)}  # fmt: skip
-        samples, _, scores = analysed(alternating)
+        samples, scores = analysed(alternating)
         found = compare(samples, scores, "acert", "fast-ibp")
         assert abs(found.at.ratio.estimate - 1) < 0.05
         assert found.compared[0] < found.at.accuracy < found.compared[1]
 
     def test_the_same_twice_is_undecided(self) -> None:
-        samples, _, scores = analysed(shifted(synthetic_radii(FIRST), "acert"))
+        samples, scores = analysed(shifted(synthetic_radii(FIRST), "acert"))
         found = compare(samples, scores, "acert", "fast-ibp")
         assert found.verdict == "undecided" and (found.leads, found.trails) == ((), ())
         assert found.sentence.startswith("Neither front dominates: at accuracies")
@@ -129,7 +128,7 @@ class TestCompare:
         radii = synthetic_radii(FIRST, n=2000, noise=0.001)
         for (_, kappa, seed), radius in list(radii.items()):
             radii["acert", kappa, seed] = np.minimum(radius * {0.0: 0.94, 0.5: 1.0, 0.9: 1.4}[kappa], 0.25)
-        samples, _, scores = analysed(radii)
+        samples, scores = analysed(radii)
         found = compare(samples, scores, "acert", "fast-ibp")
         assert found.verdict == "each leads somewhere"
         assert found.trails[0][1] < found.leads[0][0]
@@ -140,11 +139,11 @@ class TestCompare:
         """Half of the correct images wrong: less accuracy. Where the radii are larger there, neither dominates."""
         radii = synthetic_radii(FIRST, kappas=(0.0, 0.1), n=1000, noise=0.001)
         worse = analysed(shifted(radii, "acert", wrong=0.2))
-        found = compare(worse[0], worse[2], "acert", "fast-ibp")
+        found = compare(*worse, "acert", "fast-ibp")
         assert found.compared is None and found.at is None and found.verdict == "trails" and found.worse == 1
         assert "FastIBP's front dominates ACERT's: in 100 % of the resamples" in found.sentence
         larger = analysed(shifted(radii, "acert", wrong=0.2, factor=4.0))
-        found = compare(larger[0], larger[2], "acert", "fast-ibp")
+        found = compare(*larger, "acert", "fast-ibp")
         assert found.verdict == "no common accuracy" and (found.better, found.worse) == (0, 0)
         assert "do not overlap, so that there is no equal accuracy" in found.sentence
 
@@ -152,21 +151,19 @@ class TestCompare:
         radii = synthetic_radii(FIRST, n=1000)
         for seed in range(3):
             radii["acert", 0.5, seed] = np.minimum(1.5 * radii["fast-ibp", 0.5, seed], 0.25)
-        samples, _, scores = analysed(radii)
+        samples, scores = analysed(radii)
         found = compare(samples, scores, "acert", "fast-ibp")
         assert found.compared == (found.at.accuracy,) * 2 == found.reach
         assert found.verdict == "leads" and found.at.ratio.estimate > 1.2
         assert "elsewhere" not in found.sentence
 
     def test_one_seed_says_what_its_interval_covers(self) -> None:
-        samples, drawn, scores = analysed(synthetic_radii(BETTER, seeds=1))
+        samples, scores = analysed(synthetic_radii(BETTER, seeds=1))
         assert compare(samples, scores, "acert", "fast-ibp").at.covers == "test images only"
-        assert (
-            "One seed: the intervals cover the choice of test images only" in tuned(samples, drawn, scores)[0].sentence
-        )
+        assert "One seed: the intervals cover the choice of test images only" in tuned(samples, scores)[0].sentence
 
     def test_an_unknown_method(self) -> None:
-        samples, _, scores = analysed(synthetic_radii(BETTER, n=50))
+        samples, scores = analysed(synthetic_radii(BETTER, n=50))
         with pytest.raises(ValueError, match="method: there is no run of 'sabr'; there are fast-ibp, acert"):
             compare(samples, scores, "acert", "sabr")
 

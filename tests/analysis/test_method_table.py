@@ -61,7 +61,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     runs = al.load_runs(write_sweep(tmp_path / "a", radii))
     with pytest.raises(ValueError, match=r"acert.* was not validated"):
         table.chosen_runs(runs)
-    with pytest.raises(ValueError, match="one dataset and one eps_max"):
+    with pytest.raises(ValueError, match=r"several dataset \(digits, mnist\); choose one"):
         table.chosen_runs(runs.assign(dataset=["digits", "mnist", "mnist"]))
     runs = al.load_runs(write_sweep(tmp_path / "b", radii, dict.fromkeys(radii, 0.5)))
     with pytest.raises(ValueError, match="eps = 0.123: certified accuracy was measured at"):

@@ -31,5 +31,5 @@ class TestRescore:
             rescore(runs, load_radii(runs), eps_max)
 
     def test_runs_trained_for_several_eps_max(self, runs):
-        with pytest.raises(ValueError, match=r"trained for several eps_max \(0\.1, 0\.2\)"):
+        with pytest.raises(ValueError, match=r"runs: several eps_max \(0\.1, 0\.2\); choose one"):
             rescore(runs.assign(eps_max=[0.1, 0.2, 0.2, 0.2]), load_radii(runs), 0.1)

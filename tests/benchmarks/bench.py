@@ -14,9 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from acertlab._text import markdown
 from acertlab.data.datasets import DEFAULT_ROOT, ImageData, load_dataset, to_float
 from acertlab.data.files import write_json, written_aside
 from acertlab.data.run import runs_folder
@@ -167,10 +169,9 @@ def tables(figures: Sequence[Figure]) -> str:
     for table in dict.fromkeys(figure.table for figure in figures):
         held = {(f.row, f.column): f for f in figures if f.table == table}
         columns = list(dict.fromkeys(column for _, column in held))
-        lines = [[table, *columns], ["---"] * (1 + len(columns))]
-        for row in dict.fromkeys(row for row, _ in held):
-            lines.append([row, *(_shown(held.get((row, column))) for column in columns)])
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        rows = dict.fromkeys(row for row, _ in held)
+        lines = [[row, *(_shown(held.get((row, column))) for column in columns)] for row in rows]
+        parts.append(markdown(pd.DataFrame(lines, columns=[table, *columns])))
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from acertlab._text import markdown
 from acertlab.data.datasets import ImageData
 from acertlab.training.config import TrainConfig
 from acertlab.training.loop.state import State, initial_state
@@ -137,9 +138,7 @@ def main() -> int:
         found["measured / at least"] = found["measured, ms"] / found["at least, ms"]
         print(torch.cuda.get_device_name())
     print(f"A training step on {asked.dataset}, CNN7 of width 64, batch {batch}, on an H100 in float32:\n")
-    rows = [["step", *found.columns], ["---"] * (1 + found.shape[1])]
-    rows += [[name, *(f"{value:.3g}" for value in row)] for name, row in found.iterrows()]
-    print("\n".join("| " + " | ".join(row) + " |" for row in rows))
+    print(markdown(found.map("{:.3g}".format).rename_axis("step").reset_index()))
     return 0
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from acertlab._text import printed_eps
+from acertlab._text import printed_eps, short
 from acertlab.data.datasets import ImageData
 from acertlab.data.run import Run
 from acertlab.radius import metrics
@@ -204,7 +204,7 @@ def shortfalls(config: TrainConfig, data: ImageData, variant: str = "") -> list[
     wanted = configuration(config.dataset, config.method, config.kappa, variant=variant)
     free = ("seed", "device", "protocol", "eval_batch", "radius_cap", "eval_xtol", "eval_rtol")
     names = [field.name for field in fields(config) if field.name not in free]
-    other = [f"{name} {_short(getattr(config, name))} instead of {_short(getattr(wanted, name))}" for name in names
+    other = [f"{name} {short(getattr(config, name))} instead of {short(getattr(wanted, name))}" for name in names
              if getattr(config, name) != getattr(wanted, name)]  # fmt: skip
     if other:
         found.append("its settings are not those of the budget paper (" + ", ".join(other) + ")")
@@ -292,7 +292,3 @@ def _certified(run: Run, eps: float) -> float:
     if eps > run.result["radius_cap"]:
         return math.nan
     return 100 * float(metrics.certified_accuracy(run.radii.radius.to_numpy(float), np.array([eps]))[0])
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
