@@ -4,7 +4,7 @@ READY := .venv/.ready
 # one thread a process: two-threaded torch slows down many-fold where another process runs
 TEST_ENV := OMP_NUM_THREADS=1 PYDEVD_DISABLE_FILE_VALIDATION=1
 
-.PHONY: help demo test bench bench-quick lab clean
+.PHONY: help demo test test-fast bench bench-quick lab clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -17,6 +17,12 @@ test: $(READY)  ## lint, unit and property tests, and every notebook (under 15 m
 	$(BIN)/ruff format --check .
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal tests
 	ACERTLAB_RUNS=$$(mktemp -d) $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
+
+test-fast: $(READY)  ## after an edit: lint, layout and what needs neither training nor notebooks (under a minute)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal -m fast tests
 
 bench: $(READY)  ## what bounds, search and training cost beside other tools (20 to 25 minutes, then as a table)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench
@@ -34,6 +40,6 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python >= 3.11 is needed, this is %d.%d; try: make PYTHON=python3.12 ..." % v[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	@# without its dependencies: it declares torch < 1.13, but runs on today's (see acertlab/lirpa.py)
+	@# without its dependencies: it declares torch < 1.13, but runs on today's (see acertlab/bounds/crown/auto_lirpa_compat.py)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps auto_LiRPA==0.3
 	@touch $@

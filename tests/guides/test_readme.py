@@ -9,7 +9,9 @@ import torch
 import acertlab as al
 from acertlab.data.run import PACKED, SHIPPED
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "data/results/README.md", ROOT / "data/trials/README.md", ROOT / "tests/benchmarks/README.md"]
 
 
 def test_the_examples_run_and_certify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +49,21 @@ def test_the_analysis_of_the_shipped_runs(monkeypatch: pytest.MonkeyPatch, capsy
     assert "%" in capsys.readouterr().out
 
 
-def test_both_commands_and_every_module_are_named() -> None:
+def test_both_commands_are_named_and_it_is_a_front_page() -> None:
     assert "make demo" in README and "make test" in README
-    for path in (Path(__file__).parents[2] / "acertlab").glob("[a-z]*.py"):
-        assert path.name in README, path.name
+    assert len(README.splitlines()) <= 160 and len(README.encode()) <= 9500
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in PAGES)])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_the_snippets_beside_the_data_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(block, {"al": al})
