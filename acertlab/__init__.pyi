@@ -68,10 +68,10 @@ from acertlab.radius.metrics import (
     pareto_front as pareto_front,
 )
 from acertlab.radius.rootfind.bisection import bisect as bisect
+from acertlab.radius.rootfind.bracketed import RootResult as RootResult
+from acertlab.radius.rootfind.bracketed import RootStatus as RootStatus
 from acertlab.radius.rootfind.brent import brentq as brentq
 from acertlab.radius.rootfind.chandrupatla import chandrupatla as chandrupatla
-from acertlab.radius.rootfind.iterate import RootResult as RootResult
-from acertlab.radius.rootfind.iterate import RootStatus as RootStatus
 from acertlab.radius.search import RadiusResult as RadiusResult
 from acertlab.radius.search import RadiusStatus as RadiusStatus
 from acertlab.training.config import TrainConfig as TrainConfig

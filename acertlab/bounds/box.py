@@ -70,16 +70,19 @@ def check_input(x: Tensor, domain: Domain) -> None:
     low, high = x.detach().aminmax() if x.numel() else (x.new_zeros(()), x.new_zeros(()))  # no copy: x may be large
     if not (low.isfinite() and high.isfinite()):
         raise ValueError(f"x: holds {int((~torch.isfinite(x)).sum())} NaN or infinite values; all must be finite")
-    if domain is None:
-        return
-    pair = isinstance(domain, (tuple, list)) and len(domain) == 2 and all(isinstance(end, Real) for end in domain)
-    if not pair or not domain[0] < domain[1]:
-        raise ValueError(f"domain: {domain!r} is not (low, high) with low < high, nor None")
-    if x.numel() and (low < domain[0] or high > domain[1]):
+    check_domain(domain)
+    if domain is not None and x.numel() and (low < domain[0] or high > domain[1]):
         raise ValueError(
             f"x: values from {low:.4g} to {high:.4g} lie outside the domain {tuple(domain)}; give pixels in "
             "that range (normalisation belongs into the model, see acertlab.models.Normalize), or another domain"
         )
+
+
+def check_domain(domain: Domain) -> None:
+    """Refuses what is neither None nor two numbers in order."""
+    pair = isinstance(domain, (tuple, list)) and len(domain) == 2 and all(isinstance(end, Real) for end in domain)
+    if domain is not None and not (pair and domain[0] < domain[1]):
+        raise ValueError(f"domain: {domain!r} is not (low, high) with low < high, nor None")
 
 
 def check_eps(eps: float | Tensor, x: Tensor) -> float | Tensor:

@@ -9,6 +9,7 @@ Source: Madry et al. 2018 (PGD); Gowal et al. 2019, "An Alternative Surrogate Lo
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,8 @@ from acertlab.bounds.box import Domain, ball, check_eps
 from acertlab.bounds.checks import check_samples, full_precision
 from acertlab.bounds.margin import clean_logits, clean_margin
 from acertlab.radius.batching import in_chunks
-from acertlab.radius.certified import check_eps_max
 from acertlab.radius.rootfind.brent import brentq
+from acertlab.radius.search import check_eps_max
 
 ANY_CLASS = -1  # a target that stands for whichever class is closest
 LAST_STEP = 0.05  # the last step of an ascent, relative to its first
@@ -108,28 +109,33 @@ def adversarial_accuracy(
     y: Tensor,
     eps: float,
     *,
+    steps: int = 40,
+    restarts: int = 3,
+    step_size: float = 1.0,
+    domain: Domain = (0.0, 1.0),
+    seed: int = 0,
     batch_size: int = 256,
     progress: bool = False,
-    **settings: object,
 ) -> float:
     """Share of samples still classified correctly under `pgd` at eps; pooled. An upper bound of the robust accuracy.
 
     Args:
         model, x, y, eps: as in `pgd`; at least one sample. A tie or NaN is a mistake, as in `acertlab.accuracy`.
+        steps, restarts, step_size, domain, seed: as in `pgd`.
         batch_size: samples attacked at once.
         progress: show a progress bar over the samples.
-        settings: ``steps, restarts, step_size, domain, seed`` of `pgd`.
     """
     check_budget(batch_size=batch_size)
-    check_samples(model, x, y, settings.get("domain", (0.0, 1.0)))
-    eps = torch.as_tensor(check_eps(eps, x), dtype=x.dtype, device=x.device).expand(len(x))
+    check_samples(model, x, y, domain)
+    radius = torch.as_tensor(check_eps(eps, x), dtype=x.dtype, device=x.device).expand(len(x))
     if not len(x):
         raise ValueError("x: holds no samples, of which a share could be taken")
+    attack = partial(pgd, model, steps=steps, restarts=restarts, step_size=step_size, domain=domain, seed=seed)
 
-    def attack(part: slice) -> int:
-        return int((pgd(model, x[part], y[part], eps[part], **settings)[1] < 0).sum())
+    def survivors(part: slice) -> int:
+        return int((attack(x[part], y[part], radius[part])[1] < 0).sum())
 
-    return sum(in_chunks(attack, len(x), batch_size, desc="attacks", progress=progress)) / len(x)
+    return sum(in_chunks(survivors, len(x), batch_size, desc="attacks", progress=progress)) / len(x)
 
 
 def attacked_radius(
@@ -334,8 +340,8 @@ def _inner_ball(x: Tensor, eps: Tensor, domain: Domain) -> tuple[Tensor, Tensor]
     """Ends of the ball cut to the domain; one that rounding put further away than eps moves a unit back towards x."""
     box = ball(x, eps, domain)
     limit = eps.view(-1, *[1] * (x.dim() - 1))
-    ends = (torch.where(_difference(end, x) > limit, end.nextafter(x), end) for end in (box.lower, box.upper))
-    return tuple(ends)
+    lower, upper = (torch.where(_difference(end, x) > limit, end.nextafter(x), end) for end in (box.lower, box.upper))
+    return lower, upper
 
 
 def distance(point: Tensor, x: Tensor) -> Tensor:
@@ -349,8 +355,8 @@ def _difference(a: Tensor, b: Tensor) -> Tensor:
     difference = a - b
     minus_b = difference - a
     lost = (a - (difference - minus_b)) - (b + minus_b)
-    size = torch.where(lost * difference.sign() > 0, difference.abs().nextafter(torch.full_like(a, torch.inf)),
-                       difference.abs())  # fmt: skip
+    size = difference.abs()
+    size = torch.where(lost * difference.sign() > 0, size.nextafter(torch.full_like(a, torch.inf)), size)
     return rounded(size, dtype, torch.inf)
 
 

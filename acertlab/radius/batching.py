@@ -1,6 +1,7 @@
 """Any number of samples in bounded memory."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -8,12 +9,34 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm.auto import tqdm
 
-from acertlab.bounds.box import Domain
 from acertlab.bounds.checks import out_of_memory
 from acertlab.bounds.ibp import Network
-from acertlab.bounds.margin import Sound, margin_at
+from acertlab.bounds.margin import margin_at
+from acertlab.radius.search import SearchSettings, check_whole
 
 Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How a call works through its samples.
+
+    Attributes:
+        size: samples at once; None: as many as fit into ``memory``.
+        memory: bytes of activations, roughly.
+        progress: show a progress bar.
+    """
+
+    size: int | None = None
+    memory: int = 2**29
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        check_whole("batch_size", 1 if self.size is None else self.size)
+        check_whole("memory", self.memory)
+
+
+ALL_THAT_FIT = Chunks()
 
 
 def in_chunks(work: Callable[[slice], Part], n: int, size: int, *, desc: str, progress: bool) -> list[Part]:
@@ -70,17 +93,18 @@ class _TensorSizes(TorchDispatchMode):
         return out
 
 
-def _chunk_size(
-    model: nn.Module, network: Network, x: Tensor, y: Tensor, eps_max: float, domain: Domain, sound: Sound, memory: int
+def chunk_size(
+    model: nn.Module, network: Network, x: Tensor, y: Tensor, eps_max: float, settings: SearchSettings, memory: int
 ) -> int:
     """How many samples keep activations, about eight tensors of the largest size, in ``memory``.
 
-    Those of the clean pass count as well: `acertlab.bounds.ibp.IntervalNetwork` may take a batch in parts.
+    Those of the clean pass count as well: a prepared network may take a batch in parts.
     """
 
     def passes(rows: int) -> None:
         first = torch.zeros(rows, dtype=torch.long, device=x.device)
         model(x[first])
-        margin_at(network, x[first].double() if sound else x[first], y[first], eps_max, domain=domain)
+        inputs = x[first].double() if settings.sound else x[first]
+        margin_at(network, inputs, y[first], eps_max, domain=settings.domain)
 
     return max(1, memory // (8 * max(1, largest_growth(passes, network.tile)))) if len(x) else 1

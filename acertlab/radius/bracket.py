@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from acertlab.bounds.box import Domain
 from acertlab.bounds.margin import Sound
 from acertlab.radius.attack import AttackResult, attacked_radius, check_budget, distance, pgd, rounded
-from acertlab.radius.batching import in_chunks
-from acertlab.radius.certified import certified_radius
-from acertlab.radius.search import RadiusResult
+from acertlab.radius.batching import Chunks, in_chunks
+from acertlab.radius.certified import find_radii
+from acertlab.radius.search import RadiusResult, SearchSettings
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def radius_bracket(
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
     """
     check_budget(steps=steps, restarts=restarts, seed=seed, batch_size=batch_size)
-    proof = {"bound": bound, "merged": merged, "sound": sound, "domain": domain, "progress": progress}
+    settings = SearchSettings(bound, merged, domain, sound)
     effort = {"steps": steps, "restarts": restarts, "seed": seed, "domain": domain}
-    certificate = certified_radius(model, x, y, eps_max, **proof)
+    certificate = find_radii(model, x, y, eps_max, settings, chunks=Chunks(progress=progress))
     attack = attacked_radius(model, x, y, eps_max, batch_size=batch_size, progress=progress, **effort)
     rows = (certificate.radius > 0).nonzero().squeeze(1)
 

@@ -1,4 +1,4 @@
-"""A whole data set's certificate: `certify` works through a loader and gives a `Report`; killed, it goes on.
+"""Certificates of a whole data set: `certify` works through a loader and gives a `Report`; killed, it goes on.
 
 A run's folder holds `certify.json` (the settings and the network's fingerprint) and, for every finished batch,
 `batch-<position>-<sha256 of its samples>.parquet`, renamed into place when complete: what has its name is done.
@@ -11,7 +11,7 @@ import json
 import operator
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,17 +24,19 @@ from tqdm.auto import tqdm
 
 from acertlab.bounds.box import Domain
 from acertlab.bounds.checks import full_precision
+from acertlab.bounds.margin import Sound
 from acertlab.data.datasets import to_float
 from acertlab.data.files import read_json, write_json, write_parquet, written_aside
 from acertlab.data.run import RADII_COLUMNS
-from acertlab.radius.certified import certified_radius, check_eps_max
-from acertlab.radius.metrics import summarise
-from acertlab.radius.search import RadiusStatus
+from acertlab.radius.certified import find_radii
+from acertlab.radius.metrics import correct, summarise
+from acertlab.radius.search import RadiusStatus, SearchSettings, check_eps_max
 
 if TYPE_CHECKING:
     from plotly import graph_objects as go
 
 Batch = tuple[Tensor, Tensor]
+Worst = tuple[pd.DataFrame, Tensor]  # rows, and their images
 ELSEWHERE = "choose another run_dir, or resume=False to start anew there"
 ACCEPTED = (
     "give batches (x, y) of two tensors, as a DataLoader or a list of pairs does (a Dataset goes into a DataLoader), "
@@ -72,8 +74,8 @@ class Report:
         """The scores in percent and the settings, a row each: columns quantity and value."""
         scores = {"Acc (%)": 100 * self.accuracy, "ACR (%)": 100 * self.acr, "ART (%)": 100 * self.art}
         scores |= {f"certified at eps = {eps:.4g} (%)": 100 * share for eps, share in self.cert_acc.items()}
-        counts = self.radii["status"].value_counts()
-        scores |= {f"samples {status.name}": int(counts.get(int(status), 0)) for status in RadiusStatus}
+        reached = self.radii["status"].to_numpy()
+        scores |= {f"samples {status.name}": int((reached == status).sum()) for status in RadiusStatus}
         rows = scores | {name: str(value) for name, value in self.settings.items()}
         return pd.DataFrame({"quantity": rows.keys(), "value": rows.values()})
 
@@ -112,8 +114,8 @@ def certify(
     bound: str = "ibp",
     merged: bool = True,
     domain: Domain = (0.0, 1.0),
-    sound: bool | str = False,
-    solver: str = "brentq",
+    sound: Sound = False,
+    solver: str = "log-secant",
     xtol: float = 1e-8,
     rtol: float = 1e-5,
     maxiter: int = 100,
@@ -148,9 +150,8 @@ def certify(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
     grid, eps_max = _check_request(eps_max, eps_grid, worst), float(eps_max)
-    search = {"merged": merged, "domain": domain, "sound": sound, "solver": solver, "xtol": xtol, "rtol": rtol}
-    search |= {"maxiter": maxiter, "bound": bound}
-    asked = {"eps_max": eps_max, **search, "model": fingerprint(model), "version": version("acertlab")}
+    settings = SearchSettings(bound, merged, domain, sound, solver, xtol, rtol, maxiter)
+    asked = {"eps_max": eps_max, **asdict(settings), "model": fingerprint(model), "version": version("acertlab")}
     folder = None if run_dir is None else _Folder(Path(run_dir), asked, resume)
     parts, kept, place = [], None, 0
     total = operator.length_hint(loader, 0) or None
@@ -158,7 +159,13 @@ def certify(
         try:
             if not len(y):
                 continue
-            part = _certify_batch(model, x, y, eps_max, search, folder, i)
+            path = folder.path_of(i, x, y) if folder else None
+            if path and path.is_file():
+                part = _read(path)
+            else:
+                part = certify_batch(model, x, y, eps_max, settings)
+                if folder and path:
+                    folder.keep(path, part)
         except (TypeError, ValueError) as error:
             error.add_note(f"This was batch {i} of the loader.")
             raise
@@ -166,7 +173,7 @@ def certify(
         place += len(y)
         parts.append(part)
         kept = _keep_worst(kept, part, x, worst)
-    if not place:
+    if kept is None:
         raise ValueError("loader: gave no samples (empty, or a generator that was used up before)")
     return _report(pd.concat(parts, ignore_index=True), kept, grid, asked, model)
 
@@ -212,33 +219,35 @@ def _check_batch(batch: Any, i: int) -> Batch:
     return x, y
 
 
-def _certify_batch(
-    model: nn.Module, x: Tensor, y: Tensor, eps_max: float, search: dict[str, Any], folder: _Folder | None, i: int
-) -> pd.DataFrame:
-    """One batch's table, from the folder where it is done; else computed, and kept there."""
-    path = folder and folder.path_of(i, x, y)
-    if path and path.is_file():
-        return _read(path)
+def certify_batch(model: nn.Module, x: Tensor, y: Tensor, eps_max: float, settings: SearchSettings) -> pd.DataFrame:
+    """Predictions and certified radii (Def. 3.1) of one batch as a table.
+
+    Args:
+        model: in evaluation mode; the samples are moved to its device.
+        x: (B, ...) in pixel units, or uint8 images; y: (B,) labels.
+        eps_max: the largest radius searched for, pixel units.
+        settings: of the search.
+
+    Returns:
+        A row a sample: label, predicted (-1: logits not finite), radius (certified), upper (not certified), status
+        (`RadiusStatus`), evaluations, monotone, and seconds (its share of the batch's).
+    """
     started = time.perf_counter()
     device = next((p.device for p in model.parameters()), x.device)
     x, y = to_float(x, device) if x.dtype == torch.uint8 else x.to(device), y.to(device)
-    found = certified_radius(model, x, y, eps_max, **search)
+    found = find_radii(model, x, y, eps_max, settings)
     with torch.no_grad(), full_precision(device):
         logits = model(x)
     predicted = torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
     columns = {"label": y, "predicted": predicted, "radius": found.radius, "upper": found.upper}
     columns |= {"status": found.status, "evaluations": found.evaluations}
     table = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
-    table = table.assign(monotone=found.monotone, seconds=(time.perf_counter() - started) / len(y))
-    if path:
-        folder.keep(path, table)
-    return table
+    return table.assign(monotone=found.monotone, seconds=(time.perf_counter() - started) / len(y))
 
 
-def _keep_worst(kept: tuple | None, part: pd.DataFrame, x: Tensor, worst: int) -> tuple[pd.DataFrame, Tensor]:
+def _keep_worst(kept: Worst | None, part: pd.DataFrame, x: Tensor, worst: int) -> Worst:
     """The worst of those kept and of one more batch, with their images."""
-    correct = (part["label"] == part["predicted"]) & (part["status"] != RadiusStatus.MISCLASSIFIED)
-    rows = part.reset_index(drop=True)[correct.to_numpy()].nsmallest(worst, "radius")
+    rows = part.reset_index(drop=True).loc[correct(part).to_numpy()].nsmallest(worst, "radius")
     images = x[rows.index.tolist()].detach().cpu()
     if kept is not None:
         rows, images = pd.concat([kept[0], rows], ignore_index=True), torch.cat([kept[1], images])
@@ -246,22 +255,29 @@ def _keep_worst(kept: tuple | None, part: pd.DataFrame, x: Tensor, worst: int) -
     return rows.iloc[order].reset_index(drop=True), images[order]
 
 
-def _report(table: pd.DataFrame, kept: tuple, grid: list[float], asked: dict[str, Any], model: nn.Module) -> Report:
+def _report(table: pd.DataFrame, kept: Worst, grid: list[float], asked: dict[str, Any], model: nn.Module) -> Report:
     eps_max = asked["eps_max"]
     scores = summarise(table, eps_max, grid, eps_max)
     weight = next(model.parameters(), torch.empty(0))
     settings = {"verifier": asked["bound"], **{name: asked[name] for name in asked if name != "bound"}}
     settings |= {"dtype": str(weight.dtype).removeprefix("torch."), "device": str(weight.device), "n": len(table)}
-    settings |= {"monotone": bool(table["monotone"].all()), "seconds": float(table["seconds"].sum())}
-    settings |= {"evaluations": int(table["evaluations"].sum())}
+    settings |= {"monotone": bool(table["monotone"].all()), "seconds": float(table["seconds"].to_numpy().sum())}
+    settings |= {"evaluations": int(table["evaluations"].to_numpy().sum())}
     worst, images = kept
     columns = [*RADII_COLUMNS, "evaluations"]
     images = to_float(images) if images.dtype == torch.uint8 else images
-    return Report(scores["acc"], scores["acr"], scores["art"], scores["cert_acc"], table[columns], worst[columns],
-                  images, settings)  # fmt: skip
+    return Report(
+        accuracy=scores["acc"],
+        acr=scores["acr"],
+        art=scores["art"],
+        cert_acc=scores["cert_acc"],
+        radii=table.loc[:, columns],
+        worst=worst.loc[:, columns],
+        images=images,
+        settings=settings,
+    )
 
 
-# ---- the folder of an interrupted call
 class _Folder:
     """The finished batches of one call, under the fingerprint of what they depend on."""
 
@@ -318,5 +334,5 @@ def _sha256(tensors: dict[str, Tensor], text: str = "") -> str:
     digest = hashlib.sha256(text.encode())
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

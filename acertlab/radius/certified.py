@@ -1,7 +1,6 @@
 """The certified radius of every sample: the root of its certified margin (Def. 3.1, Eq. 7, Theorem A.1)."""
 
 from dataclasses import replace
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +9,15 @@ from acertlab.bounds.box import Domain
 from acertlab.bounds.checks import check_dense, check_samples, full_precision
 from acertlab.bounds.crown.auto_lirpa import BOUNDS
 from acertlab.bounds.ibp import freeze
-from acertlab.bounds.margin import Sound, check_bound, clean_logits, clean_margin, margin_at, prepare_checked
-from acertlab.radius.batching import _chunk_size, in_chunks
-from acertlab.radius.search import SOLVERS, RadiusResult, RadiusStatus, search_radius
+from acertlab.bounds.margin import Sound, clean_logits, clean_margin, margin_at, prepare_checked
+from acertlab.radius.batching import ALL_THAT_FIT, Chunks, chunk_size, in_chunks
+from acertlab.radius.search import (
+    RadiusResult,
+    RadiusStatus,
+    SearchSettings,
+    check_eps_max,
+    search_radius,
+)
 
 
 def certified_radius(
@@ -50,7 +55,7 @@ def certified_radius(
         eps_max: the perceptual limit in pixel units, > 0.
         bound, merged, domain: as in `acertlab.certified_margin`. A bound of the CROWN family starts from the radii that
             the cheaper bounds certify.
-        solver: "log-secant", which knows how margins grow (`acertlab.logsecant`), "brentq", "bisect" or "chandrupatla".
+        solver: "log-secant", which knows how margins grow, "brentq", "bisect" or "chandrupatla".
         xtol, rtol: absolute (pixel units) and relative tolerance of the bracket.
         maxiter: iterations of the solver at most, >= 1.
         warm_start: (B,) earlier radii to start from; a bad guess costs a few evaluations, never the guarantee.
@@ -70,44 +75,61 @@ def certified_radius(
     Raises:
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
     """
-    check_bound(bound, sound)
-    _check_search(eps_max, solver, xtol, rtol, maxiter, batch_size, memory)
+    settings = SearchSettings(bound, merged, domain, sound, solver, xtol, rtol, maxiter)
     if differentiable and (bound != "ibp" or sound):
         raise ValueError("differentiable: the gradient is that of bound='ibp' with sound=False; choose these")
     if differentiable and torch.is_inference_mode_enabled():
         raise ValueError("differentiable: torch.inference_mode() admits no gradient; leave it, or use torch.no_grad()")
-    check_samples(model, x, y, domain)
+    result = find_radii(model, x, y, eps_max, settings, warm_start, Chunks(batch_size, memory, progress))
+    if differentiable:
+        return replace(result, radius=_attach_gradient(model, x, y.long(), result, settings))
+    return result
+
+
+def find_radii(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps_max: float,
+    settings: SearchSettings,
+    warm_start: Tensor | None = None,
+    chunks: Chunks = ALL_THAT_FIT,
+) -> RadiusResult:
+    """`certified_radius` by settings in one object, without its gradient."""
+    check_eps_max(eps_max)
+    check_samples(model, x, y, settings.domain)
     if warm_start is not None:
         _check_warm_start(warm_start, y)
-    eps_max = float(eps_max)
-    settings = {"merged": merged, "domain": domain, "solver": solver, "xtol": xtol, "rtol": rtol, "maxiter": maxiter}
+    eps_max, sound = float(eps_max), settings.sound
 
     def search(part: slice) -> RadiusResult:
         xs, ys = x[part].double() if sound else x[part], y[part].long()
         if sound:
-            clean = margin_at(networks[0], xs, ys, 0.0, merged=merged, domain=domain)
+            clean = margin_at(networks[0], xs, ys, 0.0, merged=settings.merged, domain=settings.domain)
         else:
             clean = clean_margin(clean_logits(model, xs), ys)
         result = None
-        for network in networks:
-            guess = warm_start[part] if warm_start is not None and network is networks[-1] else None
-            result = search_radius(network, xs, ys, clean, eps_max, warm_start=guess, start=result, **settings)
-        return result
+        for network in networks[:-1]:
+            result = search_radius(network, xs, ys, clean, eps_max, settings, start=result)
+        guess = None if warm_start is None else warm_start[part]
+        return search_radius(networks[-1], xs, ys, clean, eps_max, settings, warm_start=guess, start=result)
 
     with torch.no_grad(), full_precision(x.device):
-        networks = prepare_checked(model, BOUNDS[: BOUNDS.index(bound) + 1], sound, x, y.long())
-        size = batch_size or _chunk_size(model, networks[-1], x[:1], y[:1].long(), eps_max, domain, sound, memory)
-        parts = in_chunks(search, len(x), size, desc="certified radii", progress=progress)
-    columns = ("radius", "margin", "upper", "status", "evaluations")
-    result = RadiusResult(*(torch.cat([getattr(p, name) for p in parts]) for name in columns), networks[-1].monotone)
-    if differentiable:
-        return replace(result, radius=_attach_gradient(model, x, y.long(), result, merged, domain))
-    return result
+        bounds = BOUNDS[: BOUNDS.index(settings.bound) + 1]
+        networks = prepare_checked(model, bounds, sound, x, y.long())
+        size = chunks.size or chunk_size(model, networks[-1], x[:1], y[:1].long(), eps_max, settings, chunks.memory)
+        parts = in_chunks(search, len(x), size, desc="certified radii", progress=chunks.progress)
+    return RadiusResult(
+        radius=torch.cat([part.radius for part in parts]),
+        margin=torch.cat([part.margin for part in parts]),
+        upper=torch.cat([part.upper for part in parts]),
+        status=torch.cat([part.status for part in parts]),
+        evaluations=torch.cat([part.evaluations for part in parts]),
+        monotone=networks[-1].monotone,
+    )
 
 
-def _attach_gradient(
-    model: nn.Module, x: Tensor, y: Tensor, result: RadiusResult, merged: bool, domain: Domain
-) -> Tensor:
+def _attach_gradient(model: nn.Module, x: Tensor, y: Tensor, result: RadiusResult, settings: SearchSettings) -> Tensor:
     """Theorem 3.4: d radius / d w = -(dR/dw) / (dR/deps) at the root, for w the inputs and the parameters."""
     inside = (result.status == RadiusStatus.CONVERGED).nonzero().squeeze(1)
     if not len(inside):
@@ -116,40 +138,11 @@ def _attach_gradient(
             return result.radius + sum(t.flatten()[:0].sum() for t in leaves)
     with torch.enable_grad(), full_precision(x.device):
         eps = result.radius[inside].requires_grad_()
-        value = margin_at(freeze(model), x[inside], y[inside], eps, merged=merged, domain=domain)
+        value = margin_at(freeze(model), x[inside], y[inside], eps, merged=settings.merged, domain=settings.domain)
         (slope,) = torch.autograd.grad(value.sum(), eps, retain_graph=True)
         slope = torch.where(slope > 0, slope, torch.inf)
         step = (value.detach() - value) / slope  # zero in value, Theorem 3.4 in gradient
         return result.radius.index_put((inside,), eps.detach() + step)
-
-
-def _check_search(
-    eps_max: float, solver: str, xtol: float, rtol: float, maxiter: int, batch_size: int | None, memory: int
-) -> None:
-    check_eps_max(eps_max)
-    if solver not in SOLVERS:
-        raise ValueError(f"solver: {solver!r} is unknown; choose from {', '.join(map(repr, SOLVERS))}")
-    for name, value in (("xtol", xtol), ("rtol", rtol)):
-        if not _is_a(Real, value) or not 0 <= value < 1 or (name == "xtol" and value == 0):
-            raise ValueError(f"{name}: {value!r} is not a tolerance; 0 {'<' if name == 'xtol' else '<='} {name} < 1")
-    whole = {"maxiter": maxiter, "batch_size": 1 if batch_size is None else batch_size, "memory": memory}
-    for name, value in whole.items():
-        if not _is_a(Integral, value) or value < 1:
-            raise ValueError(f"{name}: {value!r} is not a whole number >= 1")
-
-
-def check_eps_max(eps_max: float) -> None:
-    """Refuses what cannot be the end of a search."""
-    held = torch.finfo(torch.float32)
-    if not _is_a(Real, eps_max) or not held.smallest_normal <= eps_max <= held.max:
-        raise ValueError(
-            f"eps_max: {eps_max!r} is not a finite number > 0 that float32 holds (pixel units, such as 0.4 or 8 / 255)"
-        )
-
-
-def _is_a(kind: type, value: object) -> bool:
-    """Whether it is a number of this kind, of Python's or numpy's; truth values are none."""
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _check_warm_start(warm_start: Tensor, y: Tensor) -> None:

@@ -34,13 +34,16 @@ def accuracy(logits_or_model: ArrayLike | nn.Module, *data: ArrayLike, batch_siz
     Raises:
         ValueError: No samples, shapes that do not fit, labels outside 0..C-1, or a model in training mode.
     """
-    is_model = isinstance(logits_or_model, nn.Module)
-    if len(data) != 1 + is_model:
+    if len(data) != 1 + isinstance(logits_or_model, nn.Module):
         raise TypeError(f"expected accuracy(logits, y) or accuracy(model, x, y), got {1 + len(data)} arguments")
     y = _tensor(data[-1])
-    if is_model and len(data[0]) != len(y):
-        raise ValueError(f"x and y must hold as many samples, got {len(data[0])} and {len(y)}")
-    logits = _logits(logits_or_model, _tensor(data[0]), batch_size) if is_model else _tensor(logits_or_model)
+    if isinstance(logits_or_model, nn.Module):
+        x = _tensor(data[0])
+        if len(x) != len(y):
+            raise ValueError(f"x and y must hold as many samples, got {len(x)} and {len(y)}")
+        logits = _logits(logits_or_model, x, batch_size)
+    else:
+        logits = _tensor(logits_or_model)
     if logits.ndim != 2 or logits.shape[1] < 2 or y.shape != logits.shape[:1] or len(y) == 0:
         shapes = f"{tuple(logits.shape)} and {tuple(y.shape)}"
         raise ValueError(f"logits and y must have shapes (N, C) and (N,) with N >= 1 and C >= 2, got {shapes}")
@@ -125,8 +128,8 @@ def mean_of_batches(table: pd.DataFrame, eps_max: float, batch_size: int) -> dic
 
 def correct(table: pd.DataFrame) -> pd.Series:
     """Which samples of a run's radii.parquet are classified correctly: (N,) bool; a tie and a NaN are mistakes."""
-    failed = table["status"].isin([RadiusStatus.MISCLASSIFIED, RadiusStatus.NONFINITE])  # argmax finds a NaN, too
-    return (table["label"] == table["predicted"]) & ~failed
+    judged = ~table["status"].isin([RadiusStatus.MISCLASSIFIED, RadiusStatus.NONFINITE])  # argmax finds a NaN, too
+    return pd.Series(table["label"] == table["predicted"]) & judged
 
 
 def pareto_front(df: pd.DataFrame, maximize: Sequence[str] = ("acc", "acr")) -> pd.DataFrame:

@@ -1,23 +1,21 @@
-"""The search for certified radii: where it begins, its solvers, and the bracket that it ends with."""
+"""The search for certified radii: its settings and results, where it begins, and the bracket that it ends with."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import partial
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from acertlab.bounds.box import Domain, ball
+from acertlab.bounds.box import Domain, ball, check_domain
 from acertlab.bounds.ibp import Network
-from acertlab.bounds.margin import margin_at
-from acertlab.radius.rootfind.bisection import bisect
-from acertlab.radius.rootfind.brent import brentq
-from acertlab.radius.rootfind.chandrupatla import chandrupatla
-from acertlab.radius.rootfind.iterate import RootResult, RootStatus
-from acertlab.radius.rootfind.log_secant import EXPONENT, Trail, cross, guard
+from acertlab.bounds.margin import Sound, check_bound, margin_at
+from acertlab.radius.rootfind.iterate import Bracket, RootProblem, StoppingRule
+from acertlab.radius.rootfind.log_secant import EXPONENT, rounding_guard
+from acertlab.radius.rootfind.solvers import SOLVERS
 
 POINTS = 7  # radii that are looked at, and 0: one call of 8 rows
 RANGE = 3e-2  # the smallest of them, relative to eps_max
@@ -27,19 +25,80 @@ MOST = 100.0  # factors between 1 / MOST and this are believed
 CLOSE = 0.7  # of eps_max: from there on a search begins at eps_max itself
 
 
-class Growth(NamedTuple):
-    """A curve on double logarithmic axes, in (POINTS,) points; NaN where margins do not grow."""
+@dataclass(frozen=True)
+class SearchSettings:
+    """How certified radii are searched for: what `certified_radius`, `certify` and training share, defaults included.
 
-    eps: Tensor  # log of the radii, rising; the last is that of eps_max
-    rise: Tensor  # log of the growth of the margins' mean there, relative to that at eps_max
+    Attributes:
+        bound, merged, domain, sound: what certifies, as in `acertlab.certified_margin`.
+        solver: a key of `SOLVERS`.
+        xtol, rtol: absolute (pixel units) and relative tolerance of the brackets.
+        maxiter: iterations of the solver at most.
+
+    Raises:
+        TypeError, ValueError: naming the setting, what was wrong and what is accepted.
+    """
+
+    bound: str = "ibp"
+    merged: bool = True
+    domain: Domain = (0.0, 1.0)
+    sound: Sound = False
+    solver: str = "log-secant"
+    xtol: float = 1e-8
+    rtol: float = 1e-5
+    maxiter: int = 100
+
+    def __post_init__(self) -> None:
+        check_bound(self.bound, self.sound)
+        check_domain(self.domain)
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver: {self.solver!r} is unknown; choose from {', '.join(map(repr, SOLVERS))}")
+        for name, value in (("xtol", self.xtol), ("rtol", self.rtol)):
+            if not _is_a(Real, value) or not 0 <= value < 1 or (name == "xtol" and value == 0):
+                raise ValueError(
+                    f"{name}: {value!r} is not a tolerance; 0 {'<' if name == 'xtol' else '<='} {name} < 1"
+                )
+        check_whole("maxiter", self.maxiter)
+
+    @property
+    def stop(self) -> StoppingRule:
+        """When the solver stops."""
+        return StoppingRule(self.xtol, self.rtol, self.maxiter)
+
+
+def check_eps_max(eps_max: float) -> None:
+    """Refuses what cannot be the end of a search."""
+    held = torch.finfo(torch.float32)
+    if not _is_a(Real, eps_max) or not held.smallest_normal <= eps_max <= held.max:
+        raise ValueError(
+            f"eps_max: {eps_max!r} is not a finite number > 0 that float32 holds (pixel units, such as 0.4 or 8 / 255)"
+        )
+
+
+def check_whole(name: str, value: int) -> None:
+    """Refuses what is not a whole number >= 1."""
+    if not _is_a(Integral, value) or value < 1:
+        raise ValueError(f"{name}: {value!r} is not a whole number >= 1")
+
+
+def _is_a(kind: type, value: object) -> bool:
+    """Whether it is a number of this kind, of Python's or numpy's; truth values are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+class MarginGrowth(NamedTuple):
+    """How a network's margins grow with eps: a curve on double logarithmic axes; NaN where they do not grow."""
+
+    eps: Tensor  # (POINTS,) log of the radii, rising; the last is that of eps_max
+    rise: Tensor  # (POINTS,) log of the growth of the margins' mean there, relative to that at eps_max
     most: Tensor  # the growth at eps_max, a number; as a factor, so that logits twice as large change no bit
 
     @classmethod
-    def of(cls, network: Network, like: Tensor, eps_max: float, merged: bool, domain: Domain) -> "Growth":
+    def of(cls, network: Network, like: Tensor, eps_max: float, merged: bool, domain: Domain) -> "MarginGrowth":
         """That of a network whose inputs are like ``like`` (B, ...), in one bound pass."""
         exponents = torch.linspace(math.log10(RANGE), 0, POINTS, dtype=like.dtype, device=like.device)
         eps = torch.cat([exponents.new_zeros(1), eps_max * 10**exponents])
-        x = made_up(like, domain).expand(len(eps), *like.shape[1:]).contiguous()
+        x = probe_image(like, domain).expand(len(eps), *like.shape[1:]).contiguous()
         y = torch.zeros(len(eps), dtype=torch.int64, device=like.device)
         margins = network.margins(ball(x, eps, domain), y, merged=merged)[:, 1:].mean(1)
         rise = (margins[1:] - margins[0]).cummax(0).values
@@ -60,10 +119,10 @@ class Growth(NamedTuple):
         _, slope = self._piece(self.eps, eps.log())
         return torch.where(slope.isfinite() & (slope > 0), slope, 1 / EXPONENT).clamp(1 / STEEPEST, STEEPEST)
 
-    def factor(self, u: Tensor, g: Tensor, clean: Tensor) -> Tensor:
-        """(B,) this growth over that of a sample's margin, which at exp(u) is -clean exp(g); 1 where there is none."""
-        left, slope = self._piece(self.eps, u)
-        factor = self.most / -clean * (self.rise[left] + (u - self.eps[left]) / slope - g).exp()
+    def factor(self, log_eps: Tensor, log_growth: Tensor, clean: Tensor) -> Tensor:
+        """(B,) this growth over that of a sample's margin, which is -clean exp(log_growth); 1 where there is none."""
+        left, slope = self._piece(self.eps, log_eps)
+        factor = self.most / -clean * (self.rise[left] + (log_eps - self.eps[left]) / slope - log_growth).exp()
         return torch.where(factor.isfinite(), factor, 1.0).clamp(1 / MOST, MOST)
 
     def _piece(self, axis: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,26 +132,24 @@ class Growth(NamedTuple):
         return left, (self.eps[right] - self.eps[left]) / (self.rise[right] - self.rise[left])
 
 
-def begin(growth: Growth | None, lower: Tensor, f_lower: Tensor, clean: Tensor, guess: Tensor | None = None) -> Trail:
-    """A search before its first evaluation, which is at ``guess``, else where the growth says, else at the cap."""
+def first_guess(
+    growth: MarginGrowth | None, clean: Tensor, guess: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Where a search begins, (B,), and the slope there: at ``guess``, else where the growth says, else at the cap."""
     if growth is None:
-        return Trail.start(lower, f_lower, guess)
+        return guess, None
     guess = growth.guess(clean) if guess is None else guess
-    return Trail.start(lower, f_lower, guess, growth.slope(guess))
+    return guess, growth.slope(guess)
 
 
-def made_up(like: Tensor, domain: Domain) -> Tensor:
-    """(1, ...): round blobs of the largest value on the least one, about a fifth of the pixels."""
+def probe_image(like: Tensor, domain: Domain) -> Tensor:
+    """A made-up image, (1, ...): round blobs of the largest value on the least one, about a fifth of the pixels."""
     low, high = domain or (0.0, 1.0)
     sizes = like.shape[2:] or like.shape[1:]
     axes = [torch.arange(n, dtype=like.dtype, device=like.device) for n in sizes]
     wave = torch.stack(torch.meshgrid(*(torch.cos(2 * math.pi * axis / PERIOD) for axis in axes), indexing="ij")).sum(0)
     blobs = low + (high - low) * (wave > 0.6 * len(sizes) ** 0.5).to(like)
     return blobs.expand(1, *like.shape[1:])
-
-
-METHODS: dict[str, Callable[..., RootResult]] = {"brentq": brentq, "bisect": bisect, "chandrupatla": chandrupatla}
-SOLVERS = (*METHODS, "log-secant")
 
 
 class RadiusStatus(IntEnum):
@@ -125,7 +182,7 @@ class RadiusResult:
         upper: smallest eps seen NOT certified; inf where certified at eps_max.
         status: int8, a `RadiusStatus` each.
         evaluations: int64, how often the margin of the sample was evaluated, the clean pass included (and not the one
-            pass of eight rows that tells where a search should begin, see `acertlab.growth`).
+            pass of eight rows that tells where a search should begin, see `MarginGrowth`).
         monotone: whether the bound is known to grow with eps. If not (the CROWN family), the radius is certified like
             any other, but ``upper`` is *an* eps that is not certified, next to the radius; smaller ones may exist.
     """
@@ -152,19 +209,15 @@ def search_radius(
     y: Tensor,
     clean: Tensor,
     eps_max: float,
+    settings: SearchSettings = SearchSettings(),
     *,
-    merged: bool = True,
-    domain: Domain = (0.0, 1.0),
-    solver: str = "log-secant",
-    xtol: float = 1e-8,
-    rtol: float = 1e-5,
-    maxiter: int = 100,
     warm_start: Tensor | None = None,
     start: RadiusResult | None = None,
 ) -> RadiusResult:
     """`certified_radius` of one batch on a prepared network, without checks.
 
-    ``clean`` (B,) is its clean margin; ``start`` the result of a cheaper bound of the same samples, to begin from.
+    ``clean`` (B,) is its clean margin; ``start`` the result of a cheaper bound of the same samples, to begin from. The
+    network decides the bound and its soundness, not the settings.
     """
     with torch.no_grad():
         clean = clean.detach()
@@ -176,95 +229,26 @@ def search_radius(
             status=torch.where(finite, int(RadiusStatus.MISCLASSIFIED), int(RadiusStatus.NONFINITE)).to(torch.int8),
             evaluations=torch.ones_like(y),
         )
-        margin = margin_function(network, merged, domain)
         correct = ((clean < 0) & finite & (result.status != RadiusStatus.AT_EPS_MAX)).nonzero().squeeze(1)
         if not len(correct):
             return result
-        args = (x[correct], y[correct])
+        solver, merged, domain = SOLVERS[settings.solver], settings.merged, settings.domain
         lower, at_lower = result.radius[correct], result.margin[correct]
         guess = None if warm_start is None else warm_start[correct].to(clean)
-        if solver == "log-secant":
-            growth = None if start else Growth.of(network, x, eps_max, merged, domain)
-            search = partial(_by_log_secant, growth)
-        else:
-            search = partial(_by_bracket, METHODS[solver])
-        found = search(margin, args, lower, at_lower, clean[correct], eps_max, guess, xtol, rtol, maxiter)
-        found = _settle(margin, args, found, xtol, rtol)
+        grown = None if start or not solver.extrapolates else MarginGrowth.of(network, x, eps_max, merged, domain)
+        margin = margin_function(network, merged, domain)
+        first = first_guess(grown, clean[correct], guess)
+        problem = RootProblem(margin, (x[correct], y[correct]), clean[correct], eps_max, *first)
+        found = solver.narrow(problem, Bracket.above(lower, at_lower), settings.stop)
+        found = polish_bracket(problem, found, settings.stop)
+        status = torch.where(found.converged, int(RadiusStatus.CONVERGED), int(RadiusStatus.MAXITER))
+        status = status.masked_fill(found.upper.isinf(), int(RadiusStatus.AT_EPS_MAX)).to(torch.int8)
         kept = found.lower >= lower  # the guard must not take what a cheaper bound gave
         result.radius[correct] = torch.where(kept, found.lower, lower)
         result.margin[correct] = torch.where(kept, found.f_lower, at_lower)
-        result.upper[correct], result.status[correct] = found.upper, found.status
+        result.upper[correct], result.status[correct] = found.upper, status
         result.evaluations[correct] += found.calls
         return result
-
-
-class _Found(NamedTuple):
-    """Final brackets, (B,) each."""
-
-    lower: Tensor  # certified
-    f_lower: Tensor
-    upper: Tensor  # not certified; inf: certified at eps_max
-    f_upper: Tensor
-    status: Tensor  # int8, a `RadiusStatus`
-    calls: Tensor  # int64, evaluations
-
-
-def _by_log_secant(
-    growth: Growth | None, margin: Callable, args: tuple[Tensor, ...], lower: Tensor, at_lower: Tensor,
-    clean: Tensor, eps_max: float, guess: Tensor | None, xtol: float, rtol: float, maxiter: int,
-) -> _Found:  # fmt: skip
-    """Without ``growth`` and ``guess`` its first evaluation is at the cap."""
-    rtol = max(rtol, 8 * torch.finfo(lower.dtype).eps)
-    eps_max = torch.tensor(eps_max, dtype=lower.dtype).item()  # as it is evaluated
-    trail = begin(growth, lower, at_lower, clean, guess)
-    trail, calls = cross(margin, trail, clean, eps_max, args, xtol=xtol, rtol=rtol, maxiter=maxiter)
-    status = torch.full_like(calls, int(RadiusStatus.CONVERGED), dtype=torch.int8)
-    status = status.masked_fill(~trail.done(eps_max, xtol, rtol), int(RadiusStatus.MAXITER))
-    status = status.masked_fill(trail.upper.isinf(), int(RadiusStatus.AT_EPS_MAX))
-    return _Found(trail.lower, trail.f_lower, trail.upper, trail.f_upper, status, calls)
-
-
-def _by_bracket(
-    method: Callable[..., RootResult], margin: Callable, args: tuple[Tensor, ...], lower: Tensor, at_lower: Tensor,
-    clean: Tensor, eps_max: float, guess: Tensor | None, xtol: float, rtol: float, maxiter: int,
-) -> _Found:  # fmt: skip
-    """A method that wants both ends: the cap, and ends on both sides of the guess."""
-    inf = torch.full_like(lower, torch.inf)
-    cap = torch.full_like(lower, eps_max)
-    found = _Found(lower, at_lower, inf, inf, torch.full_like(lower, 0, dtype=torch.int8), torch.zeros_like(args[1]))
-    points = [] if guess is None else [(guess * factor).clamp(max=eps_max) for factor in (1.01, 0.99)]
-    for point in (*points, cap):
-        ask = (found.upper.isinf() if point is cap else point > found.lower).nonzero().squeeze(1)
-        found = _ask(margin, args, found, point, ask)
-    inside = found.upper.isfinite().nonzero().squeeze(1)
-    status = found.status.masked_fill(found.upper.isinf(), int(RadiusStatus.AT_EPS_MAX))
-    if not len(inside):
-        return found._replace(status=status)
-    a, fa, b, fb = (end[inside] for end in found[:4])
-    rows = tuple(arg[inside] for arg in args)
-    # an eighth of the tolerance for the solver, hardly dearer at its speed; the rest is for `_settle`
-    root = method(margin, a, b, args=rows, fa=fa, fb=fb, xtol=xtol / 8, rtol=rtol / 8, maxiter=maxiter)
-    done = torch.where(root.status == RootStatus.CONVERGED, int(RadiusStatus.CONVERGED), int(RadiusStatus.MAXITER))
-    ends = (root.lower, root.f_lower, root.upper, root.f_upper, done.to(torch.int8))
-    new = (old.index_put((inside,), end) for old, end in zip((*found[:4], status), ends, strict=True))
-    return _Found(*new, found.calls.index_add(0, inside, root.function_calls))
-
-
-def _ask(margin: Callable, args: tuple[Tensor, ...], found: _Found, point: Tensor, at: Tensor) -> _Found:
-    """Evaluates ``point`` at the rows ``at`` and moves the ends of their brackets to it, where it lies between them."""
-    if not len(at):
-        return found
-    value, eps = margin(point[at], *(arg[at] for arg in args)), point[at]
-    lower, f_lower, upper, f_upper = (end[at] for end in found[:4])
-    rise, fall = (value < 0) & (eps > lower), (value > 0) & (eps < upper)
-    ends = (
-        torch.where(rise, eps, lower),
-        torch.where(rise, value, f_lower),
-        torch.where(fall, eps, upper),
-        torch.where(fall, value, f_upper),
-    )
-    new = (old.index_put((at,), end) for old, end in zip(found[:4], ends, strict=True))
-    return _Found(*new, found.status, found.calls.index_add(0, at, torch.ones_like(at)))
 
 
 def margin_function(network: Network, merged: bool, domain: Domain) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -287,7 +271,7 @@ def without_zero(margin: Tensor) -> Tensor:
     return torch.where(margin == 0, info.tiny, margin)
 
 
-def _settle(margin: Callable, args: tuple[Tensor, ...], found: _Found, xtol: float, rtol: float) -> _Found:
+def polish_bracket(problem: RootProblem, found: Bracket, stop: StoppingRule) -> Bracket:
     """Moves both ends of a narrow bracket to a few roundings' distance from the root, and evaluates them there.
 
     The bounds of a ReLU network are piecewise linear in eps, so the line through the ends of the final bracket meets
@@ -295,16 +279,15 @@ def _settle(margin: Callable, args: tuple[Tensor, ...], found: _Found, xtol: flo
     bracket's certified end is. Without the guard rounding would decide on which side of the root the radius lies. Ends
     that are there already are not evaluated again.
     """
-    converged = found.status == RadiusStatus.CONVERGED
     for _ in range(3):  # once, but where f has a kink in the bracket
-        root, away, tolerance = _crossing(found, xtol, rtol)
+        root, away, tolerance = _crossing(found, stop)
         below = root - away
         far = root - found.lower > torch.maximum(2 * away, tolerance / 256)
         close = found.lower > root - away / 2
-        at = (converged & (far | close) & (below > 0)).nonzero().squeeze(1)
+        at = (found.converged & (far | close) & (below > 0)).nonzero().squeeze(1)
         if not len(at):
             break
-        value, eps = margin(below[at], *(arg[at] for arg in args)), below[at]
+        value, eps = problem.evaluate(below, at), below[at]
         low, high = at[value < 0], at[(value > 0) & (eps > found.lower[at])]
         found = found._replace(
             lower=found.lower.index_put((low,), below[low]),
@@ -313,11 +296,11 @@ def _settle(margin: Callable, args: tuple[Tensor, ...], found: _Found, xtol: flo
             f_upper=found.f_upper.index_put((high,), value[(value > 0) & (eps > found.lower[at])]),
             calls=found.calls.index_add(0, at, torch.ones_like(at)),
         )
-    root, away, _ = _crossing(found, xtol, rtol)
+    root, away, _ = _crossing(found, stop)
     above = root + away
-    at = (converged & (found.upper < above)).nonzero().squeeze(1)
+    at = (found.converged & (found.upper < above)).nonzero().squeeze(1)
     if len(at):
-        broken = at[margin(above[at], *(arg[at] for arg in args)) > 0]
+        broken = at[problem.evaluate(above, at) > 0]
         found = found._replace(
             upper=found.upper.index_put((broken,), above[broken]),
             calls=found.calls.index_add(0, at, torch.ones_like(at)),
@@ -325,8 +308,8 @@ def _settle(margin: Callable, args: tuple[Tensor, ...], found: _Found, xtol: flo
     return found
 
 
-def _crossing(found: _Found, xtol: float, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
+def _crossing(found: Bracket, stop: StoppingRule) -> tuple[Tensor, Tensor, Tensor]:
     """Where the line through the ends of each bracket meets zero, the guard there and the tolerance."""
     root = found.lower + (found.upper - found.lower) * (found.f_lower / (found.f_lower - found.f_upper))
-    tolerance = xtol + max(rtol, 8 * torch.finfo(root.dtype).eps) * root
-    return root, guard(root, tolerance), tolerance
+    tolerance = stop.xtol + max(stop.rtol, 8 * torch.finfo(root.dtype).eps) * root
+    return root, rounding_guard(root, tolerance), tolerance

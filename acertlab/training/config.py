@@ -7,7 +7,8 @@ import torch
 from acertlab._validation import Accepted, Within, check
 from acertlab.data.datasets import DATASETS
 from acertlab.models.architectures import MODELS
-from acertlab.radius.search import SOLVERS
+from acertlab.radius.rootfind.solvers import SOLVERS
+from acertlab.radius.search import SearchSettings
 from acertlab.training.methods.base import Standard
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.schedules import RAMPS
@@ -132,6 +133,13 @@ class TrainConfig:
     def cap(self) -> float:
         """The largest test radius that is searched for, >= eps_max, so that nearby eps_max can be analysed too."""
         return max(self.eps_max, min(1.25 * self.eps_max, 1.0)) if self.radius_cap is None else self.radius_cap
+
+    @property
+    def search(self) -> SearchSettings:
+        """How the test radii are searched for."""
+        return SearchSettings(
+            merged=self.merged, domain=self.domain, solver=self.solver, xtol=self.eval_xtol, rtol=self.eval_rtol
+        )
 
     def objective(self) -> Standard:
         """What the method minimises, with the hyperparameters of the same names; its eps_max is where the ramp ends."""

@@ -24,7 +24,7 @@ from acertlab.data.files import write_json, written_aside
 from acertlab.data.run import runs_folder
 from acertlab.models.architectures import MODELS
 from acertlab.radius.certified import certified_radius
-from acertlab.radius.search import SOLVERS
+from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.training.loop.step import memory_kept
 from acertlab.training.loop.train import train
 from acertlab.training.parameters import default_run_dir

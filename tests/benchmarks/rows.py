@@ -21,7 +21,7 @@ from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import clean_margin, margin_at
 from acertlab.data.datasets import ImageData, to_float
 from acertlab.radius.certified import certified_radius
-from acertlab.radius.search import RadiusResult, RadiusStatus, search_radius
+from acertlab.radius.search import RadiusResult, RadiusStatus, SearchSettings, search_radius
 from acertlab.training.config import TrainConfig
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.loop.state import State, initial_state
@@ -200,8 +200,8 @@ def _searches(batch: Batch, lirpa: Batch, solver: str, old: Tensor) -> dict[str,
 
 
 def _search(batch: Batch, solver: str, warm_start: Tensor | None = None) -> RadiusResult:
-    settings = {"solver": solver, "xtol": batch.xtol, "rtol": 0.0, "warm_start": warm_start}
-    return search_radius(batch.network, batch.x, batch.y, batch.clean, batch.eps_max, **settings)
+    settings = SearchSettings(solver=solver, xtol=batch.xtol, rtol=0.0)
+    return search_radius(batch.network, batch.x, batch.y, batch.clean, batch.eps_max, settings, warm_start=warm_start)
 
 
 def ours(batch: Batch, solver: str, warm_start: Tensor | None = None) -> tuple[Tensor, float]:
@@ -377,7 +377,8 @@ def _radius_errors(state: State, config: TrainConfig, batches: Steps) -> dict[st
             known = state.radii.of(index) if state.radii else None
             used = state.objective.radii(Step(x, y, logits, frozen, config.eps_max, history=known))
             clean = clean_margin(logits, y)
-            exact = search_radius(frozen, x, y, clean, config.eps_max, solver="brentq", xtol=1e-8, rtol=0.0).radius
+            settings = SearchSettings(solver="brentq", rtol=0.0)
+            exact = search_radius(frozen, x, y, clean, config.eps_max, settings).radius
             gaps.append((used.radius - exact).abs() / config.eps_max)
             calls.append(used.calls)
     gap, passes = torch.cat(gaps), torch.cat(calls).double()

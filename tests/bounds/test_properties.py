@@ -13,7 +13,8 @@ from acertlab.bounds.ibp import freeze, propagate
 from acertlab.bounds.margin import certified_margin
 from acertlab.models.architectures import residual_cnn
 from acertlab.radius.certified import certified_radius
-from acertlab.radius.search import SOLVERS, RadiusStatus
+from acertlab.radius.rootfind.solvers import SOLVERS
+from acertlab.radius.search import RadiusStatus
 
 CLASSES, SHAPE = 4, (1, 5, 5)
 few = settings(max_examples=30, deadline=None)

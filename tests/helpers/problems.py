@@ -189,3 +189,30 @@ def families(size: int, seed: int = 0) -> list[Family]:
     c = [between(a, b), 10 ** uniform(-6, 6), uniform(0, 1) * (whole(0, 2) > 0)]
     made.append(Family("flat", flat, tuple(c), a, b))
     return [family.with_sign_change(wanted) for family in made]
+
+
+SHAPES = {  # f(x) - f(0), rising, >= 0; scaled so that every one has its root inside
+    "line": lambda x: x,
+    "root": lambda x: x.sqrt(),
+    "square": lambda x: x**2,
+    "power 30": lambda x: x**30,
+    "power 0.1": lambda x: x**0.1,
+    "exponential": lambda x: x.expm1(),
+    "steep exponential": lambda x: (20 * x).expm1(),
+    "knee": lambda x: x + 100 * (x - 1).clamp(min=0),
+    "knee that flattens": lambda x: torch.minimum(x + 100 * (x - 1).clamp(min=0), 30 + 0.01 * x),
+    "plateau at first": lambda x: (x - 0.7).clamp(min=0),
+    "plateau in between": lambda x: x.clamp(max=0.8) + (x - 1.2).clamp(min=0),
+    "stairs": lambda x: (x * 7).floor() / 7,
+    "a jump": lambda x: 0.1 * x + 50.0 * (x > 0.6),
+    "logistic": lambda x: torch.sigmoid(40 * (x - 0.9)) - torch.sigmoid(torch.tensor(-36.0, dtype=x.dtype)),
+    "kinks": lambda x: sum((x - k / 50).clamp(min=0) for k in range(50)),
+    "huge": lambda x: 1e30 * x**3,
+    "tiny": lambda x: 1e-30 * x,
+    "to infinity": lambda x: (1 / (1.5 - x).clamp(min=0) - 1 / 1.5).clamp(max=1e30),
+}
+
+
+def solvers_view(f: Tensor) -> Tensor:
+    """As `margin_function` shows margins: never 0."""
+    return torch.where(f == 0, torch.finfo(f.dtype).tiny, f)

@@ -1,31 +1,22 @@
-"""The robust radius from above: witnesses that prove themselves, exact radii, and brackets that never cross."""
+"""The robust radius from above: witnesses that prove themselves, and exact radii."""
 
 import copy
-import os
 from fractions import Fraction
 
 import hypothesis.strategies as st
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import example, given, settings
 from torch import Tensor, nn
 
-from acertlab.bounds.margin import clean_margin, margin_at
-from acertlab.data import datasets as data
-from acertlab.models.architectures import mlp, residual_cnn
-from acertlab.radius import search as radius_module
+from acertlab.bounds.margin import clean_margin
+from acertlab.models.architectures import mlp
 from acertlab.radius.attack import AttackResult, _difference, adversarial_accuracy, attacked_radius, pgd
-from acertlab.radius.bracket import RadiusBracket, radius_bracket
+from acertlab.radius.bracket import radius_bracket
 from acertlab.radius.certified import certified_radius
-from tests.helpers.networks import Trained
+from tests.helpers.networks import Trained, linear
 
 FLOATS = [torch.float32, torch.float64]
-
-
-def linear(n: int, classes: int, seed: int, dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(n, classes)).to(dtype).eval()
 
 
 def distance(point: Tensor, x: Tensor) -> list[Fraction]:
@@ -45,9 +36,6 @@ def assert_every_promise(model: nn.Module, x: Tensor, y: Tensor, eps_max: float,
     for exact, told in zip(distance(found.x_adv[broken], x[broken]), found.radius[broken], strict=True):
         below = Fraction(told.nextafter(torch.zeros_like(told)).item())
         assert exact <= Fraction(told.item()) and (exact > below or exact == 0)  # rounded up, and by no more
-
-
-# ---- where the robust radius is known -----------------------------------------------------------------------------
 
 
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 12))
@@ -100,15 +88,14 @@ def test_two_pixels_against_a_fine_grid(seed: int) -> None:
 def test_a_plateau_of_ties_counts() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2)).double().eval()
     with torch.no_grad():  # z_0 = relu(0.5 - x), z_1 = 0: tied from x = 0.5 on, never misclassified
-        for parameter, value in zip(model.parameters(), ([[1.0], [-1.0]], [-0.5, 0.5], [[0.0, 1.0], [0.0, 0.0]], [0.0, 0.0]), strict=True):  # fmt: skip # noqa: E501
+        for parameter, value in zip(
+            model.parameters(), ([[1.0], [-1.0]], [-0.5, 0.5], [[0.0, 1.0], [0.0, 0.0]], [0.0, 0.0]), strict=True
+        ):
             parameter.copy_(torch.tensor(value))
     x, y = torch.full((1, 1, 1, 1), 0.25, dtype=torch.float64), torch.tensor([0])
     found = attacked_radius(model, x, y, 1.0)
     assert 0.25 <= found.radius.item() < 0.2505 and found.margin.item() == 0
     assert not radius_bracket(model, x, y, 1.0).crossed.any()
-
-
-# ---- witnesses ----------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 10_000), st.sampled_from(FLOATS), st.sampled_from([0.003, 0.1, 0.8]))
@@ -179,90 +166,6 @@ def test_accuracy_under_attack(digits_net: Trained) -> None:
     assert curve[2] >= (certified >= 0.1).double().mean().item()
     per_sample = torch.full((len(x),), 0.1)
     assert adversarial_accuracy(model, x, y, per_sample, steps=10, batch_size=100) == pytest.approx(curve[2], abs=0.01)
-
-
-# ---- brackets -----------------------------------------------------------------------------------------------------
-
-
-def trained_plainly(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> nn.Module:
-    optimizer, model = torch.optim.Adam(model.parameters(), 2e-3), model.train()
-    for _ in range(steps):
-        pick = torch.randint(len(x), (128,))
-        optimizer.zero_grad()
-        F.cross_entropy(model(x[pick]), y[pick]).backward()
-        optimizer.step()
-    return model.eval()
-
-
-def assert_never_crossing(name: str, bracket: RadiusBracket) -> None:
-    certified, attacked = bracket.certified, bracket.attacked
-    for i in bracket.crossed.nonzero().squeeze(1).tolist():
-        pytest.fail(f"{name}, sample {i}: attacked at {attacked[i]:.9g}, certified to {certified[i]:.9g}")
-    assert (certified <= attacked).all() and bracket.raise_if_crossed() is bracket
-    assert torch.equal(certified == 0, attacked == 0)
-    assert bracket.attacked.isfinite().double().mean() > 0.5 and (bracket.gap[attacked.isfinite()] >= 0).all()
-
-
-def two_thousand(trained: Trained) -> tuple[Tensor, Tensor]:
-    """MNIST's first 2,000 test images (the fixture has half of them); of digits, all there are."""
-    if trained.name == "digits":
-        return trained.x, trained.y
-    images = data.load_dataset("mnist", root=os.environ.get("ACERTLAB_DATA", "data/datasets"))
-    return data.to_float(images.test_x[:2000]), images.test_y[:2000]
-
-
-def test_never_crossing(trained: Trained) -> None:
-    effort = {"steps": 3, "restarts": 2} if trained.name == "mnist" else {}
-    bracket = radius_bracket(trained.model, *two_thousand(trained), 0.4, **effort)
-    assert_never_crossing(trained.name, bracket)
-    assert (bracket.certified > 0).double().mean() > 0.5
-    ratio = (bracket.attacked / bracket.certified)[bracket.certified > 0]
-    assert 1 < ratio.median() < 2  # trained with these bounds, they are nearly tight
-
-
-@pytest.mark.parametrize("build", [mlp, residual_cnn], ids=["mlp", "residual_cnn"])
-def test_never_crossing_where_bounds_are_loose(trained: Trained, build) -> None:
-    x, y = two_thousand(trained)
-    torch.manual_seed(0)
-    small = {"width": 60} if build is mlp else {"width": 4, "linear": 30}
-    model = trained_plainly(build(x.shape[1:], 10, **small), trained.x, trained.y, 60)
-    bracket = radius_bracket(model, x, y, 0.3, steps=3, restarts=2)
-    assert_never_crossing(f"{build.__name__} on {trained.name}", bracket)
-
-
-def test_sound_certificates_in_float32(digits_net: Trained) -> None:
-    x, y = digits_net.x[:100], digits_net.y[:100]
-    bracket = radius_bracket(digits_net.model, x, y, 0.2, sound="float32", steps=4)
-    assert bracket.certified.dtype == torch.float64 and bracket.attacked.dtype == torch.float32
-    assert not bracket.crossed.any() and (bracket.certified > 0).any()
-    linear_net = linear(64, 10, 0, torch.float32)  # where bounds are exact, and rounding alone decides
-    y = linear_net(x).argmax(1)
-    radius_bracket(linear_net, x, y, 0.2, sound="float32").raise_if_crossed()
-
-
-def test_a_wrong_certificate_is_caught(digits_net: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(radius_module, "margin_at", lambda *a, **k: margin_at(*a, **k) - 3.0)
-    bracket = radius_bracket(digits_net.model, digits_net.x[:80], digits_net.y[:80], 0.4)
-    crossed = bracket.crossed.nonzero().squeeze(1).tolist()
-    assert len(crossed) > 10
-    i = crossed[0]
-    both = f"{i} .attacked {bracket.attacked[i]:.9g} <= certified {bracket.certified[i]:.9g}"
-    with pytest.raises(RuntimeError, match=f"{len(crossed)} of 80 samples.*{both}.*sound='float32'"):
-        bracket.raise_if_crossed()
-
-
-def test_the_attack_at_the_certified_radius_is_merged(digits_net: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the search from above finds nothing, a witness inside the certified ball is found and kept."""
-    x, y = digits_net.x[:80], digits_net.y[:80]
-    blind = attacked_radius(digits_net.model, x, y, 1e-9)
-    monkeypatch.setattr(radius_module, "margin_at", lambda *a, **k: margin_at(*a, **k) - 3.0)
-    monkeypatch.setattr("acertlab.radius.bracket.attacked_radius", lambda *a, **k: blind)
-    bracket = radius_bracket(digits_net.model, x, y, 0.4)
-    assert blind.radius[bracket.crossed].isinf().all() and bracket.crossed.sum() > 10
-    assert (clean_margin(digits_net.model(bracket.attack.x_adv), y)[bracket.crossed] >= 0).all()
-
-
-# ---- hostile input ------------------------------------------------------------------------------------------------
 
 
 def test_nan_weights_and_constant_networks_have_no_witness() -> None:

@@ -20,7 +20,7 @@ import acertlab.radius.certificate
 from acertlab.data.run import RADII_COLUMNS
 from acertlab.radius import metrics
 from acertlab.radius.certificate import PAIR_BATCH, Report, certify
-from acertlab.radius.certified import certified_radius
+from acertlab.radius.certified import certified_radius, find_radii
 from acertlab.radius.search import RadiusStatus
 from tests.helpers.networks import Trained
 
@@ -116,9 +116,6 @@ def test_progress_knows_the_number_of_batches(
     assert not capsys.readouterr().err
 
 
-# ---- the forms of the report ----------------------------------------------------------------------------------------
-
-
 def test_table_and_notebook(report: Report) -> None:
     table = report.table().set_index("quantity")["value"]
     assert table["Acc (%)"] == 100 * report.accuracy and table["verifier"] == "ibp" and table["n"] == "150"
@@ -154,9 +151,6 @@ def test_json_and_a_page_that_works_offline(report: Report, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "report.html"]
 
 
-# ---- interrupted calls ----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches whose radii are searched."""
@@ -164,9 +158,9 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def search(model: nn.Module, x: Tensor, *args: object, **kwargs: object) -> object:
         sizes.append(len(x))
-        return certified_radius(model, x, *args, **kwargs)
+        return find_radii(model, x, *args, **kwargs)
 
-    monkeypatch.setattr(acertlab.radius.certificate, "certified_radius", search)
+    monkeypatch.setattr(acertlab.radius.certificate, "find_radii", search)
     return sizes
 
 
@@ -278,8 +272,6 @@ def test_a_damaged_folder_is_named(digits_net: Trained, batches: list, tmp_path:
     certify(digits_net.model, batches[:2], EPS_MAX, run_dir=tmp_path, resume=False, progress=False)
     assert isinstance(pd.read_parquet(broken), pd.DataFrame)
 
-
-# ---- bad calls ------------------------------------------------------------------------------------------------------
 
 X, Y = torch.rand(4, 64), torch.arange(4)
 MODEL = nn.Sequential(nn.Linear(64, 10)).eval()

@@ -14,14 +14,13 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from acertlab.bounds.box import Box
-from acertlab.bounds.ibp import IntervalNetwork, freeze
+from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import certified_margin, clean_margin, margin_at
 from acertlab.models.architectures import mlp, residual_cnn
 from acertlab.radius.attack import attacked_radius
 from acertlab.radius.certified import _attach_gradient, certified_radius
-from acertlab.radius.search import SOLVERS, RadiusResult, RadiusStatus, margin_function
-from acertlab.training.methods.sample_radii import approximate_radius
+from acertlab.radius.rootfind.solvers import SOLVERS
+from acertlab.radius.search import RadiusResult, RadiusStatus, SearchSettings
 from tests.helpers.networks import Trained
 
 XTOL, RTOL = 1e-8, 1e-5
@@ -286,7 +285,7 @@ def test_gradient_is_zero_on_a_plateau() -> None:
     x, y, one = torch.full((1, 1), 0.5, requires_grad=True), torch.zeros(1, dtype=torch.long), torch.ones(1)
     status = torch.full((1,), int(RadiusStatus.CONVERGED), dtype=torch.int8)
     flat = RadiusResult(0.7 * one, -one, 0.8 * one, status, y, True)
-    radius = _attach_gradient(model, x, y, flat, True, (0.0, 1.0))
+    radius = _attach_gradient(model, x, y, flat, SearchSettings())
     gradients = torch.autograd.grad(radius.sum(), [x, *model.parameters()])
     assert all((gradient == 0).all() for gradient in gradients)
 
@@ -312,62 +311,6 @@ def test_gradient_is_that_of_ibp(change: dict) -> None:
     x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
     with pytest.raises(ValueError, match="differentiable: "):
         certified_radius(mlp((1, 8, 8), 10).eval(), x, y, 0.1, differentiable=True, **change)
-
-
-def test_chunks_keep_to_the_memory_given(digits_net: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest tensor of any bound pass, times eight, stays within ``memory``; the radii are the same."""
-    x, y = digits_net.x.repeat(4, 1, 1, 1), digits_net.y.repeat(4)
-    rows: list[int] = []
-    margins = IntervalNetwork.margins
-    monkeypatch.setattr(
-        IntervalNetwork, "margins", lambda self, box, y, **kw: rows.append(len(y)) or margins(self, box, y, **kw)
-    )
-    whole = certified_radius(digits_net.model, x, y, 0.2)
-    assert max(rows) >= 0.9 * (whole.status == RadiusStatus.CONVERGED).sum()  # all in one chunk
-    rows.clear()
-    small = certified_radius(digits_net.model, x, y, 0.2, memory=2**21)
-    assert 64 < max(rows) < 500  # 8 channels of 4 x 4 or less, linear 50: kilobytes a sample
-    assert torch.equal(small.radius, whole.radius)
-
-
-def test_out_of_memory_halves_the_chunk_and_goes_on(digits_net: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x, y = digits_net.model, digits_net.x[:300], digits_net.y[:300]
-    expected = certified_radius(model, x, y, 0.2)
-    margins = IntervalNetwork.margins
-
-    def limited(self: IntervalNetwork, box: Box, y: torch.Tensor, **settings: bool) -> torch.Tensor:
-        if len(y) > 96:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
-        return margins(self, box, y, **settings)
-
-    monkeypatch.setattr(IntervalNetwork, "margins", limited)
-    found = certified_radius(model, x, y, 0.2)
-    assert torch.equal(found.radius, expected.radius) and torch.equal(found.upper, expected.upper)
-
-    def broken(self: IntervalNetwork, box: Box, y: torch.Tensor, **settings: bool) -> torch.Tensor:
-        if len(y) > 96:
-            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-        return margins(self, box, y, **settings)
-
-    monkeypatch.setattr(IntervalNetwork, "margins", broken)
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):  # only running out of memory is tried again
-        certified_radius(model, x, y, 0.2)
-
-
-def test_training_radii(digits_net: Trained) -> None:
-    """With enough iterations the training radius is the certified one; with none it is ACERT-fast's."""
-    model, x, y = digits_net.model, digits_net.x, digits_net.y
-    exact = certified_radius(model, x, y, 0.2).radius
-    with torch.no_grad():
-        frozen, clean = freeze(model), clean_margin(model(x), y)
-    call = (margin_function(frozen, True, (0.0, 1.0)), (x, y), clean, 0.2)
-    for compact in (True, False):
-        radius = approximate_radius(*call, maxiter=30, compact=compact).radius
-        assert (radius - exact).abs().max() < 2e-4 * 0.2
-    fast = approximate_radius(*call, maxiter=0).radius
-    assert torch.equal(fast, torch.where(clean < 0, 0.2, 0.0))
-    two = approximate_radius(*call, maxiter=2).radius
-    assert (two - exact).abs().mean() < 0.25 * (fast - exact).abs().mean()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -1,4 +1,4 @@
-"""Tests of acertlab.rootfind: known roots, scipy's decisions, brackets, both paths, hostile input, argument errors."""
+"""brentq, bisect and chandrupatla: known roots, scipy's decisions, brackets, both paths, hostile input, errors."""
 
 import math
 import struct
@@ -14,9 +14,9 @@ from scipy.optimize import elementwise
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from acertlab.radius.rootfind.bisection import bisect
+from acertlab.radius.rootfind.bracketed import RootResult, RootStatus
 from acertlab.radius.rootfind.brent import brentq
 from acertlab.radius.rootfind.chandrupatla import chandrupatla
-from acertlab.radius.rootfind.iterate import RootResult, RootStatus
 from tests.helpers.problems import PROBLEMS, Problem, families, piecewise_linear
 
 SOLVERS = (brentq, bisect, chandrupatla)
@@ -326,10 +326,15 @@ class NoSynchronisation(TorchDispatchMode):
 def test_the_guard_catches_what_it_should() -> None:
     x = torch.arange(4.0)
     waits = (
-        lambda: x.sum().item(), lambda: bool(x.sum() > 1), lambda: x[x > 1], lambda: (x > 1).nonzero(),
-        lambda: x.masked_select(x > 1), lambda: torch.where(x > 1), lambda: torch.equal(x, x),
+        lambda: x.sum().item(),
+        lambda: bool(x.sum() > 1),
+        lambda: x[x > 1],
+        lambda: (x > 1).nonzero(),
+        lambda: x.masked_select(x > 1),
+        lambda: torch.where(x > 1),
+        lambda: torch.equal(x, x),
         lambda: x.clone().index_put_((x > 1,), x[0]),
-    )  # fmt: skip
+    )
     for wait in waits:
         with NoSynchronisation(), pytest.raises(AssertionError, match="synchronises"):
             wait()
@@ -466,9 +471,13 @@ def test_broken_elements_do_not_disturb_the_others(seed, solver, compact, broken
 @every_solver
 def test_statuses_side_by_side(solver, compact) -> None:
     r = solver(
-        lambda x, c: x * x - c, column(0, 0, 0, 0, -INF, NAN, 1, -1e308), column(4, 4, 4, 4, 4, 4, 1, 1.7e308),
-        args=(column(2, -1, NAN, INF, 2, 2, 3, 2),), compact=compact, maxiter=200,
-    )  # fmt: skip
+        lambda x, c: x * x - c,
+        column(0, 0, 0, 0, -INF, NAN, 1, -1e308),
+        column(4, 4, 4, 4, 4, 4, 1, 1.7e308),
+        args=(column(2, -1, NAN, INF, 2, 2, 3, 2),),
+        compact=compact,
+        maxiter=200,
+    )
     no, bad = RootStatus.SIGN_ERROR, RootStatus.NONFINITE
     assert r.status.tolist() == [0, no, bad, no, bad, bad, no, bad]
     assert r.status.dtype == torch.int8 and r.converged.tolist() == [True] + [False] * 7
@@ -535,8 +544,9 @@ def test_tolerances_below_the_dtype_are_raised_to_it(solver, dtype) -> None:
     eps = torch.finfo(dtype).eps
     assert r.root.dtype == dtype and r.converged.all()
     assert (r.upper - r.lower <= 5 * eps * r.root).all()
-    zero = solver(lambda x: torch.where(x < 0, -1.0, 1.0).to(x), torch.tensor([-1.0], dtype=dtype), 3.0, xtol=5e-324,
-                  maxiter=3000)  # fmt: skip
+    zero = solver(
+        lambda x: torch.where(x < 0, -1.0, 1.0).to(x), torch.tensor([-1.0], dtype=dtype), 3.0, xtol=5e-324, maxiter=3000
+    )
     assert zero.converged.all() and zero.root.abs().item() <= 2 * torch.finfo(dtype).tiny
 
 
@@ -657,8 +667,11 @@ def test_numbers_and_dtypes(solver) -> None:
 
 def test_every_status_has_a_sentence() -> None:
     assert [(s.name, s.value) for s in RootStatus] == [
-        ("CONVERGED", 0), ("SIGN_ERROR", -1), ("MAXITER", -2), ("NONFINITE", -3),
-    ]  # fmt: skip
+        ("CONVERGED", 0),
+        ("SIGN_ERROR", -1),
+        ("MAXITER", -2),
+        ("NONFINITE", -3),
+    ]
     assert all(s.sentence.endswith(".") for s in RootStatus)
     assert RootStatus(-3) is RootStatus.NONFINITE and RootStatus(-2).sentence.startswith("The maximum number")
 
@@ -681,8 +694,12 @@ BAD_CALLS = {
     "maxiter bool": ((line, 0.0, 1.0), {"maxiter": True}, TypeError, r"maxiter is True \(bool\); accepted: an integer"),
     "a word": ((line, "0", 1.0), {}, TypeError, r"a is '0' \(str\); accepted: a tensor \(B,\) or a number"),
     "b none": ((line, 0.0, None), {}, TypeError, r"b is None \(NoneType\); accepted: a tensor"),
-    "a integers": ((line, torch.zeros(2, dtype=torch.int64), 1.0), {}, TypeError,
-                   "a has dtype torch.int64; accepted: torch.float32, torch.float64"),
+    "a integers": (
+        (line, torch.zeros(2, dtype=torch.int64), 1.0),
+        {},
+        TypeError,
+        "a has dtype torch.int64; accepted: torch.float32, torch.float64",
+    ),
     "b half": ((line, 0.0, torch.ones(2).half()), {}, TypeError, "b has dtype torch.float16; accepted: torch.float32"),
     "fa bfloat16": ((line, column(0, 0), 1.0), {"fa": -torch.ones(2).bfloat16()}, TypeError, "fa has dtype torch.bf"),
     "a matrix": ((line, torch.zeros(2, 1), 1.0), {}, ValueError, r"a has shape \(2, 1\); accepted: \(B,\)"),
@@ -692,16 +709,24 @@ BAD_CALLS = {
     "fa word": ((line, 0.0, 1.0), {"fa": "x"}, TypeError, r"fa is 'x' \(str\); accepted: a tensor"),
     "args tensor": ((line, 0.0, 1.0), {"args": column(1)}, TypeError, "args is a tensor of torch.float64; accepted"),
     "args number": ((line, 0.0, 1.0), {"args": (1.0,)}, TypeError, r"args is \(1.0,\) \(tuple\); accepted: a tuple"),
-    "args shape": ((line, column(0, 0), 1.0), {"args": (column(1, 2), torch.zeros(3, 2))}, ValueError,
-                   r"args\[1\] has shape \(3, 2\).* leading dimension of a"),
+    "args shape": (
+        (line, column(0, 0), 1.0),
+        {"args": (column(1, 2), torch.zeros(3, 2))},
+        ValueError,
+        r"args\[1\] has shape \(3, 2\).* leading dimension of a",
+    ),
     "args scalar": ((line, 0.0, 1.0), {"args": (torch.tensor(1.0),)}, ValueError, r"args\[0\] has shape \(\)"),
     "device": ((line, column(0), torch.ones(1, dtype=F64, device="meta")), {}, ValueError, "b is on meta; accepted: c"),
-    "f shape": ((lambda x: x[:, None], column(0, 0), 1.0), {}, ValueError,
-                r"f returned shape \(2, 1\) on cpu for x of shape \(2,\)"),
+    "f shape": (
+        (lambda x: x[:, None], column(0, 0), 1.0),
+        {},
+        ValueError,
+        r"f returned shape \(2, 1\) on cpu for x of shape \(2,\)",
+    ),
     "f sum": ((lambda x: x.sum(), column(0, 0), 1.0), {}, ValueError, r"f returned shape \(\)"),
     "f number": ((lambda x: 1.0, column(0, 0), 1.0), {}, TypeError, r"f returned 1.0 \(float\); accepted: a real"),
     "f complex": ((lambda x: x + 1j, column(0, 0), 1.0), {}, TypeError, "f returned a tensor of torch.complex128"),
-}  # fmt: skip
+}
 
 
 @every_solver

@@ -16,7 +16,8 @@ from acertlab.bounds.box import ball
 from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import clean_margin
 from acertlab.data import datasets as data
-from acertlab.radius.search import SOLVERS, margin_function
+from acertlab.radius.rootfind.solvers import SOLVERS
+from acertlab.radius.search import margin_function
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.loop.state import State, initial_state
 from acertlab.training.loop.step import train_step

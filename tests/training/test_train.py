@@ -364,8 +364,7 @@ def test_acert_learns_digits(digits, tmp_path):
 
 def test_evaluate_is_independent_of_its_batches(done, few):
     model = done.load_model()
-    tables = [evaluate(model, few.test_x, few.test_y, 0.1, replace(SMALL, eval_batch=b), xtol=1e-8, rtol=1e-5)
-              for b in (7, 1024)]  # fmt: skip
+    tables = [evaluate(model, few.test_x, few.test_y, 0.1, SMALL.search, size) for size in (7, 1024)]
     assert tables[0].radius.to_numpy() == pytest.approx(tables[1].radius.to_numpy(), abs=1e-7)
     direct = certified_radius(model, to_float(few.test_x), few.test_y, 0.1)
     assert tables[1].radius.tolist() == direct.radius.tolist()

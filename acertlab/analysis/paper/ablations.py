@@ -21,7 +21,7 @@ from acertlab.bounds.margin import clean_margin
 from acertlab.data.datasets import ImageData, to_float
 from acertlab.data.run import Run
 from acertlab.radius import metrics
-from acertlab.radius.search import margin_function, search_radius
+from acertlab.radius.search import SearchSettings, margin_function, search_radius
 from acertlab.training import estimate as duration
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.methods.catalogue import name_of
@@ -173,7 +173,7 @@ def radius_errors(run: Run, data: ImageData, iterations: Sequence[int], samples:
     with full_precision(device):
         logits, of_batch = clean_pass(model, x)
         frozen, clean = freeze(trace(model), of_batch), clean_margin(logits, y)
-        exact = search_radius(frozen, x, y, clean, config.eps_max, solver="brentq", xtol=1e-8, rtol=0.0).radius
+        exact = search_radius(frozen, x, y, clean, config.eps_max, SearchSettings(solver="brentq", rtol=0.0)).radius
         margin = margin_function(frozen, config.merged, config.domain)
         for most in iterations:
             found = approximate_radius(margin, (x, y), clean, config.eps_max, solver="brentq", xtol=config.xtol,

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from acertlab.radius.rootfind.iterate import _MAXITER, _RTOL, _XTOL, RootResult, _solve
+from acertlab.radius.rootfind.bracketed import MAXITER, RTOL, XTOL, Ends, RootResult, solve
+from acertlab.radius.rootfind.iterate import StoppingRule
 
 
 def bisect(
@@ -15,9 +16,9 @@ def bisect(
     b: Tensor | float,
     *,
     args: tuple[Tensor, ...] = (),
-    xtol: float = _XTOL,
-    rtol: float = _RTOL,
-    maxiter: int = _MAXITER,
+    xtol: float = XTOL,
+    rtol: float = RTOL,
+    maxiter: int = MAXITER,
     fa: Tensor | float | None = None,
     fb: Tensor | float | None = None,
     compact: bool = True,
@@ -27,7 +28,7 @@ def bisect(
     Stopping rule, asked after each evaluation of a midpoint: f(root) == 0, or the halved width < xtol + rtol |root|,
     where root is that midpoint. At MAXITER root is the end of the bracket on a's side, as in scipy.
     """
-    return _solve(_Bisect, f, a, b, args, xtol, rtol, maxiter, fa, fb, compact)
+    return solve(_Bisect, f, Ends(a, b, fa, fb), args, StoppingRule(xtol, rtol, maxiter), compact)
 
 
 class _Bisect(NamedTuple):

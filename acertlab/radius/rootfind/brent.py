@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from acertlab.radius.rootfind.iterate import _MAXITER, _RTOL, _XTOL, RootResult, _solve
+from acertlab.radius.rootfind.bracketed import MAXITER, RTOL, XTOL, Ends, RootResult, solve
+from acertlab.radius.rootfind.iterate import StoppingRule
 
 
 def brentq(
@@ -18,9 +19,9 @@ def brentq(
     b: Tensor | float,
     *,
     args: tuple[Tensor, ...] = (),
-    xtol: float = _XTOL,
-    rtol: float = _RTOL,
-    maxiter: int = _MAXITER,
+    xtol: float = XTOL,
+    rtol: float = RTOL,
+    maxiter: int = MAXITER,
     fa: Tensor | float | None = None,
     fb: Tensor | float | None = None,
     compact: bool = True,
@@ -55,7 +56,7 @@ def brentq(
     Source: R. P. Brent, Algorithms for Minimization without Derivatives (1973), ch. 4; P. O. J. Scherer, Computational
         Physics, "Roots and Extremal Points"; decisions checked against scipy.optimize.brentq.
     """
-    return _solve(_Brent, f, a, b, args, xtol, rtol, maxiter, fa, fb, compact)
+    return solve(_Brent, f, Ends(a, b, fa, fb), args, StoppingRule(xtol, rtol, maxiter), compact)
 
 
 class _Brent(NamedTuple):

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from acertlab.radius.rootfind.iterate import _MAXITER, _RTOL, _XTOL, RootResult, _solve
+from acertlab.radius.rootfind.bracketed import MAXITER, RTOL, XTOL, Ends, RootResult, solve
+from acertlab.radius.rootfind.iterate import StoppingRule
 
 
 def chandrupatla(
@@ -18,9 +19,9 @@ def chandrupatla(
     b: Tensor | float,
     *,
     args: tuple[Tensor, ...] = (),
-    xtol: float = _XTOL,
-    rtol: float = _RTOL,
-    maxiter: int = _MAXITER,
+    xtol: float = XTOL,
+    rtol: float = RTOL,
+    maxiter: int = MAXITER,
     fa: Tensor | float | None = None,
     fb: Tensor | float | None = None,
     compact: bool = True,
@@ -34,7 +35,7 @@ def chandrupatla(
     Source: T. R. Chandrupatla, Advances in Engineering Software 28(3), 145-149 (1997), Figure 1; P. O. J. Scherer,
         Computational Physics, "Roots and Extremal Points".
     """
-    return _solve(_Chandrupatla, f, a, b, args, xtol, rtol, maxiter, fa, fb, compact)
+    return solve(_Chandrupatla, f, Ends(a, b, fa, fb), args, StoppingRule(xtol, rtol, maxiter), compact)
 
 
 class _Chandrupatla(NamedTuple):

@@ -1,202 +1,111 @@
-"""Roots of many scalar functions at once, each in its own bracket, on any device: `brentq`, `bisect`, `chandrupatla`.
+"""The loop of every root finder: finished elements are dropped, or the host never waits for the device."""
 
-A *point* is a (2, B) tensor: x in row 0, f(x) in row 1. A method is a state of a few points with two pure functions:
-`propose` (has the element finished, and if not, where to look next) and `accept` (take in what was found there). Both
-the path that drops finished elements and the path without host synchronisation run these same two functions.
-"""
-
-import math
-from dataclasses import dataclass
-from enum import IntEnum
-from numbers import Integral, Real
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_DTYPES = (torch.float32, torch.float64)
-_XTOL, _RTOL, _MAXITER = 2e-12, 8.881784197001252e-16, 100  # scipy.optimize.brentq's
+Rows = tuple[Tensor, ...]  # what is known of B elements
 
 
-class RootStatus(IntEnum):
-    """How the search of one element ended; `.sentence` says it in words."""
+class StoppingRule(NamedTuple):
+    """Absolute and relative tolerance, and the most iterations."""
 
-    sentence: str
-
-    def __new__(cls, value: int, sentence: str) -> "RootStatus":
-        status = int.__new__(cls, value)
-        status._value_, status.sentence = value, sentence
-        return status
-
-    CONVERGED = 0, "The root was found to the requested tolerance, or f is exactly 0 there."
-    SIGN_ERROR = -1, "f has the same sign at both ends of the bracket."
-    MAXITER = -2, "The maximum number of iterations was reached; the bracket still holds the root."
-    NONFINITE = -3, "An end of the bracket (or their distance) is not finite, or f returned NaN."
+    xtol: float
+    rtol: float
+    maxiter: int
 
 
-_RUNNING = RootStatus.MAXITER  # what an element is called until something else happens to it
+class RootProblem(NamedTuple):
+    """Functions that rise from f(0) < 0, whose roots matter up to a cap."""
+
+    f: Callable[..., Tensor]  # f(eps, *args), (B,) -> (B,); never 0 or NaN. Not rising: some sign change is found
+    args: Rows  # of leading dimension B, cut down together with eps
+    at_zero: Tensor  # (B,) f(0)
+    cap: float
+    guess: Tensor | None = None  # (B,) where roots are expected, and where a search may begin
+    slope: Tensor | None = None  # (B,) d log eps / d log(f(eps) - f(0)) there
+
+    def evaluate(self, eps: Tensor, index: Tensor) -> Tensor:
+        """f of the elements at ``index``, at their own of the (B,) ``eps``."""
+        return self.f(eps[index], *(arg[index] for arg in self.args))
 
 
-@dataclass(frozen=True)
-class RootResult:
-    """What a search found; every field is a (B,) tensor on the device of the bracket and carries no gradient.
+class Bracket(NamedTuple):
+    """The brackets of a problem's roots, (B,) each."""
 
-    Attributes:
-        root: the estimate; NaN where the status is SIGN_ERROR or NONFINITE.
-        lower, upper: the last bracket, lower <= root <= upper, both evaluated, exactly one of `f_lower`, `f_upper`
-            negative; but lower = upper = root where f_root is exactly 0. SIGN_ERROR or bad ends: the ends as given,
-            sorted; after a NaN inside: the bracket before it.
-        f_root, f_lower, f_upper: f evaluated at root, lower and upper.
-        iterations, function_calls: int64, counted as scipy counts them (known `fa`, `fb` are no calls).
-        status: int8, a `RootStatus`.
-    """
+    lower: Tensor  # f < 0 there
+    f_lower: Tensor
+    upper: Tensor  # f > 0 there; inf: none is known
+    f_upper: Tensor
+    converged: Tensor  # bool: narrow enough
+    calls: Tensor  # int64, evaluations
+
+    @classmethod
+    def above(cls, lower: Tensor, f_lower: Tensor) -> "Bracket":
+        """Without an upper end, before any evaluation."""
+        inf = torch.full_like(lower, torch.inf)
+        none = torch.zeros_like(lower, dtype=torch.int64)
+        return cls(lower, f_lower, inf, inf, none.bool(), none)
+
+
+class RootEstimate(NamedTuple):
+    """Roots from few evaluations, (B,) each; the cap where f < 0 there."""
 
     root: Tensor
-    lower: Tensor
-    upper: Tensor
-    f_root: Tensor
-    f_lower: Tensor
-    f_upper: Tensor
-    iterations: Tensor
-    function_calls: Tensor
-    status: Tensor
-
-    @property
-    def converged(self) -> Tensor:
-        """(B,) bool: the status is CONVERGED."""
-        return self.status == RootStatus.CONVERGED
+    log_eps: Tensor  # of the newest point
+    log_growth: Tensor  # log((f - f(0)) / -f(0)) there: 0 at a root
+    calls: Tensor  # int64, evaluations
 
 
-@torch.no_grad()
-def _solve(method, f, a, b, args, xtol, rtol, maxiter, fa, fb, compact) -> RootResult:
-    """Checks the call, then runs one method over the batch (the public functions describe the arguments)."""
-    _check_call(f, args, xtol, rtol, maxiter)
-    a, b, fa, fb = _batch(a, b, fa, fb, args)
-    info = torch.finfo(a.dtype)
-    xtol, rtol = max(float(xtol), info.tiny), max(float(rtol), 4 * info.eps)
-    calls_at_ends = (fa is None) + (fb is None)
-    fa = _evaluate(f, a, args) if fa is None else fa
-    fb = _evaluate(f, b, args) if fb is None else fb
-
-    ends = torch.stack([a, fa]), torch.stack([b, fb])
-    finite = (b - a).isfinite() & ~fa.isnan() & ~fb.isnan()
-    exact = (fa == 0) | (fb == 0)
-    started = finite & ~exact & ((fa < 0) != (fb < 0))
-    status = torch.full_like(a, RootStatus.SIGN_ERROR, dtype=torch.int8).masked_fill(exact, RootStatus.CONVERGED)
-    status = status.masked_fill(started, _RUNNING).masked_fill(~finite, RootStatus.NONFINITE)
-
-    state, status, calls = _iterate(method, f, method.start(*ends), status, args, xtol, rtol, maxiter, compact)
-
-    found = status == RootStatus.CONVERGED
-    root = torch.where(started, state.root, torch.where(fa == 0, *ends))
-    root = root.masked_fill(~found & (status != RootStatus.MAXITER), math.nan)
-    one, two = (torch.where(root[1] == 0, root, end) for end in state.ends)
-    lower, upper = torch.where(one[0] <= two[0], one, two), torch.where(one[0] <= two[0], two, one)
-    iterations = calls if method.asks_last else calls + (found & started)  # asking opened one more iteration
-    (x, fx), (x_lower, f_lower), (x_upper, f_upper) = root, lower, upper
-    return RootResult(x, x_lower, x_upper, fx, f_lower, f_upper, iterations, calls + calls_at_ends, status)
+def unfinished(rows: Rows, todo: Tensor, n: int) -> Tensor:
+    """The indices of the elements to go on with: all ``todo``. The one host synchronisation of a round."""
+    return todo.nonzero().squeeze(1)
 
 
-def _iterate(method, f, state, status, args, xtol, rtol, maxiter, compact):
-    """The loop of both paths. Returns the final state, status and calls of f (B,) of the full batch."""
-    calls = torch.zeros_like(status, dtype=torch.int64)
-    full, active = None, None  # once elements were dropped: everybody's last tensors; who is still carried along
-    for n in range(maxiter + method.asks_last):
-        state, x, done = state.propose(xtol, rtol)
-        if n or method.asks_ends:
-            status = status.masked_fill(done & (status == _RUNNING), RootStatus.CONVERGED)
-        if n == maxiter:
+def iterate(
+    rows: Rows,
+    args: Rows,
+    rounds: int,
+    going_on: Callable[[Rows], Tensor],
+    step: Callable[[Rows, Tensor, Rows, int], Rows],
+    select: Callable[[Rows, Tensor, int], Tensor | None] = unfinished,
+) -> tuple[Rows, Tensor]:
+    """Rounds of evaluations of the elements that have not finished.
+
+    Args:
+        rows: what is carried from round to round, (..., B) each.
+        args: tensors of leading dimension B, cut down together with the rows.
+        rounds: how many at most.
+        going_on: which elements have not finished, (B,) bool, of the rows.
+        step: the rows after one more evaluation; of the rows, which of them go on, their args, and the round.
+        select: the indices of the elements that stay in the batch, of the first two and the round; None: all. The
+            others keep the rows that they have. Where none stay the loop ends.
+
+    Returns:
+        The last rows of all elements, and (B,) int64 how often each was evaluated.
+    """
+    carried: Rows = (torch.zeros(rows[0].shape[-1:], dtype=torch.int64, device=rows[0].device), *rows)
+    everybody, active = None, None  # once elements were dropped: all last rows; who is still in the batch
+    for n in range(rounds):
+        todo = going_on(carried[1:])
+        keep = select(carried[1:], todo, n)
+        if keep is not None and not len(keep):
             break
-        alive = status == _RUNNING
-        if compact:
-            keep = alive.nonzero().squeeze(1)  # the one host synchronisation of an iteration
-            if len(keep) == 0:
-                break
-            if args and len(keep) < len(alive):
-                full = _write_back(full, active, (status, calls, *state))
-                active = keep if active is None else active[keep]
-                status, calls, x, alive, *state = (t.index_select(-1, keep) for t in (status, calls, x, alive, *state))
-                state, args = method._make(state), tuple(arg.index_select(0, keep) for arg in args)
-        x = torch.where(alive, x, state.cur[0])
-        fx = _evaluate(f, x, args)
-        calls = calls + alive
-        status = status.masked_fill(alive & fx.isnan(), RootStatus.NONFINITE)
-        # A finished element is given its own point once more, which changes neither its root nor its bracket.
-        state = state.accept(torch.where(status == _RUNNING, torch.stack([x, fx]), state.cur))
-    status, calls, *state = _write_back(full, active, (status, calls, *state))
-    return method._make(state), status, calls
+        if keep is not None and len(keep) < len(todo):
+            everybody = _write_back(everybody, active, carried)
+            active = keep if active is None else active[keep]
+            todo, *now = (t.index_select(-1, keep) for t in (todo, *carried))
+            carried = tuple(now)
+            args = tuple(arg.index_select(0, keep) for arg in args)
+        carried = (carried[0] + todo, *step(carried[1:], todo, args, n))
+    calls, *last = _write_back(everybody, active, carried)
+    return tuple(last), calls
 
 
-def _write_back(full, active, carried):
-    """Puts what the carried elements have now into the tensors of the full batch."""
-    if full is None:
-        return carried
-    return tuple(whole.index_copy(-1, active, part) for whole, part in zip(full, carried, strict=True))
-
-
-def _evaluate(f, x: Tensor, args: tuple[Tensor, ...]) -> Tensor:
-    """f(x, *args), checked, in x's dtype; f is not asked about an empty batch."""
-    if x.numel() == 0:
-        return x
-    fx = f(x.clone(), *args)  # f may overwrite it
-    if not isinstance(fx, Tensor) or fx.is_complex():
-        raise TypeError(f"f returned {_kind(fx)}; accepted: a real tensor of x's shape")
-    if fx.shape != x.shape or fx.device != x.device:
-        raise ValueError(
-            f"f returned shape {tuple(fx.shape)} on {fx.device} for x of shape {tuple(x.shape)} on {x.device}; "
-            "accepted: the shape and device of x"
-        )
-    return fx.to(x.dtype)
-
-
-def _check_call(f, args, xtol, rtol, maxiter) -> None:
-    """Raises for the arguments that are not tensors of the batch."""
-    if not callable(f):
-        raise TypeError(f"f is {_kind(f)}; accepted: a function f(x, *args)")
-    if not isinstance(args, tuple | list) or not all(isinstance(arg, Tensor) for arg in args):
-        raise TypeError(f"args is {_kind(args)}; accepted: a tuple of tensors of leading dimension B")
-    for name, value, kind, accepted in (
-        ("xtol", xtol, Real, "a finite number > 0"),
-        ("rtol", rtol, Real, "a finite number >= 0"),
-        ("maxiter", maxiter, Integral, "an integer >= 0"),
-    ):
-        if isinstance(value, bool) or not isinstance(value, kind):
-            raise TypeError(f"{name} is {_kind(value)}; accepted: {accepted}")
-        if not 0 <= value < math.inf or (value == 0 and name == "xtol"):
-            raise ValueError(f"{name} is {value}; accepted: {accepted}")
-
-
-def _batch(a, b, fa, fb, args) -> list[Tensor | None]:
-    """a, b, fa, fb as own (B,) tensors of one dtype and device (None stays None), or one clear error."""
-    given = {"a": a, "b": b} | {name: value for name, value in (("fa", fa), ("fb", fb)) if value is not None}
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, Tensor | Real):
-            raise TypeError(f"{name} is {_kind(value)}; accepted: a tensor (B,) or a number")
-        if isinstance(value, Tensor) and value.dtype not in _DTYPES:
-            raise TypeError(f"{name} has dtype {value.dtype}; accepted: torch.float32, torch.float64")
-        if isinstance(value, Tensor) and value.dim() > 1:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; accepted: (B,) or a single number")
-
-    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-    tensors |= {f"args[{i}]": arg for i, arg in enumerate(args)}
-    batched = {name: t for name, t in tensors.items() if t.dim() or name.startswith("args")}
-    leader, size = next(((name, t.shape[:1]) for name, t in batched.items()), (None, (1,)))
-    for name, t in batched.items():
-        if t.dim() == 0 or t.shape[:1] != size:
-            raise ValueError(f"{name} has shape {tuple(t.shape)}; accepted: the leading dimension of {leader}, {size}")
-    anchor, like = next(iter(tensors.items()), (None, torch.empty(0, dtype=torch.float64)))
-    for name in tensors.keys() & given.keys():
-        if given[name].device != like.device:
-            raise ValueError(f"{name} is on {given[name].device}; accepted: {like.device}, the device of {anchor}")
-    dtypes = [t.dtype for name, t in tensors.items() if name in ("a", "b")] or [t.dtype for t in tensors.values()]
-    dtype = max((d for d in dtypes if d in _DTYPES), key=_DTYPES.index, default=torch.float64)
-
-    def own(value: Tensor | float) -> Tensor:
-        value = value if isinstance(value, Tensor) else torch.full((), float(value), dtype=dtype, device=like.device)
-        return value.to(dtype).expand(size).clone()
-
-    return [own(given[name]) if name in given else None for name in ("a", "b", "fa", "fb")]
-
-
-def _kind(value) -> str:
-    """A value that is of the wrong type, for an error message."""
-    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"{value!r} ({type(value).__name__})"
+def _write_back(everybody: Rows | None, active: Tensor | None, carried: Rows) -> Rows:
+    """Puts the rows of those still in the batch into those of all."""
+    if everybody is None or active is None:
+        return tuple(carried)
+    return tuple(whole.index_copy(-1, active, part) for whole, part in zip(everybody, carried, strict=True))

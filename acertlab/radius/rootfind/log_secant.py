@@ -1,18 +1,27 @@
-"""Where rising functions cross zero: a safeguarded secant in log eps against log(f(eps) - f(0)), on whole batches.
+"""The log secant: a safeguarded secant in log eps against log(f(eps) - f(0)), on whole batches; the default solver.
 
 A certified margin grows from f(0) < 0 like a power of eps: with exponent 1 while no ReLU changes its state, with a much
 larger one where many do. On double logarithmic axes that is nearly a line, so the secant converges from its first
 steps, where a secant in eps itself starts badly. The exponent is each element's own, known from its second evaluation
-on, so that no element's result depends on the others. As in `acertlab.rootfind` two pure functions, `propose` and
-`accept`, serve both the path that drops finished elements and the one without host synchronisation.
+on, so that no element's result depends on the others.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+from acertlab.radius.rootfind.iterate import (
+    Bracket,
+    RootEstimate,
+    RootProblem,
+    Rows,
+    StoppingRule,
+    iterate,
+    unfinished,
+)
 
 EXPONENT = 1.75  # before an element has two points of its own; margins of trained networks have 1 to 5
 LINEAR = 512  # next to its root f is a line, to this share of the distance from which the line is known
@@ -20,23 +29,24 @@ PATIENCE = 12  # evaluations; what is not done by then, such as a jump, is bisec
 DOUBT = 0.3  # relative error of a slope that is not an element's own, and of one that spans a kink
 BEYOND = 0.15  # of the width that a bracket should have: how far beyond the root its other end is looked for
 GUARD = 32  # units of rounding that the certified end keeps from the root
+SLACK = 4  # evaluations of an estimate more than a bisection would take, at most: it may be lucky at first
 
 
-def guard(eps: Tensor, tolerance: Tensor) -> Tensor:
+def rounding_guard(eps: Tensor, tolerance: Tensor) -> Tensor:
     """How far both ends of a bracket should be from a root at ``eps``: roundings must not decide their signs."""
     return torch.minimum(GUARD * torch.finfo(eps.dtype).eps * eps, 0.3 * tolerance)
 
 
-class Trail(NamedTuple):
+class SecantState(NamedTuple):
     """What is known of each element, (B,) each. Invariant: f_lower < 0, and f_upper > 0 where upper is finite."""
 
     lower: Tensor  # largest eps seen with f < 0; at first 0
     f_lower: Tensor
     upper: Tensor  # smallest eps seen with f > 0; inf: none yet
     f_upper: Tensor
-    u: Tensor  # log of the newest eps; NaN before the first
-    g: Tensor  # log((f - f(0)) / -f(0)) there: 0 at the root
-    slope: Tensor  # du / dg through the last two points, or 1 / exponent
+    log_eps: Tensor  # of the newest eps; NaN before the first
+    log_growth: Tensor  # log((f - f(0)) / -f(0)) there: 0 at the root
+    slope: Tensor  # d log_eps / d log_growth through the last two points, or 1 / exponent
     step: Tensor  # |log| length of the last step of the secant; 0 before the first
     earlier: Tensor  # and of the one before it
     aim: Tensor  # the sign of f that the newest eps was chosen to have; 0: either
@@ -48,22 +58,34 @@ class Trail(NamedTuple):
         lower: Tensor,
         f_lower: Tensor,
         guess: Tensor | None = None,
-        slope: Tensor | float = 1 / EXPONENT,
-    ) -> "Trail":
+        slope: Tensor | None = None,
+    ) -> "SecantState":
         """Before any evaluation above ``lower``; the first is at ``guess``, or, where that is none, at the cap."""
         zero, inf = torch.zeros_like(lower), torch.full_like(lower, math.inf)
-        u = torch.full_like(lower, math.nan) if guess is None else guess.log()
-        return cls(lower, f_lower, inf, inf, u, zero, zero + slope, zero, zero, zero, zero)
+        log_eps = torch.full_like(lower, math.nan) if guess is None else guess.log()
+        return cls(
+            lower,
+            f_lower,
+            inf,
+            inf,
+            log_eps,
+            zero,
+            zero + (1 / EXPONENT if slope is None else slope),
+            zero,
+            zero,
+            zero,
+            zero,
+        )
 
     def done(self, cap: float, xtol: float, rtol: float) -> Tensor:
         """(B,) bool: the bracket is narrow, with room for one more guard; or f < 0 at the cap."""
         tolerance = xtol + rtol * self.lower
-        narrow = self.upper - self.lower + guard(self.lower, tolerance) <= tolerance
+        narrow = self.upper - self.lower + rounding_guard(self.lower, tolerance) <= tolerance
         return narrow | (self.lower >= cap)
 
     def estimate(self) -> Tensor:
         """(B,) where the secant crosses zero; NaN before the first point."""
-        return torch.exp(self.u - self.g * self.slope)
+        return torch.exp(self.log_eps - self.log_growth * self.slope)
 
     def crossing(self, f_zero: Tensor) -> Tensor:
         """(B,) where the line through the ends of the bracket crosses zero; NaN where there is no upper end."""
@@ -78,12 +100,12 @@ class Trail(NamedTuple):
         ``first``: relative error of the slope before an element has two points of its own; ``least``: and ever after,
         since two points on either side of a kink may deceive.
         """
-        length = (self.g * self.slope).abs()
+        length = (self.log_growth * self.slope).abs()
         share = torch.where(self.step > 0, length / self.step, first).clamp(min=least)
-        error = torch.nan_to_num((self.estimate() - self.u.exp()).abs() * share, nan=math.inf)
+        error = torch.nan_to_num((self.estimate() - self.log_eps.exp()).abs() * share, nan=math.inf)
         return torch.where((length == 0) & (self.step == 0), math.inf, error)  # a guess, not evaluated yet
 
-    def propose(self, cap: float, xtol: float, rtol: float, bisect: bool = False) -> tuple["Trail", Tensor]:
+    def propose(self, cap: float, xtol: float, rtol: float, bisect: bool = False) -> tuple["SecantState", Tensor]:
         """Where to look next.
 
         Far from the root: at the secant's estimate. Once its error, as the lengths of the last steps predict it, is far
@@ -94,21 +116,21 @@ class Trail(NamedTuple):
         or at the cap.
         """
         upper, eps = self.upper, torch.finfo(self.lower.dtype).eps
-        guess, length = self.estimate(), (self.g * self.slope).abs()
+        guess, length = self.estimate(), (self.log_growth * self.slope).abs()
         tolerance = xtol + rtol * torch.where(self.lower > 0, self.lower, guess)
         growth = 4.0**self.misses
 
         near = self.error() < tolerance / 4
-        high = upper - guess + guard(guess, tolerance) < 0.9 * tolerance  # its uncertified end will do
-        away = torch.maximum(guard(guess, tolerance), guess * length / LINEAR)
+        high = upper - guess + rounding_guard(guess, tolerance) < 0.9 * tolerance  # its uncertified end will do
+        away = torch.maximum(rounding_guard(guess, tolerance), guess * length / LINEAR)
         below = torch.minimum(guess, upper) - away * growth
         above = torch.maximum(guess, self.lower) + (0.34 * tolerance).clamp(min=4 * eps * guess) * growth
         point = torch.where(near, torch.where(high, below, above), guess)
-        trail, point, failed = self._within(point, cap, near, bisect)
+        state, point, failed = self._within(point, cap, near, bisect)
         aim = torch.where(near & ~failed, torch.where(high, -1.0, 1.0), 0.0).to(point)
-        return trail._replace(aim=aim), point
+        return state._replace(aim=aim), point
 
-    def brace(self, cap: float, width: Tensor, left: float) -> tuple["Trail", Tensor]:
+    def propose_for_width(self, cap: float, width: Tensor, left: float) -> tuple["SecantState", Tensor]:
         """Where to look next for a bracket of ``width`` (B,): fewer evaluations than by `propose`, if it is wide.
 
         At the secant's estimate; but once its error is far below the width, beyond it, on the side where the bracket is
@@ -118,125 +140,134 @@ class Trail(NamedTuple):
         guess = self.estimate()
         near = self.error(DOUBT, DOUBT) < width / 4
         away = BEYOND * width * 4.0**self.misses
-        above = (guess - self.lower <= width / 2) | ((self.upper - guess > width / 2) & (self.g < 0))
+        above = (guess - self.lower <= width / 2) | ((self.upper - guess > width / 2) & (self.log_growth < 0))
         beyond = torch.where(above, torch.maximum(guess, self.lower) + away, torch.minimum(guess, self.upper) - away)
-        trail, point, failed = self._within(torch.where(near, beyond, guess), cap, near, bisect=False)
+        state, point, failed = self._within(torch.where(near, beyond, guess), cap, near, bisect=False)
         aim = torch.where(near & ~failed, torch.where(above, 1.0, -1.0), 0.0).to(point)
         half = (self.upper.clamp(max=cap) - self.lower) / 2
         reach = (width * 2.0**left - half).clamp(min=0.0)
         point = point.clamp(self.lower + half - reach, self.lower + half + reach)
-        return trail._replace(aim=aim), torch.where(self.upper.isinf() & (2 * half <= width), cap, point)
+        return state._replace(aim=aim), torch.where(self.upper.isinf() & (2 * half <= width), cap, point)
 
-    def _within(self, point: Tensor, cap: float, near: Tensor, bisect: bool) -> tuple["Trail", Tensor, Tensor]:
+    def _within(self, point: Tensor, cap: float, near: Tensor, bisect: bool) -> tuple["SecantState", Tensor, Tensor]:
         """The step to ``point``, or to the middle where that fails; and where it did."""
-        lower, upper, length = self.lower, self.upper, (self.g * self.slope).abs()
-        lame = (length > self.earlier) & (self.earlier > 0) & ~near
-        failed = ~(point > lower) | ~(point < upper) | lame | bisect
+        lower, upper, length = self.lower, self.upper, (self.log_growth * self.slope).abs()
+        slow = (length > self.earlier) & (self.earlier > 0) & ~near
+        failed = ~(point > lower) | ~(point < upper) | slow | bisect
         middle = torch.where(upper > 8 * lower, torch.maximum((lower * upper).sqrt(), upper / 8), (lower + upper) / 2)
         point = torch.where(failed, middle, point)
         at_cap = point >= cap * (1 - 8 * torch.finfo(lower.dtype).eps)  # exp(log(cap)) may be a rounding below it
         point = torch.where(upper.isinf() & (failed | at_cap), cap, point)
         return self._replace(step=length, earlier=torch.where(failed, 0.0, self.step)), point, failed
 
-    def accept(self, eps: Tensor, f: Tensor, f_zero: Tensor) -> "Trail":
+    def accept(self, eps: Tensor, f: Tensor, f_zero: Tensor) -> "SecantState":
         """Takes in f(eps)."""
         negative = f < 0
-        u, g = eps.log(), torch.log((f - f_zero) / -f_zero)
-        slope = (u - self.u) / (g - self.g)
+        log_eps, log_growth = eps.log(), torch.log((f - f_zero) / -f_zero)
+        slope = (log_eps - self.log_eps) / (log_growth - self.log_growth)
         missed = (self.aim != 0) & (negative != (self.aim < 0))
         return self._replace(
             lower=torch.where(negative, eps, self.lower),
             f_lower=torch.where(negative, f, self.f_lower),
             upper=torch.where(negative, self.upper, eps),
             f_upper=torch.where(negative, self.f_upper, f),
-            u=u,
-            g=g,
+            log_eps=log_eps,
+            log_growth=log_growth,
             slope=torch.where(slope.isfinite() & (slope > 0), slope, self.slope),
             misses=torch.where(missed, self.misses + 1, 0.0),
         )
 
 
-def cross(
-    f: Callable[..., Tensor],
-    trail: Trail,
-    f_zero: Tensor,
-    cap: float,
-    args: tuple[Tensor, ...],
-    *,
-    xtol: float,
-    rtol: float,
-    maxiter: int,
-) -> tuple[Trail, Tensor]:
-    """Narrows every bracket to ``xtol + rtol * lower``, or finds f < 0 at the cap; finished elements are dropped.
+class LogSecant:
+    """The log secant as a `acertlab.radius.rootfind.solvers.Solver`."""
 
-    Args:
-        f: f(eps, *args), (B,) -> (B,); never 0 or NaN. Where it is not rising, a crossing is found all the same.
-        trail: of `Trail.start`.
-        f_zero: (B,) f at 0, < 0.
-        cap: largest eps of interest.
-        args: tensors of leading dimension B, cut down together with eps.
-        xtol, rtol: tolerances of the bracket.
-        maxiter: evaluations at most, the one at the cap not counted.
+    extrapolates: ClassVar[bool] = True
 
-    Returns:
-        The trail, and (B,) int64 evaluations. What is not `Trail.done` then has taken all of its evaluations; its
-        upper end is finite.
-    """
+    def narrow(self, problem: RootProblem, start: Bracket, stop: StoppingRule) -> Bracket:
+        """Brackets no wider than the tolerance, or f < 0 at the cap; see `Solver.narrow`.
 
-    def propose(trail: Trail, n: int) -> tuple[Trail, Tensor]:
-        trail, point = trail.propose(cap, xtol, rtol, bisect=n > PATIENCE and n % 2 == 0)
-        return trail, torch.where(trail.upper.isinf(), cap, point) if n == maxiter else point
+        What is not narrow then has taken all of its evaluations; its upper end is finite.
+        """
+        xtol, rtol = stop.xtol, max(stop.rtol, 8 * torch.finfo(start.lower.dtype).eps)
+        cap = torch.tensor(problem.cap, dtype=start.lower.dtype).item()  # as it is evaluated
 
-    return advance(f, trail, f_zero, args, maxiter + 1, lambda trail: trail.done(cap, xtol, rtol), propose)
+        def going_on(state: SecantState) -> Tensor:
+            return ~state.done(cap, xtol, rtol)
+
+        def propose(state: SecantState, n: int) -> tuple[SecantState, Tensor]:
+            state, point = state.propose(cap, xtol, rtol, bisect=n > PATIENCE and n % 2 == 0)
+            return state, torch.where(state.upper.isinf(), cap, point) if n == stop.maxiter else point
+
+        state = SecantState.start(start.lower, start.f_lower, problem.guess, problem.slope)
+        state, calls = _iterate(problem, state, stop.maxiter + 1, going_on, propose)
+        narrow = state.done(cap, xtol, rtol) & state.upper.isfinite()
+        return Bracket(state.lower, state.f_lower, state.upper, state.f_upper, narrow, calls)
+
+    def estimate(
+        self,
+        problem: RootProblem,
+        stop: StoppingRule,
+        wanted: Tensor | None = None,
+        size: Callable[[int], int] | None = None,
+    ) -> RootEstimate:
+        """Roots inside brackets of the tolerance's width, few of which take more passes than a bisection would.
+
+        See `Solver.estimate`. No error is larger than the tolerance, unless maxiter comes first; most are far smaller.
+        """
+        f_zero, cap, xtol = problem.at_zero, problem.cap, stop.xtol
+        rtol = max(stop.rtol, 8 * torch.finfo(f_zero.dtype).eps)
+        most = math.log2(max(1.0, cap / xtol)) + SLACK
+        rounds = min(stop.maxiter, math.ceil(most)) + 1  # and the cap
+
+        def going_on(state: SecantState) -> Tensor:
+            return ~((state.upper - state.lower <= xtol + rtol * state.lower) | (state.lower >= cap))
+
+        def propose(state: SecantState, n: int) -> tuple[SecantState, Tensor]:
+            return state.propose_for_width(cap, xtol + rtol * state.lower, most - n - 1)
+
+        lower = torch.zeros_like(f_zero)
+        if wanted is not None:
+            lower = lower.masked_fill(~wanted, cap)  # done
+            size = size or (lambda n: len(f_zero))
+        state = SecantState.start(lower, f_zero, problem.guess, problem.slope)
+        state, calls = _iterate(problem, state, rounds, going_on, propose, size)
+        root = torch.where(state.upper.isfinite(), state.crossing(f_zero), (state.lower + cap) / 2)
+        root = torch.where(state.lower < cap, root, cap)
+        return RootEstimate(root, state.log_eps, state.log_growth, calls)
 
 
-def advance(
-    f: Callable[..., Tensor],
-    trail: Trail,
-    f_zero: Tensor,
-    args: tuple[Tensor, ...],
+def _iterate(
+    problem: RootProblem,
+    state: SecantState,
     rounds: int,
-    done: Callable[[Trail], Tensor],
-    propose: Callable[[Trail, int], tuple[Trail, Tensor]],
-    sizes: Sequence[int] = (),
-) -> tuple[Trail, Tensor]:
-    """Rounds of evaluations, at ``propose(trail, round)``, of elements that are not ``done(trail)``; see `cross`.
+    going_on: Callable[[SecantState], Tensor],
+    propose: Callable[[SecantState, int], tuple[SecantState, Tensor]],
+    size: Callable[[int], int] | None = None,
+) -> tuple[SecantState, Tensor]:
+    """Rounds of evaluations, where ``propose`` says, of the elements that are ``going_on``.
 
-    Args:
-        sizes: where the host shall not wait to hear how many are left: with how many elements each round goes on, none
-            larger than the one before. Those whose brackets are widest do; the others stay as they are.
+    With ``size`` the host does not wait to hear how many are left: it says with how many elements each round goes on.
+    Those whose brackets are widest do; the others stay as they are.
     """
-    calls = torch.zeros_like(f_zero, dtype=torch.int64)
-    whole, active = None, None
-    for n in range(rounds):
-        todo = ~done(trail)
-        # the first is the one host synchronisation of a round
-        keep = widest(trail, todo, sizes[n]) if sizes else todo.nonzero().squeeze(1)
-        if not len(keep):
-            break
-        if len(keep) < len(trail.lower):
-            whole = _write_back(whole, active, (calls, *trail))
-            active = keep if active is None else active[keep]
-            calls, f_zero, todo, *rows = (t.index_select(0, keep) for t in (calls, f_zero, todo, *trail))
-            trail, args = Trail._make(rows), tuple(arg.index_select(0, keep) for arg in args)
-        new, point = propose(trail, n)
-        new = new.accept(point, f(point, *args), f_zero)
-        trail = Trail._make(torch.where(todo, b, a) for a, b in zip(trail, new, strict=True)) if sizes else new
-        calls = calls + todo
-    calls, *rows = _write_back(whole, active, (calls, *trail))
-    return Trail._make(rows), calls
+
+    def step(rows: Rows, todo: Tensor, args: Rows, n: int) -> Rows:
+        f_zero, *others = args
+        old = SecantState(*rows)
+        new, point = propose(old, n)
+        new = new.accept(point, problem.f(point, *others), f_zero)
+        return tuple(torch.where(todo, b, a) for a, b in zip(old, new, strict=True)) if size else new
+
+    def select(rows: Rows, todo: Tensor, n: int) -> Tensor:
+        return widest_brackets(SecantState(*rows), todo, size(n)) if size else unfinished(rows, todo, n)
+
+    args = (problem.at_zero, *problem.args)
+    rows, calls = iterate(state, args, rounds, lambda rows: going_on(SecantState(*rows)), step, select)
+    return SecantState(*rows), calls
 
 
-def widest(trail: Trail, todo: Tensor, size: int) -> Tensor:
+def widest_brackets(state: SecantState, todo: Tensor, size: int) -> Tensor:
     """The indices of ``size`` elements: those ``todo`` with the widest brackets, and others where there are fewer."""
     if size >= len(todo):
         return torch.arange(len(todo), device=todo.device)
-    width = torch.where(todo, trail.upper - trail.lower, -1.0)
+    width = torch.where(todo, state.upper - state.lower, -1.0)
     return width.sort(descending=True, stable=True).indices[:size]
-
-
-def _write_back(whole: tuple | None, active: Tensor | None, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Puts what the remaining elements have now into the tensors of all."""
-    if whole is None:
-        return rows
-    return tuple(old.index_copy(0, active, new) for old, new in zip(whole, rows, strict=True))

@@ -11,6 +11,7 @@ from acertlab.bounds.graph import Traced, trace
 from acertlab.data.datasets import ImageData
 from acertlab.models.architectures import MODELS
 from acertlab.models.initialisation import ibp_init_
+from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.training.config import TrainConfig
 from acertlab.training.methods.base import Standard
 from acertlab.training.methods.sample_radii import Estimates
@@ -41,7 +42,9 @@ def initial_state(config: TrainConfig, data: ImageData, device: torch.device, st
         ibp_init_(model)
     model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    kept = config.radius_history and objective.searches and config.solver == "log-secant"  # the others take no guess
+    kept = (
+        config.radius_history and objective.searches and SOLVERS[config.solver].extrapolates
+    )  # the others take no guess
     radii = Estimates.given(torch.zeros(len(data.train_x), device=device)) if kept else None
     traced, rate = trace(model), learning_rate(config, optimizer, steps)
     return State(model, traced, objective, optimizer, rate, radii)

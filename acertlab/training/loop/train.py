@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,9 +24,10 @@ from acertlab._lock import locked
 from acertlab.bounds.checks import full_precision
 from acertlab.data.datasets import ImageData, augment, certified_at, to_float
 from acertlab.data.files import write_json, write_parquet, write_weights
-from acertlab.data.run import LATER, LOCK_WAIT, UNDECISIVE, Run, history_table, load_run, open_folder
-from acertlab.radius.certified import certified_radius
+from acertlab.data.run import LATER, LOCK_WAIT, RADII_COLUMNS, UNDECISIVE, Run, history_table, load_run, open_folder
+from acertlab.radius.certificate import certify_batch
 from acertlab.radius.metrics import mean_of_batches, summarise
+from acertlab.radius.search import SearchSettings
 from acertlab.training.config import TrainConfig
 from acertlab.training.loop.checkpoint import full_disk_explained, restore, save_checkpoint
 from acertlab.training.loop.diagnostics import NotFinite, find_layer
@@ -104,7 +105,7 @@ def _train(config: TrainConfig, data: ImageData, run_dir: Path, device: torch.de
 
 
 def evaluate(
-    model: nn.Module, x: Tensor, y: Tensor, cap: float, config: TrainConfig, *, xtol: float, rtol: float
+    model: nn.Module, x: Tensor, y: Tensor, cap: float, settings: SearchSettings, batch_size: int
 ) -> pd.DataFrame:
     """Predictions and certified radii (Def. 3.1) in evaluation mode, as a run's `radii.parquet` holds them.
 
@@ -112,28 +113,16 @@ def evaluate(
         model: on its device; put into evaluation mode.
         x: (N, C, H, W) uint8 images; y: (N,) labels.
         cap: the largest radius searched for, pixel units.
-        config: bounds, solver and how many samples are bounded at once.
-        xtol, rtol: tolerances of the radii.
+        settings: of the search; `TrainConfig.search` are those of the test radii.
+        batch_size: how many samples are bounded at once.
 
     Returns:
         A row a sample: index, label, predicted, radius (certified), upper (not certified), status (`RadiusStatus`).
     """
     model.eval()
-    device = next(model.parameters()).device
-    settings = {"merged": config.merged, "domain": config.domain, "solver": config.solver, "xtol": xtol, "rtol": rtol}
-    parts = []
-    for images, labels in zip(x.split(config.eval_batch), y.split(config.eval_batch), strict=True):
-        images, labels = to_float(images, device), labels.to(device)
-        with torch.no_grad():
-            predicted = model(images).argmax(1)
-        found = certified_radius(model, images, labels, cap, **settings)
-        columns = {"label": labels, "predicted": predicted} | {
-            name: getattr(found, name) for name in ("radius", "upper", "status")
-        }
-        parts.append(pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()}))
-    table = pd.concat(parts, ignore_index=True)
-    table.insert(0, "index", range(len(table)))
-    return table
+    batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
+    table = pd.concat([certify_batch(model, *batch, cap, settings) for batch in batches], ignore_index=True)
+    return table.assign(index=range(len(table)))[list(RADII_COLUMNS)]
 
 
 # ---- one epoch
@@ -185,7 +174,8 @@ def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[st
     x, y = (data.test_x, data.test_y) if published else (data.val_x, data.val_y)
     if not len(x):
         return {"val_acc": None, "val_acr": None, "val_art": None}
-    table = evaluate(model, x, y, config.eps_max, config, xtol=1e-6, rtol=1e-4)  # the paper's
+    settings = replace(config.search, xtol=1e-6, rtol=1e-4)  # the paper's
+    table = evaluate(model, x, y, config.eps_max, settings, config.eval_batch)
     if published:
         scores = mean_of_batches(table, config.eps_max, config.batch_size)
     else:
@@ -238,11 +228,10 @@ def _owner(config: TrainConfig, data: ImageData) -> str:
 
 def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path) -> None:
     """Reads the test part once; writes radii and weights, and `result.json` last."""
-    tolerances = {"xtol": config.eval_xtol, "rtol": config.eval_rtol}
     started = time.perf_counter()
     if state.best_weights:
         state.model.load_state_dict(state.best_weights)
-    table = evaluate(state.model, data.test_x, data.test_y, config.cap, config, **tolerances)
+    table = evaluate(state.model, data.test_x, data.test_y, config.cap, config.search, config.eval_batch)
     grid = certified_at(config.dataset, config.eps_max, config.cap)
     write_parquet(run_dir / "radii.parquet", table)
     write_weights(run_dir / "model.safetensors", state.model.state_dict())

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from acertlab.bounds.margin import clean_margin
-from acertlab.radius.search import Growth, margin_function
+from acertlab.radius.rootfind.solvers import SOLVERS
+from acertlab.radius.search import MarginGrowth, margin_function
 from acertlab.training.methods.base import Step
 from acertlab.training.methods.ibp import FastIBP
 from acertlab.training.methods.sample_radii import Estimates, approximate_radius
@@ -42,7 +43,7 @@ class ACERT(FastIBP):
     searches: ClassVar[bool] = True
 
     solver: str = "log-secant"  # root finder
-    xtol: float = 1e-6  # tolerances of the others but the log secant, pixel units (paper, section 4)
+    xtol: float = 1e-6  # tolerances of solvers but the log secant, pixel units (paper, section 4)
     rtol: float = 1e-4
     root_iterations: int = 10  # the solver's most iterations (the published code's; Table 6 has 2 and 100)
 
@@ -50,12 +51,12 @@ class ACERT(FastIBP):
         """The margin as a function of the radius, and its further arguments."""
         return margin_function(step.frozen, self.merged, self.domain), (step.x, step.y)
 
-    def growth(self, step: Step) -> Growth | None:
+    def growth(self, step: Step) -> MarginGrowth | None:
         """Where the search begins."""
-        if self.solver != "log-secant":
+        if not SOLVERS[self.solver].extrapolates:
             return None
         with torch.no_grad():
-            return Growth.of(step.frozen, step.x, step.eps, self.merged, self.domain)
+            return MarginGrowth.of(step.frozen, step.x, step.eps, self.merged, self.domain)
 
     def radii(self, step: Step) -> Estimates:
         """Radii in [0, eps_{max,t}] to the training tolerance, which need not be certified."""
@@ -63,12 +64,21 @@ class ACERT(FastIBP):
             return Estimates.given(step.x.new_zeros(len(step.y)))
         margin, args = self.searched(step)
         xtol, rtol, halve_after = self.xtol, self.rtol, None
-        if self.solver == "log-secant":
+        if SOLVERS[self.solver].extrapolates:
             known = step.history is not None
             xtol, rtol = step.eps * (HISTORY_BRACKET if known else BRACKET), 0.0
             halve_after = HISTORY_HALVE_AFTER if known else HALVE_AFTER
         return approximate_radius(
-            margin, args, clean_margin(step.logits.detach(), step.y), step.eps, solver=self.solver, xtol=xtol,
-            rtol=rtol, maxiter=self.root_iterations, compact=step.x.device.type == "cpu", halve_after=halve_after,
-            history=step.history, growth=self.growth(step),
-        )  # fmt: skip
+            margin,
+            args,
+            clean_margin(step.logits.detach(), step.y),
+            step.eps,
+            solver=self.solver,
+            xtol=xtol,
+            rtol=rtol,
+            maxiter=self.root_iterations,
+            compact=step.x.device.type == "cpu",
+            halve_after=halve_after,
+            history=step.history,
+            growth=self.growth(step),
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from acertlab.bounds.box import Box, ball
 from acertlab.bounds.margin import worst_margin
-from acertlab.radius.search import Growth, without_zero
+from acertlab.radius.search import MarginGrowth, without_zero
 from acertlab.training.methods.acert import ACERT
 from acertlab.training.methods.base import Step
 from acertlab.training.methods.ibp import FastIBP
@@ -118,7 +118,7 @@ class ACERTSABR(SABR, ACERT):
     not always the first. Ours; not published.
     """
 
-    def growth(self, step: Step) -> Growth | None:
+    def growth(self, step: Step) -> MarginGrowth | None:
         """That over small boxes which no attack has moved."""
         growth = super().growth(replace(step, eps=self.small_box * step.eps))
         return growth and growth._replace(eps=growth.eps - math.log(self.small_box))

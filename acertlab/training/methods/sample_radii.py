@@ -3,7 +3,7 @@
 Each lies between two radii that were evaluated, one certified and one not, at most a tolerance apart (on a GPU, where
 the number of passes is fixed, nearly each). Predictions of a secant's error can mostly be believed, but not always:
 margins have plateaus and kinks. A search begins where the network's own margins have grown by the clean margin
-(`acertlab.growth`); by how much a sample's margin grows faster or slower than those is remembered from epoch to epoch.
+(`MarginGrowth`); by how much a sample's margin grows faster or slower than those is remembered from epoch to epoch.
 """
 
 import math
@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from acertlab.bounds.rules.batch_invariance import TILE
-from acertlab.radius.rootfind.log_secant import Trail, advance
-from acertlab.radius.search import METHODS, Growth, begin
-
-SLACK = 4  # evaluations more than a bisection would take, at most: a search may be lucky at first
+from acertlab.radius.rootfind.iterate import RootProblem, StoppingRule
+from acertlab.radius.rootfind.solvers import SOLVERS
+from acertlab.radius.search import MarginGrowth, first_guess
 
 
 class Estimates(NamedTuple):
@@ -56,16 +55,16 @@ def approximate_radius(
     compact: bool = True,
     halve_after: int | None = None,
     history: Estimates | None = None,
-    growth: Growth | None = None,
+    growth: MarginGrowth | None = None,
 ) -> Estimates:
     """Estimates of the certified radii, capped by eps_max.
 
     Args:
-        margin: margin(eps, *args) -> (B,) at radii eps (B,), such as `acertlab.radius.margin_function`'s.
+        margin: margin(eps, *args) -> (B,) at radii eps (B,), such as `margin_function`'s.
         args: tensors with leading dimension B, cut down together with eps as samples are done.
         clean: (B,) the margins at 0; < 0: correctly classified.
         eps_max: the largest radius of interest, pixel units.
-        solver: "log-secant", or a name of `acertlab.radius.METHODS`.
+        solver: "log-secant", or another key of `SOLVERS`.
         xtol, rtol: tolerances (pixel units, relative). The log secant stops at a bracket of xtol + rtol * radius: no
             error is larger, unless maxiter comes first, and most are far smaller. The other solvers stop by their own
             rule, and the radius is their last iterate.
@@ -82,78 +81,29 @@ def approximate_radius(
     with torch.no_grad():
         clean = clean.detach()
         correct = clean < 0
-        cap = torch.full_like(clean, eps_max)
-        most = torch.where(correct, cap, 0.0)
         if maxiter == 0:
-            return Estimates.given(most)
-        if solver != "log-secant":
-            search = _brackets if compact else _brackets_without_sync
-            radius, calls = search(margin, args, solver, clean, cap, most, xtol, rtol, maxiter)
-            return Estimates.given(radius)._replace(calls=calls)
-        unknown = Estimates.given(torch.zeros_like(clean))
-        factor = unknown.factor if history is None else history.factor
-        search = partial(_by_secant, margin, eps_max, xtol, rtol, maxiter, growth, halve_after)
+            return Estimates.given(torch.where(correct, torch.full_like(clean, eps_max), 0.0))
+        nobody = Estimates.given(torch.zeros_like(clean))
+        rest = nobody if history is None else nobody._replace(factor=history.factor.clone())
+
+        def search(args: tuple[Tensor, ...], clean: Tensor, factor: Tensor, wanted: Tensor | None = None) -> Estimates:
+            problem = RootProblem(margin, args, clean, eps_max, *first_guess(growth, clean * factor))
+            halved = None if compact or halve_after is None else partial(_size, len(clean), halve_after)
+            found = SOLVERS[solver].estimate(problem, StoppingRule(xtol, rtol, maxiter), wanted, halved)
+            factor = factor if growth is None else growth.factor(found.log_eps, found.log_growth, clean)
+            return Estimates(found.root, factor, found.calls)
+
         if not compact:
             below = torch.where(correct, clean, -1.0)  # of samples that are not searched for
-            found = search(args, below, factor, correct)
-            rest = unknown._replace(factor=factor)
+            found = search(args, below, rest.factor, correct)
             return Estimates._make(torch.where(correct, b, a) for a, b in zip(rest, found, strict=True))
         at = correct.nonzero().squeeze(1)
-        *some, below, known = (row.index_select(0, at) for row in (*args, clean, factor))
-        estimates = unknown._replace(factor=factor.clone())
-        estimates.update_(at, search(tuple(some), below, known))
-        return estimates
+        *some, below, factor = (row.index_select(0, at) for row in (*args, clean, rest.factor))
+        rest.update_(at, search(tuple(some), below, factor))
+        return rest
 
 
-def _by_secant(margin, cap, xtol, rtol, maxiter, growth, halve_after, args, clean, factor, todo=None) -> Estimates:
-    """Of samples whose ``clean`` < 0; with ``todo`` those alone, without host-device synchronisation."""
-    rtol = max(rtol, 8 * torch.finfo(clean.dtype).eps)
-    most = math.log2(max(1.0, cap / xtol)) + SLACK
-    rounds = min(maxiter, math.ceil(most)) + 1  # and the cap
-    lower, sizes = torch.zeros_like(clean), ()
-    if todo is not None:
-        lower = lower.masked_fill(~todo, cap)  # done
-        halve_after = rounds if halve_after is None else halve_after
-        sizes = [_size(len(clean), max(0, n - halve_after + 2) // 2) for n in range(rounds)]
-    trail = begin(growth, lower, clean, clean * factor)
-
-    def done(trail: Trail) -> Tensor:
-        return (trail.upper - trail.lower <= xtol + rtol * trail.lower) | (trail.lower >= cap)
-
-    def propose(trail: Trail, n: int) -> tuple[Trail, Tensor]:
-        return trail.brace(cap, xtol + rtol * trail.lower, most - n - 1)
-
-    trail, calls = advance(margin, trail, clean, args, rounds, done, propose, sizes)
-    radius = torch.where(trail.upper.isfinite(), trail.crossing(clean), (trail.lower + cap) / 2)
-    radius = torch.where(trail.lower < cap, radius, cap)
-    return Estimates(radius, factor if growth is None else growth.factor(trail.u, trail.g, clean), calls)
-
-
-def _size(rows: int, halved: int) -> int:
-    """How many rows are left of a batch that was halved so often; never fewer than a tile, if there are so many."""
+def _size(rows: int, halve_after: int, n: int) -> int:
+    """How many rows of a batch are left in round n; never fewer than a tile, if there are so many."""
+    halved = max(0, n - halve_after + 2) // 2
     return max(min(rows, TILE), math.ceil(rows / 2**halved))
-
-
-def _brackets(margin, args, solver, clean, cap, most, xtol, rtol, maxiter) -> tuple[Tensor, Tensor]:
-    calls = torch.zeros_like(clean, dtype=torch.int64)
-    correct = (clean < 0).nonzero().squeeze(1)
-    at_cap = margin(cap[correct], *(arg[correct] for arg in args))
-    calls[correct] += 1
-    inside, at_cap = correct[at_cap > 0], at_cap[at_cap > 0]
-    if len(inside):
-        a, b, some = torch.zeros_like(at_cap), cap[inside], tuple(arg[inside] for arg in args)
-        tolerances = {"xtol": xtol, "rtol": rtol, "maxiter": maxiter}
-        found = METHODS[solver](margin, a, b, args=some, fa=clean[inside], fb=at_cap, **tolerances)
-        most = most.index_put((inside,), found.root)
-        calls[inside] += found.function_calls
-    return most, calls
-
-
-def _brackets_without_sync(margin, args, solver, clean, cap, most, xtol, rtol, maxiter) -> tuple[Tensor, Tensor]:
-    at_cap = margin(cap, *args)
-    tolerances = {"xtol": xtol, "rtol": rtol, "maxiter": maxiter}
-    found = METHODS[solver](
-        margin, torch.zeros_like(cap), cap, args=args, fa=clean, fb=at_cap, compact=False, **tolerances
-    )
-    radius = torch.where((clean < 0) & (at_cap > 0), found.root, most)
-    return radius, found.function_calls + 1
