@@ -4,14 +4,15 @@
     x = to_float(data.test_x[:100])             # float32 in [0, 1]: pixel units, the unit of every eps
 
 Normalisation is not done here: it is the model's first layer (`models.Normalize`), so that eps stays in pixel units.
+A new dataset is one entry of `DATASETS` and one row of `acertlab.training.presets`.
 """
 
 import os
 import socket
 import threading
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -33,15 +34,120 @@ from acertlab.data.readers import (
     read_tinyimagenet,
 )
 
-# Channel means and standard deviations in pixel units, for models.Normalize. Other datasets are not normalised.
-MEAN_STD = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "tinyimagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
-}
-# Pixels of edge padding for the random crop that follows the random horizontal flip. Other datasets: no augmentation.
-AUGMENTATION = {"cifar10": 2, "tinyimagenet": 4}
 DEFAULT_ROOT = "data/datasets"
-TINYIMAGENET_ZIP = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All that is known of a dataset.
+
+    Attributes:
+        title: Its name as papers write it.
+        shape: (C, H, W) of an image.
+        classes: Number of classes.
+        sizes: Number of images for training and for test, as published.
+        places: Where it may lie below the root -> its reader; the first place that holds it is read.
+        layout: What must lie there, in words.
+        url: What a download asks first, to see whether there is a network; "": there is no download.
+        fetch: Download into a folder, in the layout of the first place.
+        mean, std: Per channel in pixel units, for `models.Normalize`; None: not normalised.
+        crop: Pixels of edge padding for the random crop that follows a random horizontal flip; 0: no augmentation.
+        certified_at: Where certified accuracy is reported, pixel units: the literature's eps.
+    """
+
+    title: str
+    shape: tuple[int, ...] = ()
+    classes: int = 0
+    sizes: tuple[int, ...] = ()
+    places: Mapping[str, Callable[[Path], Raw | None]] = field(default_factory=dict)
+    layout: str = ""
+    url: str = ""
+    fetch: Callable[[str], object] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop: int = 0
+    certified_at: tuple[float, ...] = ()
+
+
+_read_mnist = partial(read_idx_folder, classes=[str(i) for i in range(10)])
+_read_fashion = partial(read_idx_folder, classes=FashionMNIST.classes)
+_idx_layout = "raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte (plain or .gz)"
+_tinyimagenet_zip = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+DATASETS: dict[str, Dataset] = {
+    "digits": Dataset(
+        title="digits",
+        shape=(1, 8, 8),
+        classes=10,
+        sizes=(1_438, 359),
+        places={"": read_digits},  # it comes with scikit-learn
+        certified_at=(0.05, 0.1, 0.15, 0.2),
+    ),
+    "mnist": Dataset(
+        title="MNIST",
+        shape=(1, 28, 28),
+        classes=10,
+        sizes=(60_000, 10_000),
+        places={"MNIST/raw": _read_mnist},
+        layout=f"MNIST/{_idx_layout}",
+        url=MNIST.mirrors[0] + MNIST.resources[0][0],
+        fetch=partial(MNIST, download=True),
+        certified_at=(0.1, 0.2, 0.3, 0.4),
+    ),
+    "fashion-mnist": Dataset(
+        title="Fashion-MNIST",
+        shape=(1, 28, 28),
+        classes=10,
+        sizes=(60_000, 10_000),
+        places={"FashionMNIST/raw": _read_fashion, "/usr/share/datasets/fashion-mnist": _read_fashion},
+        layout=f"FashionMNIST/{_idx_layout}, or install Debian's package dataset-fashion-mnist",
+        url=FashionMNIST.mirrors[0] + FashionMNIST.resources[0][0],
+        fetch=partial(FashionMNIST, download=True),
+        certified_at=(0.05, 0.1),
+    ),
+    "cifar10": Dataset(
+        title="CIFAR-10",
+        shape=(3, 32, 32),
+        classes=10,
+        sizes=(50_000, 10_000),
+        places={"cifar-10-batches-py": read_cifar_batches, "cifar10": read_split_folders},
+        layout="cifar-10-batches-py/{data_batch_[1-5],test_batch,batches.meta}, "
+        "or cifar10/{train,test}/CLASS/*.png|jpg",
+        url=CIFAR10.url,
+        fetch=partial(CIFAR10, download=True),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
+        crop=2,
+        certified_at=(2 / 255, 8 / 255),
+    ),
+    "tinyimagenet": Dataset(
+        title="TinyImageNet",
+        shape=(3, 64, 64),
+        classes=200,
+        sizes=(100_000, 10_000),
+        places={"tiny-imagenet-200": read_tinyimagenet},
+        layout="tiny-imagenet-200/{words.txt,train/WNID/images/*.JPEG,val/images/*.JPEG,val/val_annotations.txt}",
+        url=_tinyimagenet_zip,
+        fetch=partial(download_and_extract_archive, _tinyimagenet_zip, md5="90528d7ca1a48142e341f4ef8d21d0de"),
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2302, 0.2265, 0.2262),
+        crop=4,
+        certified_at=(1 / 255,),
+    ),
+}
+
+
+def find_dataset(name: str) -> Dataset:
+    """The entry of a name, "folder:PATH" among them.
+
+    Raises:
+        ValueError: There is none; the message lists the names.
+    """
+    if isinstance(name, str) and name in DATASETS:
+        return DATASETS[name]
+    if isinstance(name, str) and name.startswith("folder:"):
+        folder = Path(name.removeprefix("folder:")).expanduser().absolute()
+        return Dataset("a folder of images", places={str(folder): read_any_folder})
+    raise ValueError(f"unknown dataset name {name!r}; choose one of: {', '.join((*DATASETS, 'folder:PATH'))}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,7 +195,7 @@ class ImageData:
 def load_dataset(
     name: str, root: str | Path | None = None, val_fraction: float = 0.1, seed: int = 0, download: bool = True
 ) -> ImageData:
-    """A dataset by name, with a validation split that is held out of its training images and never augmented.
+    """Load a dataset by name, with a validation split that is held out of its training images and never augmented.
 
     Image files are decoded once and kept as tensors in `$ACERTLAB_CACHE` (default `~/.cache/acertlab`), in one fixed
     shuffled order, so that the first n images of a part are a fair sample of it.
@@ -108,19 +214,13 @@ def load_dataset(
         ValueError: Unknown name, val_fraction outside [0, 1), or a damaged file (named in the message).
         FileNotFoundError: The dataset is not there; the message says where it was sought and how to get it.
     """
-    _check_name(name)
+    known = find_dataset(name)
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction!r}")
     if not isinstance(seed, Integral):
         raise TypeError(f"seed must be an int, got {seed!r}")
-    if name == "digits":
-        raw = read_digits()
-    elif name.startswith("folder:"):
-        raw = read_any_folder(Path(name.removeprefix("folder:")).expanduser())
-    else:
-        root = Path(root or os.environ.get("ACERTLAB_DATA") or DEFAULT_ROOT)
-        raw = _find(name, root.expanduser().absolute(), download)
-    train_x, train_y, test_x, test_y, classes = raw
+    folder = Path(root or os.environ.get("ACERTLAB_DATA") or DEFAULT_ROOT).expanduser().absolute()
+    train_x, train_y, test_x, test_y, classes = _read(name, known, folder, download)
     if not (len(train_y) and len(test_y)):
         raise ValueError(
             f"{name!r} needs images in both parts, got {len(train_y)} for training, {len(test_y)} for test"
@@ -129,7 +229,7 @@ def load_dataset(
     order = permutation(len(train_y), int(seed))
     val, train = order[:n_val].sort().values, order[n_val:].sort().values
     parts = (train_x[train], train_y[train], train_x[val], train_y[val], test_x, test_y)
-    return ImageData(name, *parts, classes, *MEAN_STD.get(name, (None, None)))
+    return ImageData(name, *parts, classes, mean=known.mean, std=known.std)
 
 
 def to_float(x: Tensor, device: torch.device | str | None = None) -> Tensor:
@@ -140,22 +240,22 @@ def to_float(x: Tensor, device: torch.device | str | None = None) -> Tensor:
 
 
 def augment(x: Tensor, name: str, generator: torch.Generator) -> Tensor:
-    """Training augmentation: a random flip, then a random crop of the edge-padded image (see AUGMENTATION).
+    """Training augmentation: a random horizontal flip, then a random crop of the edge-padded image.
 
     Args:
         x: Images (B, C, H, W), any dtype and device.
-        name: The dataset's name; one that is not in AUGMENTATION leaves x as it is.
+        name: The dataset's name; where its `Dataset.crop` is 0, x is returned as it is.
         generator: Source of all randomness, on the CPU or on x's device.
 
     Returns:
         Images (B, C, H, W), each pixel one of the input's.
     """
-    _check_name(name)
+    pad = find_dataset(name).crop
     if x.ndim != 4:
         raise ValueError(f"x must be images (B, C, H, W), got shape {tuple(x.shape)}")
-    if name not in AUGMENTATION:
+    if not pad:
         return x
-    pad, (b, c, h, w) = AUGMENTATION[name], x.shape
+    b, c, h, w = x.shape
     draw = partial(torch.randint, size=(b, 1), generator=generator, device=generator.device)
     down, right, flip = (t.to(x.device) for t in (draw(-pad, pad + 1), draw(-pad, pad + 1), draw(0, 2)))
     # Clamping the source coordinates is edge padding, without the padded copy.
@@ -166,86 +266,59 @@ def augment(x: Tensor, name: str, generator: torch.Generator) -> Tensor:
     return x.flatten(2).gather(2, pixels.view(b, 1, h * w).expand(b, c, h * w)).view(b, c, h, w)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a dataset may lie: place under the root -> its reader, in order; the layout in words; how to fetch it."""
-
-    places: dict[str, Callable[[Path], Raw | None]]
-    layout: str
-    url: str
-    fetch: Callable[[Path], object]
+def certified_at(dataset: str, eps_max: float, cap: float) -> list[float]:
+    """Where a run reports certified accuracy: the literature's eps and eps_max, as far as radii are searched."""
+    return sorted({eps for eps in (*find_dataset(dataset).certified_at, eps_max) if eps <= cap})
 
 
-_mnist = partial(read_idx_folder, classes=[str(i) for i in range(10)])
-_fashion = partial(read_idx_folder, classes=FashionMNIST.classes)
-SOURCES = {
-    "mnist": Source(
-        {"MNIST/raw": _mnist},
-        "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte (plain or .gz)",
-        MNIST.mirrors[0] + MNIST.resources[0][0],
-        partial(MNIST, download=True),
-    ),
-    "fashion-mnist": Source(
-        {"FashionMNIST/raw": _fashion, "/usr/share/datasets/fashion-mnist": _fashion},  # the latter is Debian's
-        "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte (plain or .gz), "
-        "or install Debian's package dataset-fashion-mnist",
-        FashionMNIST.mirrors[0] + FashionMNIST.resources[0][0],
-        partial(FashionMNIST, download=True),
-    ),
-    "cifar10": Source(
-        {"cifar-10-batches-py": read_cifar_batches, "cifar10": read_split_folders},
-        "cifar-10-batches-py/{data_batch_[1-5],test_batch,batches.meta}, or cifar10/{train,test}/CLASS/*.png|jpg",
-        CIFAR10.url,
-        partial(CIFAR10, download=True),
-    ),
-    "tinyimagenet": Source(
-        {"tiny-imagenet-200": read_tinyimagenet},
-        "tiny-imagenet-200/{words.txt,train/WNID/images/*.JPEG,val/images/*.JPEG,val/val_annotations.txt}",
-        TINYIMAGENET_ZIP,
-        partial(download_and_extract_archive, TINYIMAGENET_ZIP, md5="90528d7ca1a48142e341f4ef8d21d0de"),
-    ),
-}
-
-
-def _check_name(name: str) -> None:
-    if name not in ("digits", *SOURCES) and not (isinstance(name, str) and name.startswith("folder:")):
-        choices = ", ".join(("digits", *SOURCES, "folder:PATH"))
-        raise ValueError(f"unknown dataset name {name!r}; choose one of: {choices}")
-
-
-def _find(name: str, root: Path, download: bool) -> Raw:
-    """Reads the first place that holds the dataset; where none does, fetches it once and looks again."""
-    source, failure = SOURCES[name], None
+def _read(name: str, known: Dataset, root: Path, download: bool) -> Raw:
+    """Read the first place that holds the dataset; where none does, download it once and look again."""
+    failure = None
 
     def look() -> Raw | None:
-        return next((raw for place, read in source.places.items() if (raw := read(root / place)) is not None), None)
+        return next((raw for place, read in known.places.items() if (raw := read(root / place)) is not None), None)
 
     raw = look()
     if raw is None and download:
         try:
-            _download(source, root)
+            _download(known, root)
         except Exception as error:  # torchvision lets through whatever urllib, http.client or tarfile raise
             failure = error
         else:
             raw = look()
     if raw is not None:
         return raw
-    looked = "".join(f"\n  {root / place}" for place in source.places)
+    looked = "".join(f"\n  {root / place}" for place in known.places)
     command = f"""python -c "from acertlab.data import load_dataset; load_dataset('{name}', root='{DEFAULT_ROOT}')\""""
     raise FileNotFoundError(
         f"dataset {name!r} was not found{f', and downloading it failed ({failure})' if failure else ''}. "
         f"Looked for it at:{looked}\nTwo ways to get it:\n  1. on a machine with a network: {command}\n"
-        f"  2. give root=... or ACERTLAB_DATA=... a folder that holds {source.layout}"
+        f"  2. give root=... or ACERTLAB_DATA=... a folder that holds {known.layout}"
     ) from failure
 
 
-def _download(source: Source, root: Path, patience: float = 10.0) -> None:
-    """Fetches into root; where there is no network, an error after at most `patience` seconds."""
-    outcome: list[Exception | None] = [TimeoutError(f"{source.url} did not answer within {patience:g} s")]
+def _download(known: Dataset, root: Path, patience: float = 10.0) -> None:
+    """Download into root; where there is no network, raise after at most `patience` seconds."""
+    assert known.fetch is not None
+    _ask(known.url, patience)
+    before, top = socket.getdefaulttimeout(), Path(next(iter(known.places))).parts[0]
+    socket.setdefaulttimeout(3 * patience)  # torchvision's requests have no timeout of their own
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=root) as aside:  # half an archive could pass for a dataset
+            known.fetch(aside)
+            os.replace(Path(aside, top), root / top)
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _ask(url: str, patience: float) -> None:
+    """Raise where an address does not answer within `patience` seconds."""
+    outcome: list[Exception | None] = [TimeoutError(f"{url} did not answer within {patience:g} s")]
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(source.url, method="HEAD"), timeout=patience).close()
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=patience).close()
             outcome[0] = None
         except Exception as error:
             outcome[0] = error
@@ -256,27 +329,3 @@ def _download(source: Source, root: Path, patience: float = 10.0) -> None:
     thread.join(patience)
     if outcome[0]:
         raise outcome[0]
-    before, top = socket.getdefaulttimeout(), Path(next(iter(source.places))).parts[0]
-    socket.setdefaulttimeout(3 * patience)  # torchvision's requests have no timeout of their own
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=root) as aside:  # half an archive could pass for a dataset
-            source.fetch(aside)
-            os.replace(Path(aside, top), root / top)
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet")
-CERTIFIED_AT: dict[str, tuple[float, ...]] = {  # where certified accuracy is reported: the literature's eps
-    "digits": (0.05, 0.1, 0.15, 0.2),
-    "mnist": (0.1, 0.2, 0.3, 0.4),
-    "fashion-mnist": (0.05, 0.1),
-    "cifar10": (2 / 255, 8 / 255),
-    "tinyimagenet": (1 / 255,),
-}
-
-
-def certified_at(dataset: str, eps_max: float, cap: float) -> list[float]:
-    """Where a run reports certified accuracy: at the literature's eps and at eps_max, as far as radii are searched."""
-    return sorted({eps for eps in (*CERTIFIED_AT.get(dataset, ()), eps_max) if eps <= cap})

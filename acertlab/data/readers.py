@@ -27,7 +27,8 @@ DEFAULT_CACHE = "~/.cache/acertlab"
 Raw = tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]
 
 
-def read_digits() -> Raw:
+def read_digits(place: Path) -> Raw:
+    """scikit-learn's handwritten digits, which come with it wherever `place` is; a fixed fifth is the test part."""
     from sklearn.datasets import load_digits  # imported here because it takes a second and only this dataset needs it
 
     digits = load_digits()
@@ -58,7 +59,10 @@ def read_idx_folder(place: Path, classes: Sequence[str]) -> Raw | None:
 
 
 def _read_idx(path: Path, ndim: int) -> Tensor:
-    """One IDX file of bytes: a magic number (0, 0, 8, ndim), big-endian int32 sizes, then the values."""
+    """One IDX file of bytes: a magic number (0, 0, 8, ndim), big-endian int32 sizes, then the values.
+
+    torchvision's reader takes no .gz, and its errors name neither the file nor what is wrong with it.
+    """
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             content = bytearray(file.read())
@@ -109,6 +113,10 @@ def read_split_folders(place: Path) -> Raw | None:
     """{train,test}/CLASS/* under `place`; other folders beside them are not read."""
     if not ((place / "train").is_dir() and (place / "test").is_dir()):
         return None
+    return _read_split(place)
+
+
+def _read_split(place: Path) -> Raw:
     (train, classes), (test, test_classes) = (_list_images(place / part) for part in ("train", "test"))
     if classes != test_classes:
         raise ValueError(f"{place}: train/ and test/ differ in classes {sorted({*classes} ^ {*test_classes})}")
@@ -124,7 +132,7 @@ def read_any_folder(place: Path) -> Raw:
     if len(nested) == 1:
         raise ValueError(f"folder {place} has {nested[0]}/CLASS only; {accepted}")
     if nested:
-        raw = read_split_folders(place)
+        raw = _read_split(place)
     else:
         samples, classes = _list_images(place)
         n_test = -(-len(samples) // 5)
@@ -215,4 +223,5 @@ def _write_cache(path: Path, x: Tensor, fingerprint: str) -> None:
 
 
 def permutation(n: int, seed: int = 0) -> Tensor:
+    """The numbers below n in a shuffled order that the seed alone decides."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from acertlab._text import printed_eps
-from acertlab.analysis.paper.tables import DATASETS, Row
+from acertlab.analysis.paper.tables import Row
+from acertlab.data.datasets import DATASETS
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.visualization.style import (
@@ -135,7 +136,7 @@ def certified_beside_paper(
         methods: From a curve's name to the method whose colour and marker it takes.
         ours: What the left panel is called.
     """
-    theirs = f"the paper: {DATASETS[rows[0].dataset]}, the points of Table 7" if rows else None
+    theirs = f"the paper: {DATASETS[rows[0].dataset].title}, the points of Table 7" if rows else None
     panels = _beside_paper("Certified accuracy at every radius", ours, theirs, 460)
     grid = np.linspace(0.0, eps_max, 201)
     same = {"mode": "lines+markers", "cliponaxis": False}

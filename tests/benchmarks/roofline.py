@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from acertlab._text import markdown
-from acertlab.data.datasets import ImageData
+from acertlab.data.datasets import DATASETS, ImageData
 from acertlab.training.config import TrainConfig
 from acertlab.training.loop.state import State, initial_state
 from acertlab.training.loop.step import normalisation, train_step
@@ -27,7 +27,6 @@ from acertlab.training.presets import PAPER, preset
 
 FLOPS = 66.9e12  # a second, of an H100 SXM in float32, outside tensor cores (NVIDIA's data sheet)
 BANDWIDTH = 3.35e12  # bytes a second, of its HBM3
-SHAPES = {"mnist": ((1, 28, 28), 10), "cifar10": ((3, 32, 32), 10), "tinyimagenet": ((3, 64, 64), 200)}
 STEPS: dict[str, tuple[str, dict[str, object]]] = {  # what a step is called: its method, and what of the preset changes
     "Standard": ("standard", {}),
     "FastIBP": ("fast-ibp", {}),
@@ -73,12 +72,12 @@ def a_step(name: str, dataset: str, batch: int, device: str) -> tuple[State, Tra
     """The state, the settings and the arguments of one training step after the ramp, with the paper's CNN7."""
     method, changes = STEPS[name]
     config = replace(preset(dataset, method), batch_size=batch, **changes)
-    shape, classes = SHAPES[dataset]
+    known = DATASETS[dataset]
+    shape, classes = known.shape, known.classes
     empty = torch.zeros(0, *shape, dtype=torch.uint8)
     none = torch.zeros(0, dtype=torch.int64)
-    stats = None if dataset == "mnist" else (0.5,) * 3
     names = tuple(map(str, range(classes)))
-    data = ImageData(dataset, empty, none, empty, none, empty, none, names, stats, stats)
+    data = ImageData(dataset, empty, none, empty, none, empty, none, names, known.mean, known.std)
     state = initial_state(config, data, torch.device(device), 10)
     state.model.train()
     x, y, index = torch.rand(batch, *shape), torch.randint(0, classes, (batch,)), torch.arange(batch)
@@ -123,7 +122,9 @@ def measured(dataset: str, batch: int, rounds: int = 20) -> pd.Series:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.roofline", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", choices=sorted(SHAPES), default="cifar10")
+    parser.add_argument(
+        "--dataset", choices=[name for name in DATASETS if PAPER[name]["model"] == "cnn7"], default="cifar10"
+    )
     parser.add_argument("--batch", type=int, default=0, help="images a step (default: the paper's)")
     parser.add_argument("--measure", action="store_true", help="run the steps on this machine's GPU as well")
     asked = parser.parse_args()

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +27,11 @@ from torchvision.datasets import CIFAR10, MNIST
 
 from acertlab.data import datasets as data
 from acertlab.data import readers
-from acertlab.data.datasets import AUGMENTATION, augment, load_dataset, to_float
+from acertlab.data.datasets import DATASETS, augment, load_dataset, to_float
 
 REAL = Path(os.environ.get("ACERTLAB_DATA", "data/datasets"))
 URLOPEN = urllib.request.urlopen
+AUGMENTED = sorted(name for name, known in DATASETS.items() if known.crop)
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -73,6 +75,14 @@ def rows(x, y):
     return {(image.numpy().tobytes(), int(label)) for image, label in zip(x, y, strict=True)}
 
 
+def assert_as_published(name, images):
+    """The whole dataset, loaded without a validation part, is what its entry in the table says."""
+    known = DATASETS[name]
+    assert images.in_shape == known.shape and images.num_classes == known.classes
+    assert (len(images.train_y), len(images.test_y)) == known.sizes
+    assert (images.mean, images.std) == (known.mean, known.std)
+
+
 # the split
 
 
@@ -86,6 +96,7 @@ def test_digits_are_complete_and_exact():
 
     digits = load_dataset("digits")
     assert (len(digits.train_y), len(digits.val_y), len(digits.test_y)) == (1294, 144, 359)
+    assert_as_published("digits", load_dataset("digits", val_fraction=0))
     assert digits.in_shape == (1, 8, 8) and digits.num_classes == 10 and digits.mean is None and digits.std is None
     assert digits.train_x.dtype == torch.uint8 and digits.train_y.dtype == torch.int64
     assert "1294 train, 144 val, 359 test" in repr(digits)
@@ -167,6 +178,7 @@ def test_seed_must_be_an_integer():
 def test_real_mnist():
     root = real("MNIST", "raw")
     mnist = load_dataset("mnist", root=root, val_fraction=0)
+    assert_as_published("mnist", mnist)
     assert mnist.train_x.shape == (60000, 1, 28, 28) and mnist.test_x.shape == (10000, 1, 28, 28)
     assert mnist.train_y[:5].tolist() == [5, 0, 4, 1, 9] and mnist.test_y[:5].tolist() == [7, 2, 1, 0, 4]
     assert to_float(mnist.train_x).double().mean().item() == pytest.approx(0.1307, abs=5e-5)
@@ -224,6 +236,7 @@ def test_real_fashion_mnist_as_debian_packages_it(tmp_path):
     if not DEBIAN_FASHION.is_dir():
         pytest.skip("no Fashion-MNIST; apt-get install dataset-fashion-mnist")
     fashion = load_dataset("fashion-mnist", root=tmp_path, val_fraction=0)
+    assert_as_published("fashion-mnist", fashion)
     assert fashion.train_x.shape == (60000, 1, 28, 28) and fashion.test_x.shape == (10000, 1, 28, 28)
     assert fashion.train_y.bincount().tolist() == [6000] * 10 and fashion.test_y.bincount().tolist() == [1000] * 10
     assert fashion.classes[int(fashion.train_y[0])] == "Ankle boot"
@@ -608,15 +621,15 @@ def test_without_a_writable_cache_the_images_come_anyway(tmp_path, rng, monkeypa
 @pytest.mark.parametrize("download", [True, False])
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "tinyimagenet"])
 def test_a_missing_dataset_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch, name, download):
-    root, source = tmp_path / "none", data.SOURCES[name]
-    places = {place: read for place, read in source.places.items() if not place.startswith("/")}
-    monkeypatch.setitem(data.SOURCES, name, data.Source(places, source.layout, source.url, source.fetch))
+    root, known = tmp_path / "none", DATASETS[name]
+    places = {place: read for place, read in known.places.items() if not place.startswith("/")}
+    monkeypatch.setitem(DATASETS, name, replace(known, places=places))
     with pytest.raises(FileNotFoundError) as error:
         load_dataset(name, root=root, download=download)
     message = str(error.value)
     for place in places:
         assert str(root / place) in message
-    assert f"load_dataset('{name}', root=" in message and "ACERTLAB_DATA" in message and source.layout in message
+    assert f"load_dataset('{name}', root=" in message and "ACERTLAB_DATA" in message and known.layout in message
     assert isinstance(error.value.__cause__, urllib.error.URLError) == download
     assert ("no network in tests" in message) == download
     assert not root.exists()
@@ -627,7 +640,7 @@ def test_a_silent_network_is_given_up_soon(tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: over.wait(20))  # neither answers nor fails
     started = time.perf_counter()
     with pytest.raises(TimeoutError, match=r"did not answer within 0\.1 s"):
-        data._download(data.SOURCES["mnist"], tmp_path / "new", patience=0.1)
+        data._download(DATASETS["mnist"], tmp_path / "new", patience=0.1)
     over.set()
     assert time.perf_counter() - started < 5 and not (tmp_path / "new").exists()
 
@@ -650,9 +663,7 @@ def server(tmp_path, monkeypatch, rng):
         address = f"http://127.0.0.1:{http_server.server_port}/"
         monkeypatch.setattr(MNIST, "mirrors", [address])
         monkeypatch.setattr(MNIST, "resources", sums)
-        mnist = data.SOURCES["mnist"]
-        url = address + sums[0][0]
-        monkeypatch.setitem(data.SOURCES, "mnist", data.Source(mnist.places, mnist.layout, url, mnist.fetch))
+        monkeypatch.setitem(DATASETS, "mnist", replace(DATASETS["mnist"], url=address + sums[0][0]))
         yield folder, arrays
         http_server.shutdown()
 
@@ -682,14 +693,14 @@ def test_half_a_download_leaves_nothing(tmp_path, server):
 
 @settings(max_examples=20, deadline=None)
 @given(
-    st.sampled_from(sorted(AUGMENTATION)),
+    st.sampled_from(AUGMENTED),
     st.integers(1, 3),
     st.integers(6, 12),
     st.integers(6, 12),
     st.integers(0, 2**31),
 )
 def test_augmented_images_are_flipped_crops_of_the_edge_padded_image(name, channels, height, width, seed):
-    pad = AUGMENTATION[name]
+    pad = DATASETS[name].crop
     x = torch.rand(5, channels, height, width, generator=torch.Generator().manual_seed(seed))
     before = x.clone()
     out = augment(x, name, torch.Generator().manual_seed(seed))
@@ -703,9 +714,9 @@ def test_augmented_images_are_flipped_crops_of_the_edge_padded_image(name, chann
         assert (torch.cat(candidates) == result).flatten(1).all(1).any()
 
 
-@pytest.mark.parametrize("name", sorted(AUGMENTATION))
+@pytest.mark.parametrize("name", AUGMENTED)
 def test_augmentation_reaches_every_crop_and_flip_about_equally(name):
-    pad, size = AUGMENTATION[name], 16
+    pad, size = DATASETS[name].crop, 16
     image = torch.arange(size * size, dtype=torch.float32).view(1, 1, size, size)
     out = augment(image.expand(20_000, 1, size, size), name, torch.Generator().manual_seed(0))
     centre = out[:, 0, size // 2, size // 2].long()

@@ -18,17 +18,14 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from acertlab._text import printed_eps, short
-from acertlab.data.datasets import ImageData
+from acertlab.data.datasets import DATASETS, ImageData
 from acertlab.data.run import Run
 from acertlab.radius import metrics
 from acertlab.training.config import TrainConfig
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.parameters import config_from_parameters
-from acertlab.training.presets import LIKE
+from acertlab.training.presets import LIKE, PAPER
 
-EPS_MAX = {"mnist": 0.4, "cifar10": 8.8 / 255, "tinyimagenet": 1 / 255}  # pixel units, Table 4
-DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "tinyimagenet": "TinyImageNet"}  # as the paper writes them
-SIZES = {"mnist": (60_000, 10_000), "cifar10": (50_000, 10_000), "tinyimagenet": (100_000, 10_000)}  # training, test
 STEP, RUNTIME = "step / FastIBP's", "runtime / FastIBP's"  # what Table 6's ratios are called
 CHECKPOINT = "the paper certified a network that the method's authors had trained; this one is trained anew"
 
@@ -58,7 +55,7 @@ class Row:
     @property
     def eps_max(self) -> float:
         """The largest radius that counts, pixel units."""
-        return EPS_MAX[self.dataset]
+        return PAPER[self.dataset]["eps_max"]  # Table 4
 
 
 ROWS: tuple[Row, ...] = (
@@ -103,6 +100,7 @@ ROWS: tuple[Row, ...] = (
     Row(7, "tinyimagenet", "fast-ibp", 0.85, acc=30.67, eps=1 / 255, certified=11.51, tuned=True),
     Row(7, "tinyimagenet", "acert", 0.0, acc=32.66, eps=1 / 255, certified=12.42, tuned=True),
 )  # fmt: skip
+DATASETS_OF_PAPER = tuple(dict.fromkeys(row.dataset for row in ROWS))
 INCONSISTENT = (
     "ART is not sqrt(Acc x ACR) within rounding in 16 of the 25 rows of Tables 1, 2, 5 and 6 (FastIBP's row of Table 1 "
     "is also in Table 6 and counted once). In 15 of them it is too low, by up to 0.085: the published code averages "
@@ -208,10 +206,10 @@ def shortfalls(config: TrainConfig, data: ImageData, variant: str = "") -> list[
              if getattr(config, name) != getattr(wanted, name)]  # fmt: skip
     if other:
         found.append("its settings are not those of the budget paper (" + ", ".join(other) + ")")
-    if config.dataset in SIZES:
+    if config.dataset in DATASETS:
         training = len(data.train_x) + len(data.val_x)
-        for count, all_of, part in zip((training, len(data.test_x)), SIZES[config.dataset], ("training", "test"),
-                                       strict=True):  # fmt: skip
+        sizes = DATASETS[config.dataset].sizes
+        for count, all_of, part in zip((training, len(data.test_x)), sizes, ("training", "test"), strict=True):
             if count != all_of:
                 found.append(f"{count:,} of the {all_of:,} {part} images")
     return found
