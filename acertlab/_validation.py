@@ -102,12 +102,26 @@ def number(value: Any) -> float:
     return float(value)
 
 
+def _whole(value: Any) -> float | int:
+    """As `number`, but a whole number as it is: a float holds 53 bits of it."""
+    value = int(value) if isinstance(value, str) and value.strip().lstrip("+-").isdigit() else value
+    return value if isinstance(value, int) and not isinstance(value, bool) else number(value)
+
+
+def tidy(value: Any) -> Any:
+    """A float that is a short decimal but for rounding, as .1 + .2 is .3; all else as it is."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    decimal = float(f"{value:.12g}")
+    return decimal if abs(decimal - value) <= 4 * math.ulp(value) else value
+
+
 def _number_within(name: str, value: Any, accepted: Within, parse: bool) -> float | int:
     says = accepted.text('a number (0.1 or "8/255")' if parse else "a finite number")
     found = value
     if parse:
         try:
-            found = number(value)
+            found = _whole(value) if accepted.kind is int else number(value)
         except ValueError:
             refuse(name, value, says)
         found = int(found) if accepted.kind is int and found == int(found) else found

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from acertlab._validation import Within, check
+from acertlab._validation import Within, check, tidy
 
 POSITIVE = Within(0, open_low=True)
 
@@ -58,3 +58,12 @@ def test_a_refused_value_is_named_with_what_is_accepted(value, accepted, parse, 
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, TypeError) == (error is TypeError)
     assert str(caught.value) == f"x = {value!r}: accepted is {says}"
+
+
+def test_whole_numbers_beyond_what_a_float_holds() -> None:
+    for given in (2**53 + 1, str(2**53 + 1)):
+        assert check("seed", given, int, parse=True) == 2**53 + 1
+
+
+def test_a_decimal_that_was_computed_is_that_decimal() -> None:
+    assert tidy(0.1 + 0.2) == 0.3 and tidy(8 / 255) == 8 / 255 and tidy(1 / 3) == 1 / 3 and tidy(3) == 3

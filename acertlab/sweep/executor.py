@@ -8,6 +8,8 @@ command again goes on: jobs that are done are kept, the others resume from their
 must see the output folder under the same path; `acertlab.sweep.clusters` has examples for Slurm, SSH and Kubernetes.
 """
 
+import ast
+import inspect
 import json
 import logging
 import os
@@ -81,6 +83,8 @@ def run(
         LockHeldError: another sweep is at work in the folder.
         SchedulerLostError: the scheduler ended. This, as KeyboardInterrupt, leaves everything resumable.
     """
+    if scheduler is None:
+        _check_main_guard()
     sweep = read_spec(spec, out=out)
     if scheduler is None:
         _check_this_machine(sweep)
@@ -94,6 +98,22 @@ def run(
             with _connected(waiting, scheduler, security, workers) as client:
                 _execute(client, progress, waiting)
         return _table(progress)
+
+
+def _check_main_guard() -> None:
+    """Refuse a script that calls this outside of `if __name__ == "__main__":` before its workers run it, too."""
+    script, frame = getattr(sys.modules["__main__"], "__file__", None), inspect.currentframe()
+    while frame and (frame.f_code.co_name != "<module>" or frame.f_code.co_filename != script):
+        frame = frame.f_back
+    if frame is None or not os.path.isfile(script):
+        return  # a notebook, a prompt, a program of Windows
+    tree = ast.parse(Path(script).read_bytes())
+    at = [node for node in tree.body if node.lineno <= frame.f_lineno <= (node.end_lineno or 0)]
+    if not any(isinstance(node, ast.If) and "__name__" in ast.unparse(node.test) for node in at):
+        raise RuntimeError(
+            f'{script}, line {frame.f_lineno}: a sweep on this machine belongs below `if __name__ == "__main__":`, '
+            "since each of its workers runs the script anew"
+        )
 
 
 # ---- workers

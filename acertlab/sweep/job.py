@@ -90,6 +90,7 @@ def run_job(job: Job, topic: str) -> Outcome:
     worker.log_event(topic, {"job": job.name, "worker": worker.address})
     job.folder.mkdir(parents=True, exist_ok=True)
     running, key = job.folder / RUNNING, worker.get_current_task()
+    began = len(_log(job))
 
     def unwanted() -> bool:  # cancelled, or the worker has lost its scheduler
         task = worker.state.tasks.get(key)
@@ -114,13 +115,42 @@ def run_job(job: Job, topic: str) -> Outcome:
             os.replace(running, job.folder / FAILED)
             return Outcome(f"{error.ename}: {error.evalue}", time.perf_counter() - started)
         except RuntimeError as error:  # nbclient's DeadKernelError, and what is raised while the kernel comes up
-            raise KernelDiedError(f"the kernel died: {error}") from None
+            raise KernelDiedError(f"the kernel died: {error}{_last_words(job, began)}") from None
     if not (job.folder / "result.json").is_file():
         os.replace(running, job.folder / FAILED)
         return Outcome("the notebook ended without writing result.json into run_dir", time.perf_counter() - started)
     os.replace(running, job.folder / DONE)
     (job.folder / FAILED).unlink(missing_ok=True)  # of an earlier attempt; last, so that a kill here repeats the check
     return Outcome("", time.perf_counter() - started)
+
+
+def _log(job: Job) -> bytes:
+    """What the job's kernels said outside of the notebook's cells."""
+    path = job.folder / "kernel.log"
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _last_words(job: Job, began: int) -> str:
+    lines = _log(job)[began:].decode(errors="replace").strip().splitlines()
+    return f"; the last line of {job.folder / 'kernel.log'}: {lines[-1].strip()}" if lines else ""
+
+
+def _socket_folder() -> str:
+    """A new folder with a path short enough for sockets in it, which hold 107 bytes on Linux, 103 on others."""
+    failure: OSError | None = None
+    for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp", os.path.expanduser("~"))):
+        try:
+            folder = tempfile.mkdtemp(prefix="acertlab-", dir=parent)
+        except OSError as error:  # it is full, or not there
+            failure = error
+            continue
+        if sys.platform == "win32" or len(os.fsencode(os.path.join(folder, "kernel-ipc-99999"))) <= 103:
+            return folder
+        os.rmdir(folder)
+    raise OSError(
+        f"TMPDIR = {tempfile.gettempdir()}: too long a path for a kernel's sockets, and so are /tmp, /var/tmp and the "
+        f"home folder, or they cannot be written ({failure})"
+    )
 
 
 @contextmanager
@@ -130,7 +160,7 @@ def _kernel(job: Job, unwanted: Callable[[], bool]) -> Iterator[type[AsyncKernel
     jupyter_client looks for five free TCP ports, closes them, and the kernel opens them a second later: another kernel
     may have taken one by then. Sockets in a folder of the kernel's own have no such race.
     """
-    sockets = tempfile.mkdtemp(prefix="acertlab-")  # short: a socket's path has at most about 100 characters
+    sockets = _socket_folder()
     finished = threading.Event()
 
     class Kernel(AsyncKernelManager):

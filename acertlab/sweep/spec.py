@@ -12,6 +12,9 @@ Three names are not parameters: `grid`, `notebook` (relative to the file; defaul
 and `out` (relative to where you are; default: a folder named like the file, in ACERTLAB_RUNS or runs). A notebook of
 your own needs a `parameters` cell with `run_dir`, the folder into which its last cell writes `result.json`
 (`acertlab.data.files.write_json`).
+
+A job is known by what it computes: its parameters (of a training: the configuration that they come to, however they
+are written), the notebook's other code, and the package's version. A notebook that was edited is another one.
 """
 
 import ast
@@ -19,19 +22,21 @@ import difflib
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import papermill
+import nbformat
 import yaml
 
 import acertlab
 from acertlab._text import short
+from acertlab._validation import tidy
 from acertlab.sweep.job import Job
 
 RESERVED = ("grid", "notebook", "out")
@@ -46,6 +51,7 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
 }
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,14 +86,15 @@ def read_spec(spec: str | Path | Mapping[str, Any], *, out: str | Path = "") -> 
     where, base = (str(spec), Path(spec).parent) if from_file else ("the specification", Path())
     stem = Path(spec).stem if from_file else "sweep"
     try:
+        _check_texts(content)
         notebook = (base / content["notebook"]).resolve() if "notebook" in content else _training_notebook()
         if not notebook.is_file():
             raise FileNotFoundError(f"notebook: {notebook} is not there")
-        defaults = _parameters_of(notebook)
+        defaults, code = _read_notebook(notebook)
         given = [_expanded(content, grid) for grid in _grids(content)]
         jobs = [_checked(job, defaults, notebook) for grid in given for job in grid]
         folder = Path(out or content.get("out") or Path(os.environ.get("ACERTLAB_RUNS") or "runs") / stem).absolute()
-        return _sweep(folder, notebook, jobs)
+        return _sweep(folder, notebook, code, jobs)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise type(error)(f"{where}: {error}") from None
 
@@ -115,7 +122,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    names = [loader.construct_object(key) for key, _ in node.value]
+    names = [loader.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
     twice = [str(name) for name, count in Counter(map(str, names)).items() if count > 1]
     if twice:
         raise ValueError(f"line {node.start_mark.line + 1} and below: {', '.join(twice)} is given twice")
@@ -135,6 +142,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a table of names and values is needed, it holds {type(content).__name__}")
     return content
+
+
+def _check_texts(content: Mapping[str, Any]) -> None:
+    for name in ("notebook", "out"):
+        if not isinstance(content.get(name, ""), (str, Path)):
+            raise ValueError(f"{name} = {content[name]!r}: accepted is a path")
+    for name in itertools.chain(content, *(grid for grid in _grids(content))):
+        if not isinstance(name, str):
+            raise ValueError(f"the name {name!r} is a {type(name).__name__}; accepted are names of parameters")
 
 
 def _grids(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -160,18 +176,27 @@ def _expanded(content: Mapping[str, Any], grid: Mapping[str, Any]) -> list[dict[
 
 
 # ---- the parameters of the notebook
-def _parameters_of(notebook: Path) -> dict[str, Any]:
-    """The names and default values of the notebook's parameters cell."""
-    found = papermill.inspect_notebook(str(notebook))
+def _read_notebook(notebook: Path) -> tuple[dict[str, Any], str]:
+    """The names and default values of the notebook's parameters cell, and the code of its other cells."""
+    try:
+        cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    except (OSError, ValueError, AttributeError, KeyError, nbformat.ValidationError) as error:
+        raise ValueError(f"notebook: {notebook} cannot be read as a notebook: {error}") from None
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", ())][:1]
+    found = {}
+    try:
+        for node in ast.parse("".join(cell.source for cell in tagged)).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            if value := getattr(node, "value", None):
+                found |= {t.id: ast.literal_eval(value) for t in targets if isinstance(t, ast.Name)}
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"notebook: the parameters of {notebook} must be plain values: {error}") from None
     if "run_dir" not in found:
         raise ValueError(
             f"notebook: {notebook} has no parameter run_dir in a cell tagged parameters, the folder that "
             "takes its result.json"
         )
-    try:
-        return {name: ast.literal_eval(entry["default"]) for name, entry in found.items()}
-    except (ValueError, SyntaxError) as error:
-        raise ValueError(f"notebook: the parameters of {notebook} must be plain values: {error}") from None
+    return found, "\n".join(cell.source for cell in cells if cell not in tagged)
 
 
 def _checked(job: Mapping[str, Any], defaults: Mapping[str, Any], notebook: Path) -> dict[str, Any]:
@@ -201,23 +226,53 @@ def _check_training(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return checked | {"kappa": config.kappa}  # 1 for standard training, whatever is asked: not several jobs alike
 
 
+def _computed(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job computes, however its parameters are written; not where things are on a machine."""
+    named = {name: tidy(value) for name, value in parameters.items() if name not in NOT_KEYED}
+    if not is_training(parameters):
+        return named
+    from acertlab.training.parameters import config_from_parameters
+
+    config = asdict(config_from_parameters(parameters))
+    return {name: value for name, value in named.items() if name not in ("budget", "settings")} | config
+
+
 # ---- jobs
-def _sweep(out: Path, notebook: Path, given: list[dict[str, Any]]) -> Sweep:
+def _sweep(out: Path, notebook: Path, code: str, given: list[dict[str, Any]]) -> Sweep:
     names = list(given[0])
     varied = tuple(n for n in names if n in ("method", "kappa", "seed") or len({repr(job[n]) for job in given}) > 1)
     shown = tuple(name for name in names if name in varied or name == "dataset")
-    jobs = {}
+    jobs, earlier = {}, 0
+    environment = ENVIRONMENT | {n: os.path.abspath(os.environ[n]) for n in ("ACERTLAB_DATA",) if n in os.environ}
     for parameters in given:
-        keyed = {k: v for k, v in parameters.items() if k not in NOT_KEYED and (k, v) != ("settings", "")}
-        key = [notebook.stem, acertlab.__version__, keyed]  # without settings as before there were such
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
-        label = "-".join(_label(name, parameters[name]) for name in shown)
-        name = "-".join(filter(None, (re.sub(r"[^\w.-]+", "_", label)[:80], digest)))
-        environment = ENVIRONMENT | {n: os.path.abspath(os.environ[n]) for n in ("ACERTLAB_DATA",) if n in os.environ}
+        label = re.sub(r"[^\w.-]+", "_", "-".join(_label(name, parameters[name]) for name in shown))[:80]
+        name = _name(label, [notebook.stem, code, acertlab.__version__, _computed(parameters)])
         if name in jobs:
             raise ValueError(f"the job {describe(parameters, shown)} is there twice")
-        jobs[name] = Job(name, parameters, out / "cells" / name, notebook, environment, Path.cwd())
+        folder = out / "cells" / name
+        before = out / "cells" / _earlier_name(label, notebook, parameters)
+        if before.is_dir() and not folder.exists():
+            folder, earlier = before, earlier + 1
+        jobs[name] = Job(folder.name, parameters, folder, notebook, environment, Path.cwd())
+    if earlier:
+        log.warning(
+            "%s: %d jobs were begun by version 0.1.0, which did not note a notebook's code: taken for this %s's",
+            out,
+            earlier,
+            notebook.name,
+        )
     return Sweep(out, tuple(jobs.values()), varied)
+
+
+def _name(label: str, key: list[Any]) -> str:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
+    return "-".join(filter(None, (label, digest)))
+
+
+def _earlier_name(label: str, notebook: Path, parameters: Mapping[str, Any]) -> str:
+    """The name by which version 0.1.0 knew a job."""
+    keyed = {k: v for k, v in parameters.items() if k not in NOT_KEYED and (k, v) != ("settings", "")}
+    return _name(label, [notebook.stem, "0.1.0", keyed])
 
 
 def _label(name: str, value: Any) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from acertlab._validation import Accepted, Within, check
+from acertlab._validation import Accepted, Within, check, tidy
 from acertlab.data.datasets import DATASETS
 from acertlab.models.architectures import MODELS
 from acertlab.radius.rootfind.solvers import SOLVERS
@@ -26,6 +26,7 @@ CHOICES = {
     "protocol": PROTOCOLS,
 }
 POSITIVE = Within(0, open_low=True)
+SEED = Within(0, 2**64 - 1, int, says="a whole number >= 0 and < 2^64")  # what torch takes
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         def accept(accepted: Accepted, *names: str) -> None:
             for name in names:
-                object.__setattr__(self, name, check(name, getattr(self, name), accepted))
+                object.__setattr__(self, name, tidy(check(name, getattr(self, name), accepted)))
 
         accept(POSITIVE, "eps_max", "train_eps_factor", "lr", "clip", "div", "final_div", "attack_step_size")
         accept(POSITIVE, "xtol", "rtol", "eval_xtol", "eval_rtol")
         accept(Within(0), "l1", "lambda0")
         accept(Within(0, 1), "kappa", "decay", "pct_start", "small_box", "alpha", "beta_end")
         accept(Within(1, kind=int), "width", "epochs", "batch_size", "eval_batch", "attack_steps")
-        accept(Within(0, kind=int), "seed", "clean_epochs", "ramp_epochs", "root_iterations")
+        accept(SEED, "seed")
+        accept(Within(0, kind=int), "clean_epochs", "ramp_epochs", "root_iterations")
         accept(bool, "merged", "three_phase", "radius_history", "amp")
         for name, choices in CHOICES.items():
             accept(choices, name)

@@ -15,7 +15,7 @@ from typing import Any
 from acertlab._validation import Accepted, Within, check
 from acertlab.data.run import LATER, runs_folder
 from acertlab.models.architectures import MODELS
-from acertlab.training.config import BUDGETS, DEVICES, TrainConfig
+from acertlab.training.config import BUDGETS, DEVICES, SEED, TrainConfig
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.presets import preset
 
@@ -112,7 +112,7 @@ PARAMETERS: dict[str, Any] = {
     "method": tuple(METHODS),
     "kappa": Within(0, 1),
     "eps_max": Within(0, 1),
-    "seed": Within(0, kind=int),
+    "seed": SEED,
     "model": _model_or_preset,
     "width": Within(0, kind=int),
     "epochs": Within(0, kind=int),

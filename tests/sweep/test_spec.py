@@ -68,11 +68,55 @@ def test_a_cells_name_depends_on_parameters_and_version_alone(monkeypatch: pytes
     assert read_spec({"kappa": 0.5, "eps_max": "1/4"}).jobs[0].name != name
 
 
-def test_cells_of_before_there_were_settings_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acertlab, "__version__", "0.1.0")
+def test_jobs_of_version_0_1_0_are_gone_on_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     grid = {"method": "fast-ibp", "kappa": 0, "seed": 2}
-    (job,) = read_spec({"dataset": "cifar10", "width": 8, "budget": "fast", "grid": grid}).jobs
-    assert job.name.endswith("-2d1fe7984f")  # or a sweep would train again what is there
+    spec = {"dataset": "cifar10", "width": 8, "budget": "fast", "grid": grid}
+    (job,) = read_spec(spec, out=tmp_path).jobs
+    assert not job.name.endswith("-2d1fe7984f") and not caplog.records
+    folder = tmp_path / "cells" / f"{job.name.rpartition('-')[0]}-2d1fe7984f"
+    folder.mkdir(parents=True)
+    (job,) = read_spec(spec, out=tmp_path).jobs
+    assert job.folder == folder  # or a sweep would train again what is there
+    assert "1 jobs were begun by version 0.1.0" in caplog.text
+
+
+def test_equal_trainings_written_differently_are_one_job() -> None:
+    def name(**spec: Any) -> str:
+        (job,) = read_spec({"dataset": "mnist", "method": "mtl-ibp"} | spec).jobs
+        return job.name.rpartition("-")[2]
+
+    assert name(kappa=0.3) == name(kappa=0.1 + 0.2) != name(kappa=0.3 + 1e-9)
+    assert name(settings="alpha=0.3, lr=0.001") == name(settings="lr=1e-3,alpha=3/10") != name(settings="alpha=0.3")
+    with pytest.raises(ValueError, match="is there twice"):
+        read_spec({"dataset": "mnist", "grid": {"kappa": [0.3, 0.1 + 0.2]}})
+
+
+def test_a_job_is_known_by_its_notebooks_code(tmp_path: Path) -> None:
+    spec = {"notebook": str(tmp_path / "mine.ipynb"), "out": str(tmp_path / "out")}
+
+    def name(*cells: str) -> str:
+        write_notebook(tmp_path / "mine.ipynb", list(cells))
+        (job,) = read_spec(spec).jobs
+        return job.name
+
+    one = name('x = 1\nrun_dir = ""', "print(x)")
+    assert name('x = 1  # of the same value\nrun_dir = ""', "print(x)") == one
+    assert name('x = 1\nrun_dir = ""', "print(2 * x)") != one
+    assert name('x = 2\nrun_dir = ""', "print(x)") != one
+
+
+def test_defaults_are_read_as_python_reads_them(tmp_path: Path) -> None:
+    write_notebook(tmp_path / "a.ipynb", ['x: int = 1\ntext = "alpha=0.3 # no"\nlong = (1,\n 2)\nrun_dir = ""', ""])
+    assert cells_of({"notebook": str(tmp_path / "a.ipynb")}) == [{"x": 1, "text": "alpha=0.3 # no", "long": (1, 2)}]
+
+
+def test_yaml_merge_keys(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "grid:\n  - &base {method: acert, kappa: [0, 0.5], seed: 1}\n  - {<<: *base, method: fast-ibp, seed: 2}\n"
+    )
+    got = [tuple(job[name] for name in ("method", "kappa", "seed")) for job in cells_of(path)]
+    assert got == [("acert", 0, 1), ("acert", 0.5, 1), ("fast-ibp", 0, 2), ("fast-ibp", 0.5, 2)]
 
 
 def test_other_settings_can_be_swept() -> None:
@@ -118,6 +162,11 @@ def test_a_cell_is_done_when_its_result_is_there_and_was_checked(tmp_path: Path)
         ({"grid": "kappa"}, "grid = 'kappa': accepted is a table"),
         ({"grid": [{"kappa": 0}, {"kappa": [0, 0.5]}]}, "the job .*kappa=0.* is there twice"),
         ({"grid": {"method": "standard", "kappa": [0, 0.5]}}, "the job .*standard.* is there twice"),
+        ({"notebook": 3}, "notebook = 3: accepted is a path"),
+        ({"out": 5}, "out = 5: accepted is a path"),
+        ({3: 0}, "the name 3 is a int"),
+        ({"grid": {3: [0]}}, "the name 3 is a int"),
+        ({"seed": 2**64}, r"seed = 18446744073709551616: accepted is a whole number >= 0 and < 2\^64"),
         ({"notebook": "nowhere.ipynb"}, "notebook: .*nowhere.ipynb is not there"),
     ],
 )
