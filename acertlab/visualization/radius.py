@@ -81,9 +81,9 @@ def shares_spec(
     Returns:
         "data", a trace a name and the line, and "layout".
     """
-    layout = base_layout(title, EPS_AXIS, "certified accuracy (%)", height) | {"hovermode": "x unified"}
-    layout["xaxis"] |= {"range": [0, 1.01 * grid[-1]]}
-    layout["yaxis"] |= {"range": [0, 102]}
+    layout = base_layout(title, EPS_AXIS, "certified accuracy (%)", height)
+    layout["hovermode"] = "x unified"
+    layout["xaxis"]["range"], layout["yaxis"]["range"] = [0, 1.01 * grid[-1]], [0, 102]
     same = {"type": "scatter", "mode": "lines+markers", "cliponaxis": False, "showlegend": True}
     same |= {"fill": "tozeroy" if fill else "none", "hovertemplate": "%{y:.1f} %"}
     data = []
@@ -141,8 +141,8 @@ def histogram_spec(
         data.append({**same, "x": np.asarray(centres), "y": share, "name": name, "marker": marker})
     tallest = max(float(bar["y"].max()) for bar in data)
     title, x = f"Certified radii of {radii.size} samples", f"certified radius, {EPS_AXIS}"
-    layout = base_layout(title, x, "share of samples (%)", height) | {"bargap": 0}
-    inner = np.linspace(0, eps_max, 5)[1:-1]
+    layout = base_layout(title, x, "share of samples (%)", height)
+    layout["bargap"], inner = 0, np.linspace(0, eps_max, 5)[1:-1]
     layout["xaxis"]["tickvals"] = [-width, *inner, eps_max + width]
     layout["xaxis"]["ticktext"] = ["0", *(f"{t:.3g}" for t in inner), f"{eps_max:.3g}"]
     return {"data": [*data, vertical(eps, 0, tallest, "eps", GREY)], "layout": layout}

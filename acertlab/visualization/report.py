@@ -114,7 +114,7 @@ def _analysed(analysis: Analysis) -> dict[str, object]:
 def _all_runs(runs: pd.DataFrame) -> Markup:
     columns = ["method", "kappa", "seed", "acc", "acr", "art", "epochs", "n", "split", "verifier", "merged", "version"]
     table = runs.sort_values(by=["method", "kappa", "seed"])[columns]
-    percent = {name: (100 * table[name]).map("{:.2f}".format) for name in ("acc", "acr", "art")}
+    percent = {name: [f"{100 * value:.2f}" for value in table[name]] for name in ("acc", "acr", "art")}
     return _table(table.assign(**percent).rename(columns={"acc": "Acc (%)", "acr": "ACR (%)", "art": "ART (%)"}))
 
 

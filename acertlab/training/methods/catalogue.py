@@ -13,7 +13,7 @@ class Method(NamedTuple):
 
     objective: type[Standard]  # what it minimises
     label: str  # what tables and legends call it
-    colour: str  # of figures: a name of `acertlab.plots.style.PALETTE`
+    colour: str  # of figures: a name of `acertlab.visualization.style.PALETTE`
     marker: str  # plotly's name of a symbol
 
 
