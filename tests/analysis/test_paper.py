@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from acertlab.analysis.paper.ablations import ACERT, ACERT_FAST, FAST_IBP, NO_RA
 from acertlab.analysis.paper.tables import ROWS, Row
 from acertlab.training import estimate as duration
 from acertlab.training.loop import step
-from acertlab.visualization import paper as figures
+from tests.helpers.synthetic_runs import run_of
 
 SCORED = [row for row in ROWS if row.art is not None]
 # the last digit of every figure is the second decimal, but for what standard networks certify
@@ -203,20 +202,6 @@ def test_only_the_papers_settings_on_all_images_reproduce():
 # ---- ours beside the paper's
 
 
-def run_of(acc: float, acr: float, *, radii=(0.0, 0.1, 0.2, 0.3), seconds=10.0, passes=2.0, **result) -> al.Run:
-    """A run with these scores (fractions) and radii, of three epochs: clean, on the ramp, after it."""
-    result = {
-        "acc": acc,
-        "acr": acr,
-        "art": (acc * acr) ** 0.5,
-        "eps_max": 0.4,
-        "radius_cap": 0.4,
-        "seconds": seconds,
-    } | result
-    history = pd.DataFrame({"eps_t": [0.0, 0.2, 0.4], "passes": [0.0, 9.0, passes]})
-    return al.Run(Path("run"), {}, history, pd.DataFrame({"radius": radii}), result)
-
-
 def test_beside_the_paper():
     run = run_of(0.98, 0.95)
     table = paper.beside(paper.rows("mnist", "acert", 0.0), run)
@@ -320,7 +305,6 @@ def test_the_table_without_the_ramp_and_its_sentence():
     assert (
         "the least is lost by ACERT at kappa 0, the highest ART without it has ACERT at kappa 0.25 (45.43 %)." in said
     )
-    assert len(figures.ramp_effect(table, "ours").data) == 2 * 4 + 2
     assert "with ramp" in ablations.shown(table).to_html()
     some = {FAST_IBP: [run_of(0.15, 0.1), run_of(0.3, 0.1)], ACERT: [run_of(0.9, 0.5)]}
     assert ablations.guess_sentence(some, 10) == "Hardly better than guessing: FastIBP, kappa 0 (1 of 2)."
@@ -341,8 +325,6 @@ def test_the_table_of_iterations_and_its_sentence():
     assert (
         "In the paper 2 iterations instead of 100 change ART by -0.04 points and take a step from 11.00 to 3.50" in said
     )
-    drawn = figures.root_precision(table, "ours").data
-    assert [list(trace.text) for trace in drawn if trace.name == "ACERT"] == [["1", "2", "100"], ["2", "100"]]
 
 
 def test_who_leads_where():
@@ -352,10 +334,6 @@ def test_who_leads_where():
     one_point = ablations.lead_sentence({"a": np.array([0.4, 0.0]), "b": np.array([0.399, 0.399])}, "a", "b", 0.4)
     assert one_point == "More images are certified by b from 0 to 0.399, by a at 0.4."
     assert "equally many" in ablations.lead_sentence({"a": low, "b": low}, "a", "b", 0.4)
-    rows = [row for row in ROWS if row.table == 7 and row.dataset == "mnist"]
-    figure = figures.certified_beside_paper({"a": low}, 0.4, rows, methods={"a": "acert"}, ours="ours")
-    assert list(figure.data[1].y) == [97.61, 93.13] and list(figure.data[1].x) == [0, 0.3]
-    assert len(figures.certified_beside_paper({"a": low}, 0.4, [], methods={"a": "acert"}, ours="ours").data) == 1
 
 
 def test_more_iterations_are_nearer(tmp_path):
@@ -370,8 +348,6 @@ def test_more_iterations_are_nearer(tmp_path):
     assert list(spent) == [FAST_IBP, ACERT_FAST, Setting("acert", 0.0, "root-2")] and min(spent.values()) > 0
     step_ratio, runtime_ratio = duration.beside_fast_ibp(run, data, validation=1e6)
     assert step_ratio > 0 and runtime_ratio == pytest.approx(1.0)  # all of the time is validation
-    drawn = figures.radius_errors(errors.reset_index())
-    assert [trace.name for trace in drawn.data] == ["largest", "mean"]
 
 
 def test_the_command_tells_step_epoch_and_memory(capsys):

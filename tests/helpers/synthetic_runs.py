@@ -9,6 +9,7 @@ import pandas as pd
 from acertlab.analysis import seeds
 from acertlab.analysis.bootstrap import Samples
 from acertlab.data import files
+from acertlab.data.run import Run
 from acertlab.radius import metrics
 from acertlab.radius.search import RadiusStatus
 
@@ -100,3 +101,17 @@ RUNS = scores_of(
         ("fast-ibp", 0.8, 0, 0.88, 0.62),
     ]
 )
+
+
+def run_of(acc: float, acr: float, *, radii=(0.0, 0.1, 0.2, 0.3), seconds=10.0, passes=2.0, **result) -> Run:
+    """A run with these scores (fractions) and radii, of three epochs: clean, on the ramp, after it."""
+    result = {
+        "acc": acc,
+        "acr": acr,
+        "art": (acc * acr) ** 0.5,
+        "eps_max": 0.4,
+        "radius_cap": 0.4,
+        "seconds": seconds,
+    } | result
+    history = pd.DataFrame({"eps_t": [0.0, 0.2, 0.4], "passes": [0.0, 9.0, passes]})
+    return Run(Path("run"), {}, history, pd.DataFrame({"radius": radii}), result)
