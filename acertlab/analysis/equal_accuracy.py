@@ -11,7 +11,7 @@ import pandas as pd
 
 from acertlab.analysis.seeds import check_comparable
 from acertlab.analysis.tradeoff import front_acr
-from acertlab.data.run import LATER
+from acertlab.data.run import DEFAULTS_BEFORE
 from acertlab.radius.metrics import front_places
 from acertlab.training.methods.catalogue import name_of
 
@@ -44,7 +44,7 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
     if seeds[0] != seeds[1] or len(seeds[0]) < 2:
         raise ValueError(f"runs: at least two seeds, the same for both methods; got {seeds[0]} and {seeds[1]}")
     varied = [name for name in VARIED if name in runs]
-    runs = runs.fillna({name: LATER[name] for name in varied if name in LATER})
+    runs = runs.fillna({name: DEFAULTS_BEFORE[name] for name in varied if name in DEFAULTS_BEFORE})
     if (twice := runs.duplicated([*varied, "method", "seed"])).any():
         raise ValueError(f"runs: {runs.path[twice].iloc[0]} is there twice, by {', '.join(varied)}, method and seed")
     of_seeds = [

@@ -176,10 +176,12 @@ class ImageData:
     @property
     def in_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return tuple(self.train_x.shape[1:])
+        channels, height, width = self.train_x.shape[1:]
+        return channels, height, width
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return len(self.classes)
 
     def first(self, n: int) -> "ImageData":

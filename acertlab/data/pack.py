@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -25,7 +26,7 @@ from acertlab.data.run_table import load_runs
 
 
 def pack_runs(root: str | Path, out: str | Path, spec: str | Path | None = None, progress: bool = False) -> Path:
-    """Writes every finished run below a folder into one packed folder.
+    """Write every finished run below a folder into one packed folder.
 
     Args:
         root: A folder that holds run folders, at any depth.
@@ -51,7 +52,8 @@ def pack_runs(root: str | Path, out: str | Path, spec: str | Path | None = None,
         radii.append(run.radii.assign(run=name))
         histories.append(run.history.assign(run=name))
     samples = pd.concat(radii, ignore_index=True)
-    samples = samples[["run", *RADII_COLUMNS, *(c for c in samples if c not in ("run", *RADII_COLUMNS))]]
+    first = ["run", *RADII_COLUMNS]
+    samples = samples.reindex(columns=[*first, *(name for name in samples if name not in first)])
     if (out / PACKED).is_file():
         (out / PACKED).unlink()  # written last: a folder half replaced is no packed folder
     _write_samples(out / "radii.parquet", samples, list(held))
@@ -81,13 +83,13 @@ def _check(table: pd.DataFrame, root: Path, out: Path, spec: Path | None) -> Non
 def _write_samples(path: Path, samples: pd.DataFrame, runs: Sequence[str]) -> None:
     """A row group a run, so that one run is read without the others; floats split into bytes, which compresses."""
     floats = samples.select_dtypes("float").columns.tolist()
-    rest = [name for name in samples if name not in (*floats, "index")]
-    encoding = {"index": "DELTA_BINARY_PACKED"} | dict.fromkeys(floats, "BYTE_STREAM_SPLIT")
     schema = pa.Schema.from_pandas(samples, preserve_index=False)
-    with (
-        written_aside(path) as aside,
-        pq.ParquetWriter(aside, schema, compression="zstd", compression_level=19, use_dictionary=rest,
-                         column_encoding=encoding) as writer,
-    ):  # fmt: skip
+    settings: dict[str, Any] = {
+        "compression": "zstd",
+        "compression_level": 19,
+        "use_dictionary": [name for name in samples if name not in (*floats, "index")],
+        "column_encoding": {"index": "DELTA_BINARY_PACKED"} | dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+    }
+    with written_aside(path) as aside, pq.ParquetWriter(aside, schema, **settings) as writer:
         for _, rows in samples.groupby(pd.Categorical(samples["run"], runs), sort=False, observed=True):
             writer.write_table(pa.Table.from_pandas(rows, schema=schema, preserve_index=False))

@@ -31,9 +31,9 @@ def read_digits(place: Path) -> Raw:
     """scikit-learn's handwritten digits, which come with it wherever `place` is; a fixed fifth is the test part."""
     from sklearn.datasets import load_digits  # imported here because it takes a second and only this dataset needs it
 
-    digits = load_digits()
-    x = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    y = torch.from_numpy(digits.target).long()
+    images, labels = load_digits(return_X_y=True)
+    images = np.rint(np.asarray(images) * (255 / 16)).astype(np.uint8)
+    x, y = torch.from_numpy(images).view(-1, 1, 8, 8), torch.from_numpy(np.asarray(labels)).long()
     order = permutation(len(y))
     test, train = order[: len(y) // 5], order[len(y) // 5 :]
     return x[train], y[train], x[test], y[test], tuple(map(str, range(10)))
@@ -208,7 +208,11 @@ def _read_cache(path: Path, fingerprint: str) -> Tensor | None:
             x = file.get_tensor("x")
     except (OSError, SafetensorError):
         return None
-    return x if metadata.get("crc32") == str(zlib.crc32(x.numpy())) else None
+    return x if metadata.get("crc32") == _checksum(x) else None
+
+
+def _checksum(x: Tensor) -> str:
+    return str(zlib.crc32(x.numpy().data))
 
 
 def _write_cache(path: Path, x: Tensor, fingerprint: str) -> None:
@@ -216,7 +220,7 @@ def _write_cache(path: Path, x: Tensor, fingerprint: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent) as aside:
             file = Path(aside, path.name)
-            save_file({"x": x}, file, metadata={"fingerprint": fingerprint, "crc32": str(zlib.crc32(x.numpy()))})
+            save_file({"x": x}, file, metadata={"fingerprint": fingerprint, "crc32": _checksum(x)})
             os.replace(file, path)
     except (OSError, SafetensorError) as error:
         warnings.warn(f"decoded images were not cached in {path.parent} ({error}); set ACERTLAB_CACHE", stacklevel=2)

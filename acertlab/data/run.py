@@ -1,4 +1,4 @@
-"""Run folders and packed runs, read back as tables.
+"""One training run on disk: its folder, or its part of a packed folder.
 
 A run's folder holds `config.json`, `history.parquet` (a row an epoch), `radii.parquet` (a row a test sample),
 `model.safetensors`, `checkpoint/` and, renamed into place last, `result.json`: a folder without it is unfinished.
@@ -27,8 +27,32 @@ from acertlab.models.architectures import MODELS
 
 FILES = ("config.json", "history.parquet", "radii.parquet", "model.safetensors", "result.json")
 RADII_COLUMNS = ("index", "label", "predicted", "radius", "upper", "status")
-RESULT_KEYS = ("dataset", "method", "kappa", "eps_max", "seed", "acc", "acr", "art", "cert_acc", "verifier", "merged",
-               "domain", "n", "split", "epochs", "seconds", "version", "radius_cap")  # fmt: skip
+RESULT_KEYS = (
+    *("dataset", "method", "kappa", "eps_max", "seed", "acc", "acr", "art", "cert_acc"),
+    *("verifier", "merged", "domain", "n", "split", "epochs", "seconds", "version", "radius_cap"),
+)
+HISTORY_COLUMNS = (
+    "epoch",  # 0, 1, ...
+    "loss",  # the whole loss, mean over the epoch's samples, as are the next three
+    "clean_loss",  # Eq. (10)
+    "robust_loss",  # Eq. (9) or its like, before the weighting by kappa
+    "regulariser",  # all regularisers, weighted
+    "lr",  # of the epoch's last step
+    "eps_t",  # eps_{max,t} of the epoch's last step, pixel units
+    "train_acc",  # of the clean passes, in training mode
+    "share_zero",  # of samples whose box in the robust loss has radius 0, as misclassified ones; null while eps_t = 0
+    "share_inside",  # radius between 0 and eps_{max,t}; likewise
+    "share_cap",  # radius eps_{max,t}; likewise
+    "radius_mean",  # of the boxes in the robust loss, pixel units
+    "passes",  # bound passes that the search for a radius took, mean over the samples
+    "val_acc",  # on the validation part at eps_max; null where there is none
+    "val_acr",
+    "val_art",
+    "seconds",  # training and validation
+)
+NOT_IDENTIFYING = ("device", "version")  # of `config.json`: with another one it is still the same run
+DEFAULTS_BEFORE: dict[str, Any] = {"train_eps_factor": 1.0}  # settings that earlier versions do not name: what they did
+LOCK_WAIT = 10.0  # seconds for another process in the same folder to end: a kernel may live on for one after its parent
 EXTERNAL = "external"  # config["model"] of an imported network that is none of MODELS
 PACKED = "packed.json"  # a folder with this file holds packed runs
 SHIPPED = CLONE / "data" / "results"  # the packed runs that come with a clone
@@ -73,18 +97,21 @@ class Run:
         """
         name, weights = self.config.get("model"), self.path / "model.safetensors"
         if name == EXTERNAL:
-            raise ValueError(f"{self.path} is an imported network, none of {', '.join(MODELS)}: load it as before, or "
-                             "fill its own architecture from model.safetensors by acertlab.load_weights")  # fmt: skip
+            raise ValueError(
+                f"{self.path} is an imported network, none of {', '.join(MODELS)}: load it as before, or fill its own "
+                "architecture from model.safetensors by acertlab.load_weights"
+            )
         if name not in MODELS:
             raise ValueError(f"{self.path / 'config.json'}: model = {name!r} is unknown; known: {', '.join(MODELS)}")
         missing = [key for key in ("in_shape", "classes", "width", "mean", "std") if key not in self.config]
         if missing:
             raise ValueError(f"{self.path / 'config.json'} lacks {', '.join(missing)}: the network cannot be rebuilt")
         if not weights.is_file():
-            why = "; packed runs come without weights: train it anew by its config" if _packed(self.path) else ""
+            why = "; packed runs come without weights: train it anew by its config" if packed_folder(self.path) else ""
             raise FileNotFoundError(f"{weights} does not exist: the network cannot be rebuilt{why}")
-        model = MODELS[name](tuple(self.config["in_shape"]), self.config["classes"], width=self.config["width"],
-                             mean=self.config["mean"], std=self.config["std"])  # fmt: skip
+        shape, classes = tuple(self.config["in_shape"]), self.config["classes"]
+        settings = {name: self.config[name] for name in ("width", "mean", "std")}
+        model = MODELS[name](shape, classes, **settings)
         try:
             model.load_state_dict(load_file(weights))
         except (RuntimeError, SafetensorError) as error:
@@ -93,7 +120,7 @@ class Run:
 
 
 def load_run(path: str | Path) -> Run:
-    """Reads one finished run.
+    """Read one finished run.
 
     Args:
         path: The run's folder, or a packed run's path as `load_runs` tells it.
@@ -106,7 +133,7 @@ def load_run(path: str | Path) -> Run:
         ValueError: A file of it cannot be read; the message names the file.
     """
     path = Path(path)
-    if packed := _packed(path):
+    if packed := packed_folder(path):
         return _load_packed_run(packed, path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no run folder {path}")
@@ -116,11 +143,12 @@ def load_run(path: str | Path) -> Run:
         holds = f"it lacks {', '.join(missing)}. A run's folder holds {', '.join(FILES)}"
         raise FileNotFoundError(f"the run folder {path} {state}: {holds}")
     radii = _checked_radii(read_parquet(path / "radii.parquet"), path / "radii.parquet")
-    return Run(path, read_json(path / "config.json"), read_parquet(path / "history.parquet"), radii,
-               _read_result(path / "result.json"))  # fmt: skip
+    config, history = read_json(path / "config.json"), read_parquet(path / "history.parquet")
+    return Run(path, config, history, radii, read_result(path / "result.json"))
 
 
-def _read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of a `result.json`, with `cert_acc` as a table from eps to a fraction."""
     return _checked_result(read_json(path), str(path))
 
 
@@ -142,26 +170,28 @@ def _checked_radii(radii: pd.DataFrame, where: Path) -> pd.DataFrame:
     return radii
 
 
-# ---- packed runs
-def _packed(path: Path) -> Path | None:
+def packed_folder(path: Path) -> Path | None:
     """The packed folder that a run's path goes through; None for a run's own folder."""
     if (path / "result.json").is_file():
         return None
     return next((folder for folder in path.parents if (folder / PACKED).is_file()), None)
 
 
-def _read_packed(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+def read_packed(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Each packed run's (result, config) by its name."""
     file = folder / PACKED
     held = read_json(file).get("runs")
-    if not isinstance(held, dict) or not all(isinstance(run, dict) and {"result", "config"} <= run.keys()
-                                             for run in held.values()):  # fmt: skip
+    if not isinstance(held, dict) or not all(map(_is_packed_run, held.values())):
         raise ValueError(f"{file} holds no table `runs` from a name to a result and a config")
     return {name: (_checked_result(run["result"], f"{file}: {name}"), run["config"]) for name, run in held.items()}
 
 
+def _is_packed_run(run: Any) -> bool:
+    return isinstance(run, dict) and {"result", "config"} <= run.keys()
+
+
 def _load_packed_run(folder: Path, path: Path) -> Run:
-    held, name = _read_packed(folder), path.relative_to(folder).as_posix()
+    held, name = read_packed(folder), path.relative_to(folder).as_posix()
     if name not in held:
         raise FileNotFoundError(f"{folder / PACKED} holds no run {name!r}; it holds {', '.join(held)}")
     result, config = held[name]
@@ -172,53 +202,46 @@ def _load_packed_run(folder: Path, path: Path) -> Run:
     return Run(path, config, history, _checked_radii(radii, folder / "radii.parquet"), result)
 
 
-# Settings that runs of earlier versions do not name, and what those versions did
-LATER: dict[str, Any] = {"train_eps_factor": 1.0}
-HISTORY_COLUMNS = (
-    "epoch",  # 0, 1, ...
-    "loss",  # mean over the epoch's samples of the whole loss,
-    "clean_loss",  # of Eq. (10),
-    "robust_loss",  # of Eq. (9) or its like, before the weighting by kappa,
-    "regulariser",  # and of both regularisers, weighted
-    "lr",  # of the epoch's last step
-    "eps_t",  # eps_{max,t} of the epoch's last step, pixel units
-    "train_acc",  # of the clean passes, in training mode
-    "share_zero",  # of the samples whose box in the robust loss has radius 0 (misclassified),
-    "share_inside",  # between 0 and eps_{max,t},
-    "share_cap",  # and at eps_{max,t}; all three are null while eps_{max,t} = 0
-    "radius_mean",  # of the boxes in the robust loss, pixel units
-    "passes",  # bound passes that the search for a radius took, mean over the samples
-    "val_acc",  # on the validation part at eps_max, null where there is none
-    "val_acr",
-    "val_art",
-    "seconds",  # training and validation
-)
-UNDECISIVE = ("device", "version")  # of `config.json`: another one is not another run
-LOCK_WAIT = 10.0  # seconds for another process in the same folder to end: a kernel may live on for one after its parent
-
-
 def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run | None:
-    """Writes `config.json` into a fresh folder; returns the run of a folder that holds it, finished."""
+    """Begin a run's folder, or go on in it.
+
+    Args:
+        run_dir: The folder; into a fresh one `config.json` is written.
+        described: What `config.json` holds or is to hold.
+        resume: False: refuse a folder that holds a run.
+
+    Returns:
+        The run, if the folder holds it finished.
+
+    Raises:
+        FileExistsError: `resume` is False and there is a run.
+        ValueError: There is another run; the message names what differs. Nothing is overwritten.
+    """
     path = run_dir / "config.json"
-    held = [name for name in FILES if (run_dir / name).exists()]
-    if not held:
+    there = [name for name in FILES if (run_dir / name).exists()]
+    if not there:
         write_json(path, described)
         return None
     if not resume:
-        raise FileExistsError(f"run_dir: {run_dir} holds a run ({', '.join(held)}); resume=True continues it")
+        raise FileExistsError(f"run_dir: {run_dir} holds a run ({', '.join(there)}); resume=True continues it")
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        differs = [f"{key} = {before.get(key)!r} there, {value!r} here" for key, value in described.items()
-                   if key not in UNDECISIVE and before.get(key, LATER.get(key)) != value]  # fmt: skip
+        differs = [
+            f"{key} = {before.get(key)!r} there, {value!r} here"
+            for key, value in described.items()
+            if key not in NOT_IDENTIFYING and before.get(key, DEFAULTS_BEFORE.get(key)) != value
+        ]
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"run_dir: {path} cannot be read ({error}); give another folder") from error
     if differs:
-        raise ValueError(f"run_dir: {run_dir} holds a run of another configuration: {'; '.join(differs)}. "
-                         "Give another folder, or the same configuration")  # fmt: skip
-    return load_run(run_dir) if "result.json" in held else None
+        raise ValueError(
+            f"run_dir: {run_dir} holds a run of another configuration: {'; '.join(differs)}. "
+            "Give another folder, or the same configuration"
+        )
+    return load_run(run_dir) if "result.json" in there else None
 
 
 def history_table(history: list[dict[str, float | None]]) -> pd.DataFrame:
-    """`history.parquet`, a row an epoch."""
+    """The content of `history.parquet`, a row an epoch."""
     table = pd.DataFrame(history, columns=list(HISTORY_COLUMNS)).astype(float)
     return table.astype({"epoch": int})

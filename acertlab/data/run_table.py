@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from acertlab.data.files import read_json, read_parquet
-from acertlab.data.run import PACKED, RADII_COLUMNS, RESULT_KEYS, _packed, _read_packed, _read_result
+from acertlab.data.run import PACKED, RADII_COLUMNS, RESULT_KEYS, packed_folder, read_packed, read_result
 
 
 def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
@@ -37,12 +37,14 @@ def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
     rows, unfinished = [], []
     for folder, files in _run_folders(root):
         if PACKED in files:
-            rows += [{"path": str(folder / name), **{s: config.get(s) for s in settings}, **result}
-                     for name, (result, config) in _read_packed(folder).items()]  # fmt: skip
+            rows += [
+                {"path": str(folder / name), **{s: config.get(s) for s in settings}, **result}
+                for name, (result, config) in read_packed(folder).items()
+            ]
         elif "result.json" in files:
             config = read_json(folder / "config.json") if settings else {}
             chosen = {name: config.get(name) for name in settings}
-            rows.append({"path": str(folder), **chosen, **_read_result(folder / "result.json")})
+            rows.append({"path": str(folder), **chosen, **read_result(folder / "result.json")})
         else:
             unfinished.append(str(folder))
     table = pd.DataFrame(rows, columns=None if rows else ["path", *RESULT_KEYS])
@@ -93,21 +95,22 @@ def load_histories(runs: pd.DataFrame, columns: Sequence[str]) -> dict[str, pd.D
 
 
 def _load_tables(runs: pd.DataFrame, file: str, columns: list[str]) -> dict[str, pd.DataFrame]:
+    folders = {path: packed_folder(Path(path)) for path in runs.path}
+    packed, empty = {}, {}
+    for folder in dict.fromkeys(folder for folder in folders.values() if folder):
+        everything = read_parquet(folder / file, ["run", *columns])
+        empty[folder] = everything[columns][:0]
+        for name, table in everything.groupby("run", sort=False, observed=True):
+            packed[str(folder / str(name))] = table[columns].reset_index(drop=True)
     tables = {}
-    for packed in dict.fromkeys(map(_packed, map(Path, runs.path))):
-        if packed is not None:
-            everything = read_parquet(packed / file, ["run", *columns])
-            for name, table in everything.groupby("run", sort=False, observed=True):
-                tables[str(packed / name)] = table[columns].reset_index(drop=True)
-    for path in runs.path:
-        if path not in tables:
-            packed = _packed(Path(path))
-            if packed and file != "history.parquet":  # an imported run has no history
-                raise ValueError(f"{packed / file} has no rows of the run {path}")
-            tables[path] = (
-                read_parquet(packed / file, columns)[:0] if packed else read_parquet(Path(path) / file, columns)
-            )
-    return {path: tables[path] for path in runs.path}
+    for path, folder in folders.items():
+        if folder is None:
+            tables[path] = read_parquet(Path(path) / file, columns)
+        elif path in packed or file == "history.parquet":  # an imported run has no history
+            tables[path] = packed.get(path, empty[folder])
+        else:
+            raise ValueError(f"{folder / file} has no rows of the run {path}")
+    return tables
 
 
 def _run_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -226,9 +226,14 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Module:
 
 
 def _convolution(
-    dim: int, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    dim: int,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
     groups: int = 1,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     sizes = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
     settings = {"stride": stride, "padding": padding, "dilation": dilation}
     settings = {name: tuple(s) if isinstance(s, list) else s for name, s in settings.items()}

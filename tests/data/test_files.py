@@ -38,8 +38,14 @@ class TestAtomicWriting:
         assert list(tmp_path.iterdir()) == []
 
     def test_json_of_tensors_arrays_and_odd_numbers(self, tmp_path):
-        content = {"t": torch.tensor([1.0, float("nan")]), "n": np.float32(0.5), "i": np.int64(3), "inf": float("inf"),
-                   "path": tmp_path, 0.1: (True, None)}  # fmt: skip
+        content = {
+            "t": torch.tensor([1.0, float("nan")]),
+            "n": np.float32(0.5),
+            "i": np.int64(3),
+            "inf": float("inf"),
+            "path": tmp_path,
+            0.1: (True, None),
+        }
         files.write_json(tmp_path / "a.json", content)
         read = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
         assert read == {"t": [1.0, None], "n": 0.5, "i": 3, "inf": None, "path": str(tmp_path), "0.1": [True, None]}
@@ -53,8 +59,19 @@ class TestAtomicWriting:
         assert torch.equal(read["b"], w)
         assert torch.equal(read["t"], w.T)
 
-    @given(st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text()
-                           | st.floats(allow_nan=False, allow_infinity=False), st.lists)))  # fmt: skip
+    @given(
+        st.dictionaries(
+            st.text(),
+            st.recursive(
+                st.none()
+                | st.booleans()
+                | st.integers()
+                | st.text()
+                | st.floats(allow_nan=False, allow_infinity=False),
+                st.lists,
+            ),
+        )
+    )
     def test_plain_content_comes_back(self, content):
         assert json.loads(json.dumps(files._plain(content), allow_nan=False)) == content
 

@@ -13,7 +13,7 @@ from acertlab.__main__ import main
 from acertlab.data import files, pack, run_table
 from acertlab.data import run as runs
 from acertlab.data.pack import pack_runs
-from acertlab.data.run import LATER
+from acertlab.data.run import DEFAULTS_BEFORE
 from acertlab.radius.metrics import summarise
 from acertlab.sweep.spec import read_spec
 from acertlab.training.config import TrainConfig
@@ -69,7 +69,12 @@ def test_folders_and_packed_folders_below_one_root(root: Path, tmp_path: Path) -
     shutil.copytree(root / "grid", tmp_path / "all/grid")
     table = run_table.load_runs(tmp_path / "all")
     assert [Path(path).relative_to(tmp_path / "all").as_posix() for path in table.path] == [
-        "grid/b", "grid/c", "packed/a", "packed/grid/b", "packed/grid/c"]  # fmt: skip
+        "grid/b",
+        "grid/c",
+        "packed/a",
+        "packed/grid/b",
+        "packed/grid/c",
+    ]
     radii = run_table.load_radii(table)
     assert list(radii) == table.path.tolist()
     assert (radii[table.path[0]] == radii[table.path[3]]).all() and len(radii[table.path[2]]) == 200
@@ -164,7 +169,7 @@ class TestShipped:
         asked = [config_from_parameters(job.parameters) for job in read_spec(folder / "sweep.yaml").jobs]
         settings = [field.name for field in fields(TrainConfig) if field.name != "device"]
         configs = [runs.load_run(path).config for path in run_table.load_runs(folder).path]
-        made = [{name: config.get(name, LATER.get(name)) for name in settings} for config in configs]
+        made = [{name: config.get(name, DEFAULTS_BEFORE.get(name)) for name in settings} for config in configs]
         assert sorted(map(str, made)) == sorted(
             str({name: json.loads(json.dumps(getattr(config, name))) for name in settings}) for config in asked
         )

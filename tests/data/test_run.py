@@ -24,10 +24,25 @@ from acertlab.training.parameters import check_parameters
 
 def result(**changes):
     return {
-        "dataset": "digits", "method": "acert", "kappa": 0.25, "eps_max": 0.1, "seed": 0, "acc": 0.9, "acr": 0.5,
-        "art": 0.67, "cert_acc": {"0.05": 0.7, "0.1": 0.4}, "verifier": "ibp", "merged": True, "domain": [0.0, 1.0],
-        "n": 4, "split": "test", "epochs": 3, "seconds": 1.5, "version": "0.1.0", "radius_cap": 0.2,
-    } | changes  # fmt: skip
+        "dataset": "digits",
+        "method": "acert",
+        "kappa": 0.25,
+        "eps_max": 0.1,
+        "seed": 0,
+        "acc": 0.9,
+        "acr": 0.5,
+        "art": 0.67,
+        "cert_acc": {"0.05": 0.7, "0.1": 0.4},
+        "verifier": "ibp",
+        "merged": True,
+        "domain": [0.0, 1.0],
+        "n": 4,
+        "split": "test",
+        "epochs": 3,
+        "seconds": 1.5,
+        "version": "0.1.0",
+        "radius_cap": 0.2,
+    } | changes
 
 
 CONFIG = {
@@ -47,8 +62,14 @@ def write_run(path, model=None, **changes):
     model = model or models.mlp((1, 8, 8), 10, width=8)
     files.write_json(path / "config.json", CONFIG)
     files.write_parquet(path / "history.parquet", pd.DataFrame({"epoch": [0, 1], "loss": [2.0, 1.0]}))
-    radii = {"index": range(4), "label": [1, 2, 3, 4], "predicted": [2, 2, 3, 4], "radius": [0.0, 0.05, 0.15, 0.2],
-             "upper": [0.0, 0.0501, 0.1501, np.inf], "status": [0, 1, 1, 2]}  # fmt: skip
+    radii = {
+        "index": range(4),
+        "label": [1, 2, 3, 4],
+        "predicted": [2, 2, 3, 4],
+        "radius": [0.0, 0.05, 0.15, 0.2],
+        "upper": [0.0, 0.0501, 0.1501, np.inf],
+        "status": [0, 1, 1, 2],
+    }
     files.write_parquet(path / "radii.parquet", pd.DataFrame(radii))
     files.write_weights(path / "model.safetensors", model.state_dict())
     files.write_json(path / "result.json", result(**changes))
@@ -255,9 +276,12 @@ def notebook(tmp_path_factory):
     )
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     new = nbformat.v4
-    cells = [new.new_code_cell("kappa = 0.0  # share of the clean loss", metadata={"tags": ["parameters"]}),
-             new.new_code_cell(check), new.new_code_cell("own_variable = 3"),
-             new.new_code_cell(check + "\nprint(repr(kappa))")]  # fmt: skip
+    cells = [
+        new.new_code_cell("kappa = 0.0  # share of the clean loss", metadata={"tags": ["parameters"]}),
+        new.new_code_cell(check),
+        new.new_code_cell("own_variable = 3"),
+        new.new_code_cell(check + "\nprint(repr(kappa))"),
+    ]
     path = tmp_path_factory.mktemp("notebook") / "a.ipynb"
     nbformat.write(new.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
     return path

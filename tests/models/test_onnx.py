@@ -108,8 +108,15 @@ def acasxu(path: Path) -> tuple[Path, nn.Module]:
 
 def eran(path: Path) -> tuple[Path, nn.Module]:
     """Normalised inside, and reshaped for one sample."""
-    net = nn.Sequential(Normalize((0.2, 0.4), (0.5, 0.6)), nn.Conv2d(2, 3, 3, 1, 1), nn.Sigmoid(), nn.Flatten(),
-                        nn.Linear(48, 7), nn.Sigmoid(), nn.Linear(7, 4))  # fmt: skip
+    net = nn.Sequential(
+        Normalize((0.2, 0.4), (0.5, 0.6)),
+        nn.Conv2d(2, 3, 3, 1, 1),
+        nn.Sigmoid(),
+        nn.Flatten(),
+        nn.Linear(48, 7),
+        nn.Sigmoid(),
+        nn.Linear(7, 4),
+    )
     file = File(1, 2, 4, 4)
     file.add("Sub", net[0].mean.view(1, -1, 1, 1))
     file.add("Div", net[0].std.view(1, -1, 1, 1))
@@ -142,8 +149,9 @@ def cifar10_resnet(path: Path) -> tuple[Path, nn.Module]:
 
 def tensorflow(path: Path) -> tuple[Path, nn.Module]:
     """Channels last and an open batch, as in marabou-cifar10."""
-    net = nn.Sequential(ChannelsFirst(False), nn.Conv2d(2, 3, 3), nn.ReLU(), ChannelsFirst(True), nn.Flatten(),
-                        nn.Linear(12, 4))  # fmt: skip
+    net = nn.Sequential(
+        ChannelsFirst(False), nn.Conv2d(2, 3, 3), nn.ReLU(), ChannelsFirst(True), nn.Flatten(), nn.Linear(12, 4)
+    )
     file = File("batch", 4, 4, 2)
     file.add("Transpose", perm=[0, 3, 1, 2])
     file.conv(net[1])

@@ -132,8 +132,9 @@ def crown_ibp(path: Path) -> nn.Module:
 @pytest.mark.parametrize("publish", [sabr, sabr_with_relaxations, fast, crown_ibp])
 def test_a_published_layout_certifies_like_the_network_itself(publish: Callable, tmp_path: Path) -> None:
     theirs = publish(tmp_path / "net.pth")
-    ours = load_weights(small_cnn(SHAPE, 10, width=2, linear=6, mean=MEAN, std=STD), tmp_path / "net.pth",
-                        ignore=("deepz_lambda",))  # fmt: skip
+    ours = load_weights(
+        small_cnn(SHAPE, 10, width=2, linear=6, mean=MEAN, std=STD), tmp_path / "net.pth", ignore=("deepz_lambda",)
+    )
     assert_same(ours, theirs)
     # and where the user's architecture has no normalisation
     outside = load_weights(nn.Sequential(*layers()), tmp_path / "net.pth", mean=MEAN, std=STD, ignore=["deepz_lambda"])
@@ -166,16 +167,22 @@ def test_a_normalisation_that_differs_is_not_dropped(statistics: dict, tmp_path:
 @pytest.mark.parametrize(
     "model, message",
     [
-        (lambda: nn.Sequential(*layers()[:-1], nn.Linear(6, 5)),
-         r"Missing in the file: none. Unexpected in it: none. Other shapes: 10.weight \(10, 6\) in the file, \(5, 6\) "
-         r"in the model, 10.bias \(10,\)"),
-        (lambda: nn.Sequential(*layers(), nn.Linear(10, 10)),
-         r"Missing in the file: 11.weight, 11.bias. Unexpected in it: none. Other shapes: none"),
+        (
+            lambda: nn.Sequential(*layers()[:-1], nn.Linear(6, 5)),
+            r"Missing in the file: none. Unexpected in it: none. Other shapes: 10.weight \(10, 6\) in the file, "
+            r"\(5, 6\) in the model, 10.bias \(10,\)",
+        ),
+        (
+            lambda: nn.Sequential(*layers(), nn.Linear(10, 10)),
+            r"Missing in the file: 11.weight, 11.bias. Unexpected in it: none. Other shapes: none",
+        ),
         (lambda: nn.Sequential(*layers()[:-1]), r"Missing in the file: none. Unexpected in it: 10.weight, 10.bias"),
-        (lambda: Blocks(*layers()[:-1], nn.Linear(6, 5)),
-         r"blocks.0.weight, .* and 8 more. .*: 0.weight, .* and 8 more. Other shapes: none"),
+        (
+            lambda: Blocks(*layers()[:-1], nn.Linear(6, 5)),
+            r"blocks.0.weight, .* and 8 more. .*: 0.weight, .* and 8 more. Other shapes: none",
+        ),
     ],
-)  # fmt: skip
+)
 def test_another_layout_is_listed_and_nothing_is_loaded(model: Callable, message: str, tmp_path: Path) -> None:
     fast(tmp_path / "net.pth")
     net = model()
@@ -394,8 +401,10 @@ def exported(net: nn.Module, *inputs: Tensor) -> Callable[[Path], Any]:
 
 X, TRAINED = torch.rand(1, 3), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
 UNFIT: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "operators": (exported(Program(lambda x: torch.det(x.cos().unsqueeze(0)) + x.cumsum(1)), torch.rand(1, 1)),
-                  r"no rule for aten.cos.default, aten.det.default, aten.cumsum.default of .*load_weights"),
+    "operators": (
+        exported(Program(lambda x: torch.det(x.cos().unsqueeze(0)) + x.cumsum(1)), torch.rand(1, 1)),
+        r"no rule for aten.cos.default, aten.det.default, aten.cumsum.default of .*load_weights",
+    ),
     "data": (lambda path: script(path, Decides()), "cannot be traced with a batch of 1 of shape"),
     "a batch of four": (lambda path: script(path, FourAtOnce()), "cannot be traced with a batch of 1 of shape"),
     "a mean over the batch": (exported(Program(lambda x: x + x.mean(0, keepdim=True)), X), "computes something else"),
@@ -407,7 +416,7 @@ UNFIT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no classes": (exported(Program(lambda x: x.sum(1)), X), r"has shape \(1,\); it must be \(1, classes\)"),
     "a state dict": (lambda path: torch.save(TRAINED.state_dict(), path), "a state dict goes to load_weights"),
     "text": (write_bytes(lambda: b"hello world"), "is no TorchScript or torch.export file, or is damaged"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -470,9 +479,20 @@ def digits() -> ImageData:
 @pytest.fixture(scope="module")
 def root(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run, the same network imported, and a program imported."""
-    root, config = tmp_path_factory.mktemp("runs"), TrainConfig(
-        method="ibp", eps_max=0.1, model="mlp", width=32, epochs=4, ramp_epochs=2, batch_size=32, lr=1e-2, device="cpu"
-    )  # fmt: skip
+    root, config = (
+        tmp_path_factory.mktemp("runs"),
+        TrainConfig(
+            method="ibp",
+            eps_max=0.1,
+            model="mlp",
+            width=32,
+            epochs=4,
+            ramp_epochs=2,
+            batch_size=32,
+            lr=1e-2,
+            device="cpu",
+        ),
+    )
     trained = train(config, digits, root / "trained", progress=False)
     import_run(trained.load_model(), digits, root / "same", "sabr", 0.1, source="a paper", progress=False)
     as_export(trained.load_model(), root / "net.pt2")

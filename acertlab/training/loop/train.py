@@ -24,7 +24,16 @@ from acertlab._lock import locked
 from acertlab.bounds.checks import full_precision
 from acertlab.data.datasets import ImageData, augment, certified_at, to_float
 from acertlab.data.files import write_json, write_parquet, write_weights
-from acertlab.data.run import LATER, LOCK_WAIT, RADII_COLUMNS, UNDECISIVE, Run, history_table, load_run, open_folder
+from acertlab.data.run import (
+    DEFAULTS_BEFORE,
+    LOCK_WAIT,
+    NOT_IDENTIFYING,
+    RADII_COLUMNS,
+    Run,
+    history_table,
+    load_run,
+    open_folder,
+)
 from acertlab.radius.certificate import certify_batch
 from acertlab.radius.metrics import mean_of_batches, summarise
 from acertlab.radius.search import SearchSettings
@@ -221,8 +230,11 @@ def _described(config: TrainConfig, data: ImageData) -> dict[str, Any]:
 
 def _owner(config: TrainConfig, data: ImageData) -> str:
     """What a checkpoint must have been made for: all of `_described` but where it ran; of older versions the same."""
-    described = {name: value for name, value in _described(config, data).items()
-                 if name not in UNDECISIVE and not (name in LATER and value == LATER[name])}  # fmt: skip
+    described = {
+        name: value
+        for name, value in _described(config, data).items()
+        if name not in NOT_IDENTIFYING and (name not in DEFAULTS_BEFORE or value != DEFAULTS_BEFORE[name])
+    }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
