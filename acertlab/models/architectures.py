@@ -41,11 +41,11 @@ def cnn7(
 
     Args:
         in_shape: (channels, height, width) of an image.
-        classes: number of classes.
-        width: channels of the first two convolutions; the other three have twice as many.
-        linear: features of the hidden linear layer.
-        mean, std: of `Normalize`, in pixel units; None: no normalisation.
-        last_stride: stride of the fifth convolution. None follows the published code: 2 for images of 64 pixels and
+        classes: Number of classes.
+        width: Channels of the first two convolutions; the other three have twice as many.
+        linear: Features of the hidden linear layer.
+        mean, std: Of `Normalize`, in pixel units; None: no normalisation.
+        last_stride: Stride of the fifth convolution. None follows the published code: 2 for images of 64 pixels and
             more (TinyImageNet), else 1. Table 3 says 1.
     """
     if last_stride is None:
@@ -64,9 +64,9 @@ def small_cnn(
     """Gowal et al.'s small network with BatchNorm: 4x4 convolutions of stride 2 and 1, a hidden linear layer.
 
     Args:
-        in_shape, classes, mean, std: as in `cnn7`.
-        width: channels of the first convolution; the second has twice as many.
-        linear: features of the hidden linear layer.
+        in_shape, classes, mean, std: As in `cnn7`.
+        width: Channels of the first convolution; the second has twice as many.
+        linear: Features of the hidden linear layer.
     """
     body = _normalization(in_shape[0], mean, std)
     body += _conv(in_shape[0], width, 4, 2) + _conv(width, 2 * width, 4, 1)

@@ -10,6 +10,8 @@ from torch import fx, nn
 
 from acertlab.bounds.graph import trace
 
+AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
 
 def ibp_init_(model: nn.Module) -> nn.Module:
     """IBP initialisation, in place: every weight but the last ~ N(0, sqrt(2 pi) / fan_in).
@@ -21,23 +23,21 @@ def ibp_init_(model: nn.Module) -> nn.Module:
     """
     traced = trace(model)
     modules = dict(traced.model.named_modules(remove_duplicate=False))
-    affine = (nn.Linear, nn.Conv1d, nn.Conv2d)
-    nodes = [n for n in traced.graph.nodes if n.op == "call_module" and isinstance(modules[n.target], affine)]
+    called = [(node, modules[str(node.target)]) for node in traced.graph.nodes if node.op == "call_module"]
+    layers = [(node, layer) for node, layer in called if isinstance(layer, AFFINE)]
     with torch.no_grad():
-        for node in nodes[:-1]:
-            weight = modules[node.target].weight
-            weight.normal_(0, math.sqrt(2 * math.pi) / weight[0].numel())
-        for node in nodes:
+        for _, layer in layers[:-1]:
+            layer.weight.normal_(0, math.sqrt(2 * math.pi) / layer.weight[0].numel())
+        for node, layer in layers:
             if _is_fed_by_addition(node, modules):
-                modules[node.target].weight.mul_(0.5)
+                layer.weight.mul_(0.5)
     return model
 
 
 def _is_fed_by_addition(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether the input is a sum of two activations, looking back through activations, pooling and changes of shape."""
-    affine = (nn.Linear, nn.Conv1d, nn.Conv2d)
     while len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]
-        if node.op == "call_module" and isinstance(modules[node.target], affine):
+        if node.op == "call_module" and isinstance(modules[str(node.target)], AFFINE):
             return False
     return len(node.all_input_nodes) == 2 and "add" in str(getattr(node.target, "__name__", node.target))

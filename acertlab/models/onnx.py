@@ -28,16 +28,16 @@ def load_onnx(path: str | Path, *, input_shape: Sequence[int] | None = None) -> 
     margins are differences of logits. The result is compared with the file on random inputs, singly and as a batch.
 
     Args:
-        path: the file.
-        input_shape: shape of one sample, without the batch, where the file leaves it open.
+        path: The file.
+        input_shape: Shape of one sample, without the batch, where the file leaves it open.
 
     Returns:
         A module (B, ...) -> (B, classes), float32.
 
     Raises:
-        ImportError: one of these packages is not installed; the message says how to install it.
-        FileNotFoundError: there is no such file.
-        ValueError: not an ONNX network with one input and one output, an operator that cannot be converted, or a
+        ImportError: One of these packages is not installed; the message says how to install it.
+        FileNotFoundError: There is no such file.
+        ValueError: Not an ONNX network with one input and one output, an operator that cannot be converted, or a
             network whose batch cannot be lifted or whose converted form computes something else.
     """
     path = Path(path)
@@ -95,7 +95,6 @@ def _sample_shape(proto: Any, path: Path, given: Sequence[int] | None) -> tuple[
     return shape
 
 
-# ---- from onnx2torch's modules to layers and functions
 class _Known(fx.Proxy):
     """A traced value of which the value for one sample is known, so that shapes are numbers."""
 
@@ -130,7 +129,7 @@ class _Tracer(fx.Tracer):
         return _Known(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *rest: Any, **more: Any) -> fx.Proxy:
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         values, named = map_aggregate((args, kwargs), lambda a: a.value if isinstance(a, _Known) else a)
         if kind == "placeholder":
             proxy.value = self.sample
@@ -169,7 +168,8 @@ def _linear(root: fx.GraphModule, node: fx.Node) -> None:
             bias, last = other.flatten(), after
     layer = nn.Linear(*weight.shape, bias=bias is not None, device=weight.device, dtype=weight.dtype)
     layer.weight = nn.Parameter(weight.T.contiguous())
-    layer.bias = None if bias is None else nn.Parameter(bias.clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.clone())
     root.add_submodule(name := f"linear_{node.name}", layer.eval())
     with root.graph.inserting_after(last):
         last.replace_all_uses_with(new := root.graph.call_module(name, (x,)))
@@ -177,8 +177,9 @@ def _linear(root: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _constant(root: fx.GraphModule, value: Any) -> Tensor | None:
-    is_attribute = isinstance(value, fx.Node) and value.op == "get_attr"
-    return attrgetter(value.target)(root).detach() if is_attribute else None
+    if isinstance(value, fx.Node) and value.op == "get_attr":
+        return attrgetter(str(value.target))(root).detach()
+    return None
 
 
 def drop_softmax(model: fx.GraphModule) -> fx.GraphModule:
@@ -196,7 +197,7 @@ def drop_softmax(model: fx.GraphModule) -> fx.GraphModule:
 def check_same(
     model: nn.Module, reference: Callable[[np.ndarray], np.ndarray], x: Tensor, path: Path, batch: int = 1
 ) -> None:
-    """Refuses a model that, on all of x at once, differs from the file on batches of the size that the file takes."""
+    """Refuse a model that, on all of x at once, differs from the file on batches of the size that the file takes."""
     theirs = torch.cat([torch.as_tensor(np.asarray(reference(part.numpy()))) for part in x.split(batch)])
     if theirs.dim() != 2 or len(theirs) != len(x) or theirs.shape[1] < 2:
         shape = (len(theirs) // len(x), *theirs.shape[1:])

@@ -1,4 +1,4 @@
-"""Weights of others in an architecture of ours or yours: state dicts from .pt and .safetensors files."""
+"""Checkpoints of others, .pt and .safetensors, read into an architecture of ours or yours."""
 
 import re
 import warnings
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from acertlab.bounds.rules.affine import Normalize, Stats
 
-# ---- state dicts
 NESTED = ("state_dict", "model_state_dict", "model", "net")  # where scripts keep it, beside optimiser and epoch
 WRAPPED = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 COUNTER = "num_batches_tracked"  # of BatchNorm: absent from old files, and of no use in evaluation
@@ -29,25 +28,25 @@ NUMPY = [  # numbers beside the weights (CROWN-IBP's errors) are numpy's; readin
 def load_weights(
     model: nn.Module, path: str | Path, *, mean: Stats = None, std: Stats = None, ignore: Collection[str] = ()
 ) -> nn.Module:
-    """Fills a network with the weights of a checkpoint: safetensors, or a file of `torch.save` that holds tensors only.
+    """Fill a network with the weights of a checkpoint: safetensors, or a file of `torch.save` that holds tensors only.
 
     Weights go where their name is the same. Where names differ, as in another code's Sequential, they go by the order
     in which layers were made: both must have as many, each of the same kind (weight, bias, ...) and shape. `Normalize`
     is passed over, but where the file normalises, too, the two must be equal. Safetensors keep no such order.
 
     Args:
-        model: the architecture, such as ``al.models.cnn7(...)``; filled in place, or not touched at all.
-        path: the file. What lies around the state dict (`NESTED`, "module.") is taken off. No pickled code is run.
-        mean, std: one value a channel in pixel units, where the network was trained on inputs that were normalised
+        model: The architecture, such as ``al.models.cnn7(...)``; filled in place, or not touched at all.
+        path: The file. What lies around the state dict (`NESTED`, "module.") is taken off. No pickled code is run.
+        mean, std: One value a channel in pixel units, where the network was trained on inputs that were normalised
             outside of it: they are put in front as a `Normalize`, so that eps is in pixel units.
-        ignore: parts of dotted names that are no weights of the network, such as SABR's ("deepz_lambda",).
+        ignore: Parts of dotted names that are no weights of the network, such as SABR's ("deepz_lambda",).
 
     Returns:
         The network in evaluation mode, (B, ...) -> (B, classes): ``model``, or it with `Normalize` in front.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, no checkpoint, or holds code; it normalises otherwise than the network; or
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, no checkpoint, or holds code; it normalises otherwise than the network; or
             another layout: with the missing and the unexpected names, and the shapes that differ.
     """
     path = existing_file(path)
@@ -131,7 +130,7 @@ def _matched(model: nn.Module, whole: nn.Module, theirs: dict[str, Tensor], path
 
 
 def _check_statistics(theirs: dict[str, Tensor], whole: nn.Module, path: Path) -> None:
-    """Refuses a normalisation of the file that is not the model's; none is mean 0 and std 1."""
+    """Refuse a normalisation of the file that is not the model's; none is mean 0 and std 1."""
     norms = [layer for layer in whole.modules() if isinstance(layer, Normalize)]
     ours = [t for layer in norms for t in (layer.mean, layer.std)] or [torch.zeros(1), torch.ones(1)]
     in_order = sorted(theirs, key=lambda name: not name.endswith("mean"))

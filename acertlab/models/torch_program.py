@@ -34,8 +34,8 @@ SAME = (
     *("flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "flip", "roll", "narrow"),
     *("cat", "stack", "chunk", "split", "unbind", "index_select", "pad", "pixel_shuffle", "pixel_unshuffle"),
 )
-CALLED = {
-    name: next(f for f in (getattr(torch, name, None), getattr(F, name, None)) if f in FUNCTIONS) for name in SAME
+CALLED: dict[str, Callable[..., Any]] = {
+    name: next(getattr(m, name) for m in (torch, F) if getattr(m, name, None) in FUNCTIONS) for name in SAME
 }
 OTHERWISE: dict[str, Callable[..., tuple[Callable, tuple]]] = {  # the others: which function, and its arguments
     "log_sigmoid": lambda x: (F.logsigmoid, (x,)),
@@ -63,16 +63,16 @@ def load_program(
     A program runs what it holds: load none whose origin you do not trust. Pickled code in it is refused.
 
     Args:
-        path: the file.
-        input_shape: shape of one sample, without the batch: TorchScript does not tell it.
-        mean, std: as in `load_weights`.
+        path: The file.
+        input_shape: Shape of one sample, without the batch: TorchScript does not tell it.
+        mean, std: As in `load_weights`.
 
     Returns:
         A module (B, ...) -> (B, classes), float32, on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no such file's content; an operator without a rule (all of them are named); a network that depends
+        FileNotFoundError: There is no such file.
+        ValueError: No such file's content; an operator without a rule (all of them are named); a network that depends
             on data or on the batch, or whose converted form computes something else.
     """
     path = existing_file(path)
@@ -119,7 +119,7 @@ def _read_program(path: Path) -> tuple[nn.Module, int, Sequence[Any]]:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         why = f"it holds pickled code ({code[1]}), which is not run" if code else error
         raise ValueError(f"path: {path} is no TorchScript or torch.export file, or is damaged: {why}") from error
-    inputs, outputs = exported.graph_signature.user_inputs, exported.graph_signature.user_outputs
+    inputs, outputs = list(exported.graph_signature.user_inputs), list(exported.graph_signature.user_outputs)
     if len(inputs) != 1 or len(outputs) != 1:
         counts = f"{len(inputs)} inputs and {len(outputs)} outputs"
         raise ValueError(f"path: the network of {path} has {counts}; accepted is one of each")
@@ -142,15 +142,16 @@ class _Layers(fx.Transformer):
 
     def __init__(self, traced: fx.GraphModule) -> None:
         super().__init__(traced)
+        self.traced = traced
         self.unknown: dict[str, None] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         self.shape = getattr(n.meta.get("val"), "shape", ())
         return super().run_node(n)
 
-    def get_attr(self, target: str, args: tuple, kwargs: dict) -> Tensor:
+    def get_attr(self, target: Any, args: tuple, kwargs: dict) -> Any:
         value = self.fetch_attr(target).detach()  # weights stay tensors: what is made of them alone is computed
-        self.module.register_buffer(target.lstrip("_"), value)  # a constant, not something computed (al.sound)
+        self.traced.register_buffer(target.lstrip("_"), value)  # a constant, not something computed (al.sound)
         return value
 
     def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
@@ -160,7 +161,7 @@ class _Layers(fx.Transformer):
             return super().call_function(target, args, kwargs)
         name = getattr(target, "overloadpacket", target).__name__.removesuffix("_")
         if layer := _layer(name, len(self.shape), args, kwargs):
-            self.module.add_submodule(label := f"{name}_{len(self.new_graph.nodes)}", layer)
+            self.traced.add_submodule(label := f"{name}_{len(self.new_graph.nodes)}", layer)
             return self.call_module(label, (args[1] if name == "addmm" else args[0],), {})
         if name in UNCHANGED:
             return args[0]
@@ -168,9 +169,10 @@ class _Layers(fx.Transformer):
             return super().call_function(torch.reshape, (args[0], (-1, *self.shape[1:])), {})
         if name in OTHERWISE and not kwargs:
             return super().call_function(*OTHERWISE[name](*args), {})
-        if name not in CALLED:
-            self.unknown[f"{target}{' in training mode' * (name == 'batch_norm')}"] = None
-        return super().call_function(CALLED.get(name, target), args, kwargs)
+        if name in CALLED:
+            return super().call_function(CALLED[name], args, kwargs)
+        self.unknown[f"{target}{' in training mode' * (name == 'batch_norm')}"] = None
+        return super().call_function(target, args, kwargs)
 
 
 def _as_layers(traced: fx.GraphModule, path: Path) -> fx.GraphModule:

@@ -566,7 +566,7 @@ def test_a_stopped_import_goes_on(
         import_run(net, digits, tmp_path / "run", "sabr", 0.1, progress=False)
     assert load_runs(tmp_path).attrs["unfinished"] == [str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr("acertlab.radius.certificate.certified_radius", stop)  # what is done is not done again
+        patch.setattr("acertlab.radius.certificate.certify_batch", stop)  # what is done is not done again
         run = import_run(net, digits, tmp_path / "run", "sabr", 0.1, progress=False)
     assert run.result["acr"] == load_run(root / "same").result["acr"]
 

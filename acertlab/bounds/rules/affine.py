@@ -179,6 +179,9 @@ class Normalize(nn.Module):
         ValueError: lengths differ, or a std that is not positive.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std) or not len(mean):
