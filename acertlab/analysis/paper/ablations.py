@@ -1,11 +1,12 @@
-"""What becomes of ACERT without one of its parts: the ramp of eps_{max,t} (Table 2), precise radii (Table 6, Fig. 2).
+"""ACERT without the ramp (Table 2) and with imprecise radii (Table 6, Fig. 2); where its certificates lie (Fig. 3).
 
-And where along the radius its certificates lie (Fig. 3). Tables in the paper's layout, the paper's figures beside ours,
-and sentences that are made of the numbers, whatever they say.
+Tables in the paper's layout, the paper's figures beside ours, and sentences that are made of the numbers, whatever they
+say.
 """
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from acertlab.data.datasets import ImageData, to_float
 from acertlab.data.run import Run
 from acertlab.radius import metrics
 from acertlab.radius.search import SearchSettings, margin_function, search_radius
-from acertlab.training import estimate as duration
+from acertlab.training import estimate
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.methods.catalogue import name_of
 from acertlab.training.methods.sample_radii import approximate_radius
@@ -32,11 +33,11 @@ DATASET = "cifar10"  # of the paper's ablations
 
 
 class Setting(NamedTuple):
-    """One setting; its seeds are averaged."""
+    """A method, its kappa and what of it is changed; the seeds of a setting are averaged."""
 
     method: str
     kappa: float
-    variant: str = ""  # as `acertlab.paper.varied` takes it
+    variant: str = ""  # as `acertlab.analysis.paper.tables.varied` takes it
 
     @property
     def name(self) -> str:
@@ -51,7 +52,7 @@ class Setting(NamedTuple):
 
 
 RAMP = tuple(Setting(row.method, row.kappa) for row in paper.ROWS if row.table == 2)  # Table 2, with the ramp
-NO_RAMP = tuple(cell._replace(variant="no-ramp") for cell in RAMP)
+NO_RAMP = tuple(setting._replace(variant="no-ramp") for setting in RAMP)
 FAST_IBP, ACERT_FAST, ACERT = Setting("fast-ibp", 0.0), Setting("acert-fast", 0.0), Setting("acert", 0.0)
 Runs = Mapping[Setting, Sequence[Run]]  # the seeds of every setting
 
@@ -66,7 +67,6 @@ def settings(iterations: Sequence[int]) -> tuple[Setting, ...]:
     return tuple(dict.fromkeys((*RAMP, *NO_RAMP, *root_settings(iterations))))
 
 
-# ---- the tables
 def _mean(runs: Sequence[Run]) -> dict[str, float]:
     """Means over the seeds, in per cent, and the standard deviation of ART (0 for one seed)."""
     table = pd.DataFrame([paper.scores(run) for run in runs])
@@ -74,60 +74,58 @@ def _mean(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def ramp_table(runs: Runs) -> pd.DataFrame:
-    """Table 2: what training without the ramp comes to, and ΔART, what it loses against training with it.
+    """Table 2: training without the ramp, and ΔART, its ART less that of training with the ramp.
 
     Returns:
         A row a method and kappa (the index); columns (ours | the paper's, Acc | ACR | ART | ± ART | with ramp, which is
         the ART of training with it | ΔART), per cent.
     """
     rows = {}
-    for cell in NO_RAMP:
-        ours, ramped = _mean(runs[cell]), _mean(runs[cell._replace(variant="")])
-        ours |= {"with ramp": ramped["ART"], "ΔART": ours["ART"] - ramped["ART"]}
-        (row,) = (r for r in paper.rows(DATASET, *cell) if r.table == 2)
-        theirs = {"Acc": row.acc, "ACR": row.acr, "ART": row.art, "with ramp": row.art - row.delta_art,
-                  "ΔART": row.delta_art}  # fmt: skip
-        rows[cell.name, cell.kappa] = _two({"ours": ours, "paper": theirs})
-    return _table(rows, ["method", "kappa"])
+    for setting in NO_RAMP:
+        ours, ramped = _mean(runs[setting]), _mean(runs[setting._replace(variant="")])["ART"]
+        ours |= {"with ramp": ramped, "ΔART": ours["ART"] - ramped}
+        ((row, change),) = ((row, row.delta_art) for row in paper.rows(DATASET, *setting) if row.delta_art is not None)
+        theirs = paper.figures(row) | {"with ramp": paper.figures(row)["ART"] - change, "ΔART": change}
+        rows[setting.name, setting.kappa] = ours, theirs
+    return _beside(rows, ["method", "kappa"])
 
 
 def root_table(runs: Runs, iterations: Sequence[int], step: Mapping[Setting, float]) -> pd.DataFrame:
-    """Table 6: what the root finder's precision costs and brings.
+    """Table 6: the cost and the effect of the root finder's precision.
 
     Args:
         runs: of `root_settings(iterations)`.
         iterations: the most iterations, rising.
-        step: seconds a training step of each of the cells.
+        step: seconds a training step of each of the settings.
 
     Returns:
         A row a method and its most iterations (the index); columns (ours | the paper's, Acc | ACR | ART | ± ART | step,
         ms | step ratio | runtime, s | runtime ratio | passes). Ratios are over FastIBP's; passes are those that the
         search for an image's radius took, after the ramp; runtimes are training and validation.
     """
-    rows = {}
-    base = _runtime(runs[FAST_IBP])
-    for cell in root_settings(iterations):
-        seconds = _runtime(runs[cell])
-        ours = _mean(runs[cell]) | {"step, ms": 1e3 * step[cell], "step ratio": step[cell] / step[FAST_IBP],
-                                    "runtime, s": seconds, "runtime ratio": seconds / base,
-                                    "passes": passes(runs[cell])}  # fmt: skip
-        theirs: dict[str, float] = {}
-        for row in (r for r in paper.rows(DATASET, *cell) if r.table == 6):
-            ratios = paper.ratios(row)
-            theirs = {"Acc": row.acc, "ACR": row.acr, "ART": row.art, "step ratio": ratios[paper.STEP],
-                      "runtime ratio": ratios[paper.RUNTIME]}  # fmt: skip
-        rows[cell.name, cell.iterations] = _two({"ours": ours, "paper": theirs})
-    return _table(rows, ["method", "iterations"])
+    rows, base = {}, _runtime(runs[FAST_IBP])
+    for setting in root_settings(iterations):
+        seconds = _runtime(runs[setting])
+        ours = _mean(runs[setting]) | {
+            "step, ms": 1e3 * step[setting],
+            "step ratio": step[setting] / step[FAST_IBP],
+            "runtime, s": seconds,
+            "runtime ratio": seconds / base,
+            "passes": passes(runs[setting]),
+        }
+        theirs = {}
+        for row in (row for row in paper.rows(DATASET, *setting) if row.table == 6):
+            renamed = {paper.STEP: "step ratio", paper.RUNTIME: "runtime ratio"}
+            theirs = {renamed.get(name, name): value for name, value in paper.figures(row).items()}
+        rows[setting.name, setting.iterations] = ours, theirs
+    return _beside(rows, ["method", "iterations"])
 
 
-def _two(parts: Mapping[str, Mapping[str, float]]) -> dict[tuple[str, str], float]:
-    return {(side, name): value for side, values in parts.items() for name, value in values.items()}
-
-
-def _table(rows: Mapping[tuple, Mapping[tuple, float]], names: list[str]) -> pd.DataFrame:
-    table = pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows, names=names))
-    table.columns = pd.MultiIndex.from_tuples(table.columns)
-    return table[[column for side in ("ours", "paper") for column in table if column[0] == side]].astype(float)
+def _beside(rows: Mapping[tuple, tuple[dict, dict]], names: Sequence[str]) -> pd.DataFrame:
+    """Our figures and the paper's of each row as one table, with a column (side, figure) each."""
+    index = pd.MultiIndex.from_tuples(rows, names=names)
+    sides = zip(("ours", "paper"), zip(*rows.values(), strict=True), strict=True)
+    return pd.concat({side: pd.DataFrame(list(held), index=index) for side, held in sides}, axis=1).astype(float)
 
 
 def _runtime(runs: Sequence[Run]) -> float:
@@ -145,15 +143,12 @@ def passes(runs: Sequence[Run]) -> float:
 def shown(table: pd.DataFrame) -> Styler:
     """A table of this module as the notebook shows it: two decimals, ours and the paper's under a line each."""
     sides = [{"selector": "th.col_heading.level0", "props": "text-align: center; border-bottom: 1px solid #8C8C8C"}]
-    return (
-        table.style.format(precision=2, na_rep="").format_index("{:g}", level=1).set_table_styles(sides)
-    )  # fmt: skip
+    return table.style.format(precision=2, na_rep="").format_index("{:g}", level=1).set_table_styles(sides)
 
 
-# ---- the root finder's precision
 @torch.no_grad()
 def radius_errors(run: Run, data: ImageData, iterations: Sequence[int], samples: int = 512) -> pd.DataFrame:
-    """By how much the radii of training are off that the root finder gives up after so many iterations.
+    """Error of the radii of training by the most iterations of the root finder.
 
     On a trained network as training sees it, with the statistics of the batch: against a search to 1e-8.
 
@@ -176,17 +171,23 @@ def radius_errors(run: Run, data: ImageData, iterations: Sequence[int], samples:
         exact = search_radius(frozen, x, y, clean, config.eps_max, SearchSettings(solver="brentq", rtol=0.0)).radius
         margin = margin_function(frozen, config.merged, config.domain)
         for most in iterations:
-            found = approximate_radius(margin, (x, y), clean, config.eps_max, solver="brentq", xtol=config.xtol,
-                                       rtol=config.rtol, maxiter=most)  # fmt: skip
+            found = approximate_radius(
+                margin,
+                (x, y),
+                clean,
+                config.eps_max,
+                solver="brentq",
+                xtol=config.xtol,
+                rtol=config.rtol,
+                maxiter=most,
+            )
             error = 100 * (found.radius - exact).abs() / config.eps_max
-            rows.append({"iterations": most, "mean": float(error.mean()), "largest": float(error.max()),
-                         "passes": float(found.calls.double().mean())})  # fmt: skip
-    return pd.DataFrame(rows)
+            rows.append((most, float(error.mean()), float(error.max()), float(found.calls.double().mean())))
+    return pd.DataFrame(rows, columns=["iterations", "mean", "largest", "passes"])
 
 
-# ---- what the numbers say
 def ramp_sentence(table: pd.DataFrame) -> str:
-    """Who loses least ART without the ramp, here and in the paper; of `ramp_table`."""
+    """Sentence: who loses least ART without the ramp, here and in the paper; of `ramp_table`."""
     said = []
     for side, where in (("ours", "Here"), ("paper", "In the paper")):
         change, art = table[side, "ΔART"], table[side, "ART"]
@@ -199,17 +200,17 @@ def ramp_sentence(table: pd.DataFrame) -> str:
 
 
 def guess_sentence(runs: Runs, classes: int) -> str:
-    """Which networks are hardly better than guessing: not twice as often right."""
+    """Sentence: which networks are hardly better than guessing, not twice as often right."""
     said = []
-    for cell, seeds in runs.items():
+    for setting, seeds in runs.items():
         if bad := sum(run.result["acc"] < 2 / classes for run in seeds):
-            name = f"{cell.name}, kappa {cell.kappa:g}" + (f", {cell.variant}" if cell.variant else "")
+            name = f"{setting.name}, kappa {setting.kappa:g}" + (f", {setting.variant}" if setting.variant else "")
             said.append(f"{name} ({bad} of {len(seeds)})")
     return f"Hardly better than guessing: {'; '.join(said) or 'none'}."
 
 
 def root_sentence(table: pd.DataFrame) -> str:
-    """What few iterations lose against many, and what they cost; of `root_table`."""
+    """Sentence: what few iterations lose against many, and what they cost; of `root_table`."""
     acert = table.xs("ACERT", level="method")
     few, many = (2 if 2 in acert.index else acert.index[0]), acert.index[-1]
     said = []
@@ -228,7 +229,7 @@ def root_sentence(table: pd.DataFrame) -> str:
 
 
 def lead_sentence(radii: Mapping[str, np.ndarray], first: str, second: str, eps_max: float) -> str:
-    """On which stretches of eps the one certifies more images than the other.
+    """Sentence: on which stretches of eps the one certifies more images than the other.
 
     Args:
         radii: from a name to certified radii (N,), pixel units, of the same images and as many seeds.
@@ -240,13 +241,11 @@ def lead_sentence(radii: Mapping[str, np.ndarray], first: str, second: str, eps_
     at = np.flatnonzero(gap)
     if not len(at):
         return f"{first} and {second} certify equally many images at every eps."
-    said, start = [], at[0]
-    for here, after in zip(at, [*at[1:], None], strict=True):
-        if after is None or gap[after] != gap[here]:
-            leader = first if gap[here] > 0 else second
-            stretch = f"from {grid[start]:.4g} to" if start < here else "at"
-            said.append(f"{leader} {stretch} {grid[here]:.4g}")
-            start = after
+    said = []
+    for sign, places in groupby(at, key=lambda place: gap[place]):
+        stretch = [f"{eps:.4g}" for eps in grid[list(places)]]
+        where = f"from {stretch[0]} to" if len(stretch) > 1 else "at"
+        said.append(f"{first if sign > 0 else second} {where} {stretch[-1]}")
     return f"More images are certified by {', by '.join(said[:6])}{', ...' if len(said) > 6 else '.'}"
 
 
@@ -256,9 +255,10 @@ def pooled(runs: Sequence[Run]) -> np.ndarray:
 
 
 def step_seconds(runs: Runs, iterations: Sequence[int], data: ImageData) -> dict[Setting, float]:
-    """Seconds a training step of each of Table 6's cells, from the network of its first seed."""
-    first = {cell: runs[cell][0] for cell in root_settings(iterations)}
-    return duration.step_seconds({cell: (config_of(r.config), r.load_model()) for cell, r in first.items()}, data)
+    """Seconds a training step of each of Table 6's settings, from the network of its first seed."""
+    first = {setting: runs[setting][0] for setting in root_settings(iterations)}
+    trained = {setting: (config_of(run.config), run.load_model()) for setting, run in first.items()}
+    return estimate.step_seconds(trained, data)
 
 
 def iteration_counts(given: str | int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The paper's own figures (Tables 1, 2, 5, 6 and 7) as data, what trains such a row, and ours beside them.
+"""The paper's Tables 1, 2, 5, 6 and 7 as data, the configuration that trains each row, and a run beside a row.
 
 Percentages as printed there; all certificates by IBP, all networks CNN7. A row says which dataset, method and kappa it
 is of, and by `variant` what of the method's preset it changes. `INCONSISTENT` says where the paper's figures do not
@@ -26,6 +26,7 @@ from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.parameters import config_from_parameters
 from acertlab.training.presets import LIKE, PAPER
 
+SCORES = ("Acc", "ACR", "ART")
 STEP, RUNTIME = "step / FastIBP's", "runtime / FastIBP's"  # what Table 6's ratios are called
 CHECKPOINT = "the paper certified a network that the method's authors had trained; this one is trained anew"
 
@@ -99,7 +100,7 @@ ROWS: tuple[Row, ...] = (
     Row(7, "tinyimagenet", "fast-ibp", 0.0, acc=25.08, eps=1 / 255, certified=17.29),
     Row(7, "tinyimagenet", "fast-ibp", 0.85, acc=30.67, eps=1 / 255, certified=11.51, tuned=True),
     Row(7, "tinyimagenet", "acert", 0.0, acc=32.66, eps=1 / 255, certified=12.42, tuned=True),
-)  # fmt: skip
+)
 DATASETS_OF_PAPER = tuple(dict.fromkeys(row.dataset for row in ROWS))
 INCONSISTENT = (
     "ART is not sqrt(Acc x ACR) within rounding in 16 of the 25 rows of Tables 1, 2, 5 and 6 (FastIBP's row of Table 1 "
@@ -112,7 +113,6 @@ INCONSISTENT = (
     "Section 4.2.2 says that 2 iterations cost 3.3 times FastIBP's step; the seconds of Table 6 say 3.5, or anything "
     "from 2.6 to 5 before rounding.",
 )
-# ---- which row
 VARIANTS = ("", "no-ramp", "root-2", "root-100")  # those of the tables; root-N takes any N
 
 
@@ -202,24 +202,24 @@ def shortfalls(config: TrainConfig, data: ImageData, variant: str = "") -> list[
     wanted = configuration(config.dataset, config.method, config.kappa, variant=variant)
     free = ("seed", "device", "protocol", "eval_batch", "radius_cap", "eval_xtol", "eval_rtol")
     names = [field.name for field in fields(config) if field.name not in free]
-    other = [f"{name} {short(getattr(config, name))} instead of {short(getattr(wanted, name))}" for name in names
-             if getattr(config, name) != getattr(wanted, name)]  # fmt: skip
-    if other:
+    pairs = {name: (getattr(config, name), getattr(wanted, name)) for name in names}
+    if other := [
+        f"{name} {short(here)} instead of {short(there)}" for name, (here, there) in pairs.items() if here != there
+    ]:
         found.append("its settings are not those of the budget paper (" + ", ".join(other) + ")")
     if config.dataset in DATASETS:
-        training = len(data.train_x) + len(data.val_x)
-        sizes = DATASETS[config.dataset].sizes
-        for count, all_of, part in zip((training, len(data.test_x)), sizes, ("training", "test"), strict=True):
-            if count != all_of:
-                found.append(f"{count:,} of the {all_of:,} {part} images")
+        counts = {"training": len(data.train_x) + len(data.val_x), "test": len(data.test_x)}
+        for (part, count), whole in zip(counts.items(), DATASETS[config.dataset].sizes, strict=True):
+            if count != whole:
+                found.append(f"{count:,} of the {whole:,} {part} images")
     return found
 
 
 PROTOCOLS = {
     "held-out": "a tenth of the training images held out, the last epoch's network, scores pooled over the test images",
     "published": "all training images, the epoch that is best on the test set, scores averaged over batches, as in the "
-                 "paper's code",
-}  # fmt: skip
+    "paper's code",
+}
 
 
 def label(config: TrainConfig, data: ImageData, variant: str = "") -> str:
@@ -232,11 +232,10 @@ def label(config: TrainConfig, data: ImageData, variant: str = "") -> str:
     return f"seed {config.seed} of the setting of Table {tables}: {PROTOCOLS[config.protocol]}{notes}"
 
 
-# ---- ours beside the paper's
 def scores(run: Run) -> dict[str, float]:
     """Acc, ACR and ART of a run in per cent; by the published protocol as its code has them, averaged over batches."""
     found = run.result.get("means_of_batches", run.result)
-    return {name: 100 * found[name.lower()] for name in ("Acc", "ACR", "ART")}
+    return {name: 100 * found[name.lower()] for name in SCORES}
 
 
 def beside(
@@ -254,36 +253,42 @@ def beside(
         has one run), ours, difference (ours less the paper's). Per cent, but for the two ratios. A figure that only
         one of the two has is NaN in the other. Without rows: ours alone.
     """
-    ours = scores(run) | {STEP: step_ratio, RUNTIME: runtime_ratio}
-    table = []
-    for row in found:
-        stds = dict(zip(("Acc", "ACR", "ART"), row.stds or (None,) * 3, strict=True))
-        head = {"table": _number(row), "dataset": row.dataset, "kappa": row.kappa}
-        theirs = {"Acc": row.acc, "ACR": row.acr, "ART": row.art} | ratios(row)
-        if row.eps is not None:
-            theirs[f"certified at {printed_eps(row.eps)}"] = row.certified
-            ours[f"certified at {printed_eps(row.eps)}"] = _certified(run, row.eps)
-        table += [head | {"figure": name, "paper": value, "std": stds.get(name), "ours": ours[name]}
-                  for name, value in theirs.items() if value is not None]  # fmt: skip
-    if not found:
-        head = {"table": "", "dataset": "", "kappa": math.nan}
-        table = [head | {"figure": name, "paper": None, "std": None, "ours": ours[name]}
-                 for name in ("Acc", "ACR", "ART")]  # fmt: skip
-    numbers = {name: float for name in ("kappa", "paper", "std", "ours")}
-    frame = pd.DataFrame(table).astype(numbers)
-    return frame.assign(difference=frame.ours - frame.paper)
+    ours: dict[str, float | None] = {**scores(run), STEP: step_ratio, RUNTIME: runtime_ratio}
+    ours |= {_certified_at(row.eps): _certified(run, row.eps) for row in found if row.eps is not None}
+    lines = [
+        (_number(row), row.dataset, row.kappa, name, value, dict(zip(SCORES, row.stds or (), strict=False)).get(name))
+        for row in found
+        for name, value in figures(row).items()
+    ]
+    lines = lines or [("", "", math.nan, name, math.nan, math.nan) for name in SCORES]
+    table = pd.DataFrame(lines, columns=["table", "dataset", "kappa", "figure", "paper", "std"])
+    numbers = dict.fromkeys(("kappa", "paper", "std", "ours"), float)
+    table = table.assign(ours=[ours[name] for name in table.figure]).astype(numbers)
+    return table.assign(difference=table.ours - table.paper)
+
+
+def figures(row: Row) -> dict[str, float]:
+    """The figures of a row, by name."""
+    found: dict[str, float | None] = {"Acc": row.acc, "ACR": row.acr, "ART": row.art, **ratios(row)}
+    if row.eps is not None:
+        found[_certified_at(row.eps)] = row.certified
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _certified_at(eps: float) -> str:
+    return f"certified at {printed_eps(eps)}"
 
 
 def _number(row: Row) -> str:
     return f"{row.table} †" if row.tuned else str(row.table)
 
 
-def ratios(row: Row) -> dict[str, float | None]:
+def ratios(row: Row) -> dict[str, float]:
     """Table 6: a row's training step and runtime over those of FastIBP's row; {} for rows of other tables."""
-    if row.step is None:
+    if row.step is None or row.hours is None:
         return {}
-    (base,) = (r for r in ROWS if r.table == row.table and r.method == "fast-ibp")
-    return {STEP: row.step / base.step, RUNTIME: row.hours / base.hours}
+    ((step, hours),) = ((r.step, r.hours) for r in ROWS if r.method == "fast-ibp" and r.step and r.hours)
+    return {STEP: row.step / step, RUNTIME: row.hours / hours}
 
 
 def _certified(run: Run, eps: float) -> float:
