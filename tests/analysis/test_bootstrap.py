@@ -6,6 +6,7 @@ import scipy.stats
 
 from acertlab.analysis import seeds
 from acertlab.analysis.bootstrap import (
+    ConfidenceInterval,
     confidence_interval,
     draw,
     image_means,
@@ -38,8 +39,8 @@ def test_one_seed_is_scipys_bootstrap() -> None:
     def art(share: np.ndarray, correct: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.sqrt(share.mean(axis) * correct.mean(axis))
 
-    for values, data, statistic in [(scores.acr, (share,), np.mean), (scores.acc, (correct,), np.mean),
-                                    (scores.art, (share, correct), art)]:  # fmt: skip
+    of_one = [(scores.acr, (share,), np.mean), (scores.acc, (correct,), np.mean)]
+    for values, data, statistic in [*of_one, (scores.art, (share, correct), art)]:
         settings = {"n_resamples": 4000, "method": "percentile", "paired": len(data) > 1, "rng": 0}
         expected = scipy.stats.bootstrap(data, statistic, **settings).confidence_interval
         mine, width = confidence_interval(values[:, 0]), expected.high - expected.low
@@ -92,6 +93,10 @@ def test_folders_and_packed_runs_are_the_same(tmp_path) -> None:
     one, other = (joint_samples(load_runs(folder)) for folder in (root, packed))
     assert (one.radius == other.radius).all() and (one.correct == other.correct).all()
     assert one.settings.equals(other.settings) and one.cap == CAP
+
+
+def test_an_interval_as_text() -> None:
+    assert ConfidenceInterval(0.412, 0.40, 0.42).percent() == "41.2 ± 1.0"
 
 
 class TestRefusals:

@@ -7,16 +7,19 @@ import pytest
 from acertlab.__main__ import main
 from acertlab.analysis import equal_accuracy
 from acertlab.data.run import SHIPPED
+from tests.helpers.synthetic_runs import scores_of
 
 
 def runs_of(factor: dict[int, float], kappas: tuple[float, ...] = (0.0, 0.5, 1.0)) -> pd.DataFrame:
     """FastIBP on the line acr = 1 - acc, ACERT `factor[seed]` times as high."""
     rows = [
-        {"dataset": "digits", "eps_max": 0.2, "method": method, "kappa": kappa, "seed": seed, "acc": 0.4 + 0.4 * kappa,
-         "acr": (1 - 0.4 - 0.4 * kappa) * (f if method == "acert" else 1.0), "path": f"{method}{kappa}{seed}"}
-        for seed, f in factor.items() for method in ("acert", "fast-ibp") for kappa in kappas
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+        (method, kappa, seed, 0.4 + 0.4 * kappa, (0.6 - 0.4 * kappa) * (f if method == "acert" else 1.0))
+        for seed, f in factor.items()
+        for method in ("acert", "fast-ibp")
+        for kappa in kappas
+    ]
+    runs = scores_of(rows)
+    return runs.assign(path=runs.method + runs.kappa.astype(str) + runs.seed.astype(str))
 
 
 def test_the_ratio_is_each_seeds_own() -> None:

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acertlab._text import eps_text
 from acertlab.analysis import method_table
-from acertlab.analysis.bootstrap import ConfidenceInterval, Samples, Scores, draw, resampled_scores
+from acertlab.analysis.bootstrap import Samples, Scores, draw, resampled_scores
 from acertlab.analysis.fronts import Curve, analyse, compare, simultaneous_half_width, tuned
 from acertlab.data.run_table import load_runs
 from acertlab.radius import metrics
@@ -108,10 +107,8 @@ class TestCompare:
     def test_equal_kappa_is_not_compared(self) -> None:
         """One network for one kappa of the other method: more accuracy, less radius, the same curve."""
         radii = synthetic_radii(FIRST, kappas=tuple(np.linspace(0, 0.9, 10)), n=600, noise=0.002)
-        names = {0: "fast-ibp", 1: "acert"}
-        alternating = {(names[i % 2], kappa, k): radii["fast-ibp", kappa, k]
-                       for i, kappa in enumerate(np.linspace(0, 0.9, 10)) for k in range(3)}  # fmt: skip
-        samples, scores = analysed(alternating)
+        names = dict(zip(np.linspace(0, 0.9, 10), ("fast-ibp", "acert") * 5, strict=True))
+        samples, scores = analysed({(names[kappa], kappa, k): r for (_, kappa, k), r in radii.items()})
         found = compare(samples, scores, "acert", "fast-ibp")
         assert abs(found.at.ratio.estimate - 1) < 0.05
         assert found.compared[0] < found.at.accuracy < found.compared[1]
@@ -207,8 +204,3 @@ class TestAnalyse:
             analyse(runs, 0.3)
         with pytest.raises(ValueError, match="the table is empty"):
             analyse(pd.DataFrame())
-
-
-def test_texts() -> None:
-    assert ConfidenceInterval(0.412, 0.40, 0.42).percent() == "41.2 ± 1.0"
-    assert [eps_text(eps) for eps in (8 / 255, 0.1, 0.4)] == ["0.03137 (8/255)", "0.1", "0.4"]

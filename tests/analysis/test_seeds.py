@@ -1,12 +1,34 @@
-"""Scores at another eps_max, from the stored radii."""
+"""Means over seeds, and scores at another eps_max from the stored radii."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from acertlab.analysis.seeds import rescore
+from acertlab.analysis.seeds import mean_over_seeds, rescore
 from acertlab.data.run_table import load_radii
+from tests.helpers.synthetic_runs import RUNS
 
 CAP = 0.25
+
+
+class TestMeanOverSeeds:
+    def test_means_deviations_and_order(self):
+        means = mean_over_seeds(RUNS)
+        assert means.method.tolist() == ["standard", "fast-ibp", "fast-ibp", "acert", "acert"]
+        assert means.kappa.tolist() == [1.0, 0.0, 0.8, 0.0, 0.25]
+        assert means.seeds.tolist() == [1, 1, 1, 2, 1]
+        np.testing.assert_allclose(means.acc, [0.98, 0.70, 0.88, 0.82, 0.90])
+        np.testing.assert_allclose(means.acr_std, [0, 0, 0, np.std([0.70, 0.74], ddof=1), 0])
+
+    @pytest.mark.parametrize("column", ["model", "epochs", "verifier", "domain"])
+    def test_what_is_not_a_seed_of_one_setting_is_not_averaged(self, column):
+        runs = RUNS.assign(**{column: ["a", "b", "c", "d", "e", "f"]})
+        with pytest.raises(ValueError, match=f"method = acert, kappa = 0.0 differ in {column}"):
+            mean_over_seeds(runs)
+
+    def test_the_same_seed_twice(self):
+        with pytest.raises(ValueError, match=r"two with .*method = acert, kappa = 0.25, seed = 0"):
+            mean_over_seeds(pd.concat([RUNS, RUNS.iloc[:1]]))
 
 
 class TestRescore:

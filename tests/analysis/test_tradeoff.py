@@ -120,9 +120,11 @@ def hand_made():
     """One method, four networks; the third is dominated by the second."""
     made = [network(0.8, 0.2, 0.0), network(0.9, 0.15, 0.5), network(0.85, 0.1, 0.6), network(1.0, 0.05, 0.9)]
     common = {"dataset": "digits", "method": "acert", "seed": 0, "eps_max": 0.2, "radius_cap": 0.2, "art": 0.0}
-    rows = [common | {"path": str(i), "kappa": m["kappa"], "acc": m["acc"], "acr": m["radii"].mean() / 0.2}
-            for i, m in enumerate(made)]  # fmt: skip
-    return tradeoff.pool_seeds(pd.DataFrame(rows), {str(i): m["radii"] for i, m in enumerate(made)})
+    rows = [
+        {"path": str(i), "kappa": m["kappa"], "acc": m["acc"], "acr": m["radii"].mean() / 0.2}
+        for i, m in enumerate(made)
+    ]
+    return tradeoff.pool_seeds(pd.DataFrame(rows).assign(**common), {str(i): m["radii"] for i, m in enumerate(made)})
 
 
 class TestEqualAccuracy:

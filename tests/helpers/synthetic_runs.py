@@ -6,15 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from acertlab.analysis import seeds
-from acertlab.analysis.bootstrap import Samples
+from acertlab.analysis.bootstrap import Samples, joint_samples
 from acertlab.data import files
 from acertlab.data.run import Run
 from acertlab.radius import metrics
 from acertlab.radius.search import RadiusStatus
 
 EPS_MAX, CAP = 0.2, 0.25
-Cell = tuple[str, float, int]  # method, kappa, seed
+SeedOf = tuple[str, float, int]  # method, kappa, seed
 
 
 def sample_table(radius: np.ndarray, correct: np.ndarray | None = None, cap: float = CAP) -> pd.DataFrame:
@@ -28,46 +27,43 @@ def sample_table(radius: np.ndarray, correct: np.ndarray | None = None, cap: flo
     return pd.DataFrame(columns | {"radius": radius, "upper": radius, "status": status.astype(np.int8)})
 
 
-def result_of(cell: Cell, table: pd.DataFrame, **changes: object) -> dict:
-    method, kappa, seed = cell
+def result_of(of: SeedOf, table: pd.DataFrame, **changes: object) -> dict:
+    method, kappa, seed = of
     scores = metrics.summarise(table, EPS_MAX, [EPS_MAX / 4, EPS_MAX], CAP)
-    return {
-        "dataset": "digits", "method": method, "kappa": kappa, "eps_max": EPS_MAX, "seed": seed, **scores,
-        "verifier": "ibp", "merged": True, "domain": [0.0, 1.0], "n": len(table), "split": "test", "epochs": 3,
-        "seconds": 1.5, "version": "0.1.0", "radius_cap": CAP,
-    } | changes  # fmt: skip
+    measured = {"verifier": "ibp", "merged": True, "domain": [0.0, 1.0], "n": len(table), "split": "test"}
+    run = {"dataset": "digits", "method": method, "kappa": kappa, "eps_max": EPS_MAX, "seed": seed}
+    rest = {"epochs": 3, "seconds": 1.5, "version": "0.1.0", "radius_cap": CAP}
+    return {**run, **scores, **measured, **rest, **changes}
 
 
-def write_sweep(root: Path, radii: Mapping[Cell, np.ndarray], val_art: Mapping[Cell, float] | None = None) -> Path:
+def write_sweep(root: Path, radii: Mapping[SeedOf, np.ndarray], val_art: Mapping[SeedOf, float] | None = None) -> Path:
     """Complete run folders; with `val_art` the last epoch has a validation ART."""
-    for cell, radius in radii.items():
-        table, path = sample_table(radius), root / "{}-{:g}-{}".format(*cell)
+    for of, radius in radii.items():
+        table, path = sample_table(radius), root / "{}-{:g}-{}".format(*of)
         files.write_json(path / "config.json", {"model": "mlp"})
-        history = {"epoch": [0, 1], "val_art": [0.1, val_art[cell]] if val_art else [np.nan, np.nan]}
+        history = {"epoch": [0, 1], "val_art": [0.1, val_art[of]] if val_art else [np.nan, np.nan]}
         files.write_parquet(path / "history.parquet", pd.DataFrame(history))
         files.write_parquet(path / "radii.parquet", table)
         files.write_weights(path / "model.safetensors", {})
-        files.write_json(path / "result.json", result_of(cell, table))
+        files.write_json(path / "result.json", result_of(of, table))
     return root
 
 
-def in_memory(radii: Mapping[Cell, np.ndarray]) -> Samples:
+def in_memory(radii: Mapping[SeedOf, np.ndarray]) -> Samples:
     """What `joint_samples` makes of such folders, without them."""
-    tables = {cell: sample_table(radius) for cell, radius in radii.items()}
-    table = pd.DataFrame([{"path": str(cell), **result_of(cell, rows)} for cell, rows in tables.items()])
-    means = seeds.mean_over_seeds(table)
-    places = {(row.method, row.kappa): i for i, row in enumerate(means.itertuples())}
-    return Samples(
-        table, np.stack([rows["radius"] for rows in tables.values()]),
-        np.stack([metrics.correct(rows) for rows in tables.values()]), next(iter(tables.values()))["label"].to_numpy(),
-        CAP, means[["method", "kappa", "seeds"]], np.array([places[cell[:2]] for cell in tables]),
-    )  # fmt: skip
+    tables = {str(of): sample_table(radius) for of, radius in radii.items()}
+    results = [{"path": str(of), **result_of(of, tables[str(of)])} for of in radii]
+    return joint_samples(pd.DataFrame(results), tables)
 
 
 def synthetic_radii(
-    methods: Mapping[str, float], kappas: tuple[float, ...] = (0.0, 0.5, 0.9), seeds: int = 3, n: int = 400,
-    noise: float = 0.01, seed: int = 0,
-) -> dict[Cell, np.ndarray]:  # fmt: skip
+    methods: Mapping[str, float],
+    kappas: tuple[float, ...] = (0.0, 0.5, 0.9),
+    seeds: int = 3,
+    n: int = 400,
+    noise: float = 0.01,
+    seed: int = 0,
+) -> dict[SeedOf, np.ndarray]:
     """Methods on a common set of images, easy and hard; accuracy rises with kappa, radii fall.
 
     Args:
@@ -105,13 +101,7 @@ RUNS = scores_of(
 
 def run_of(acc: float, acr: float, *, radii=(0.0, 0.1, 0.2, 0.3), seconds=10.0, passes=2.0, **result) -> Run:
     """A run with these scores (fractions) and radii, of three epochs: clean, on the ramp, after it."""
-    result = {
-        "acc": acc,
-        "acr": acr,
-        "art": (acc * acr) ** 0.5,
-        "eps_max": 0.4,
-        "radius_cap": 0.4,
-        "seconds": seconds,
-    } | result
+    scores = {"acc": acc, "acr": acr, "art": (acc * acr) ** 0.5}
+    result = {**scores, "eps_max": 0.4, "radius_cap": 0.4, "seconds": seconds, **result}
     history = pd.DataFrame({"eps_t": [0.0, 0.2, 0.4], "passes": [0.0, 9.0, passes]})
     return Run(Path("run"), {}, history, pd.DataFrame({"radius": radii}), result)

@@ -10,11 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from acertlab.analysis.method_table import tuned_table
-from acertlab.analysis.seeds import mean_over_seeds
 from acertlab.radius.metrics import accuracy, acr, art, certified_accuracy, hypervolume, pareto_front, summarise
 from acertlab.radius.search import RadiusStatus
-from tests.helpers.synthetic_runs import RUNS
 
 EPS = st.floats(1e-3, 10.0)
 RADII = st.lists(st.one_of(st.just(0.0), st.floats(0.0, 10.0)), min_size=1, max_size=40)
@@ -308,43 +305,3 @@ def test_front_and_hypervolume_refuse(table, maximize, message):
             function(table, maximize)
     with pytest.raises(ValueError, match="reference"):
         hypervolume(frame([(1.0, 1.0)]), reference=(0.0, np.nan))
-
-
-class TestMeanOverSeeds:
-    def test_means_deviations_and_order(self):
-        means = mean_over_seeds(RUNS)
-        assert means.method.tolist() == ["standard", "fast-ibp", "fast-ibp", "acert", "acert"]
-        assert means.kappa.tolist() == [1.0, 0.0, 0.8, 0.0, 0.25]
-        assert means.seeds.tolist() == [1, 1, 1, 2, 1]
-        np.testing.assert_allclose(means.acc, [0.98, 0.70, 0.88, 0.82, 0.90])
-        np.testing.assert_allclose(means.acr_std, [0, 0, 0, np.std([0.70, 0.74], ddof=1), 0])
-
-    @pytest.mark.parametrize("column", ["model", "epochs", "verifier", "domain"])
-    def test_what_is_not_a_seed_of_one_setting_is_not_averaged(self, column):
-        runs = RUNS.assign(**{column: ["a", "b", "c", "d", "e", "f"]})
-        with pytest.raises(ValueError, match=f"method = acert, kappa = 0.0 differ in {column}"):
-            mean_over_seeds(runs)
-
-    def test_the_same_seed_twice(self):
-        with pytest.raises(ValueError, match=r"two with .*method = acert, kappa = 0.25, seed = 0"):
-            mean_over_seeds(pd.concat([RUNS, RUNS.iloc[:1]]))
-
-
-class TestTunedTable:
-    def test_the_smallest_kappa_and_the_best(self):
-        tuned = tuned_table(RUNS)
-        assert tuned.method.tolist() == ["Standard", "FastIBP", "FastIBP †", "ACERT †"]
-        assert tuned.kappa.tolist() == [1.0, 0.0, 0.8, 0.0]
-        np.testing.assert_allclose(tuned.Acc, [98, 70, 88, 82])
-        np.testing.assert_allclose(tuned.ART[2], 100 * np.sqrt(0.88 * 0.62))
-
-    def test_no_other_kappa_has_a_higher_art(self):
-        tuned = tuned_table(RUNS)
-        means = mean_over_seeds(RUNS)
-        best = means.groupby("method").art.max() * 100
-        assert tuned[tuned.method == "ACERT †"].ART.item() == pytest.approx(best["acert"])
-        assert tuned[tuned.method == "FastIBP †"].ART.item() == pytest.approx(best["fast-ibp"])
-
-    def test_several_datasets(self):
-        tuned = tuned_table(pd.concat([RUNS, RUNS.assign(dataset="mnist")]))
-        assert tuned.dataset.tolist() == ["digits"] * 4 + ["mnist"] * 4

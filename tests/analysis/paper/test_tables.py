@@ -10,14 +10,8 @@ import pytest
 import torch
 
 import acertlab as al
-from acertlab import _text
-from acertlab.__main__ import main
-from acertlab.analysis.paper import ablations
 from acertlab.analysis.paper import tables as paper
-from acertlab.analysis.paper.ablations import ACERT, ACERT_FAST, FAST_IBP, NO_RAMP, RAMP, Setting
 from acertlab.analysis.paper.tables import ROWS, Row
-from acertlab.training import estimate as duration
-from acertlab.training.loop import step
 from tests.helpers.synthetic_runs import run_of
 
 SCORED = [row for row in ROWS if row.art is not None]
@@ -35,9 +29,6 @@ def off(row: Row) -> float:
 def one(table: int, dataset: str, method: str, kappa: float, variant: str = "") -> Row:
     (row,) = (row for row in paper.rows(dataset, method, kappa, variant) if row.table == table)
     return row
-
-
-# ---- do the paper's figures agree with each other?
 
 
 def test_every_table_is_whole():
@@ -107,9 +98,6 @@ def test_the_ratio_of_the_text_is_within_the_rounding_of_the_table():
     assert "3.5" in paper.INCONSISTENT[4] and "2.6 to 5" in paper.INCONSISTENT[4]
 
 
-# ---- which row, and what trains it
-
-
 @pytest.mark.parametrize(
     "row", ROWS, ids=lambda row: f"{row.table}-{row.dataset}-{row.method}-{row.kappa}{row.variant}"
 )
@@ -153,15 +141,10 @@ def test_a_method_that_searches_nothing_has_no_root_finder():
 
 def test_no_iterations_at_all_are_acert_fast(tmp_path):
     data = al.load_dataset("digits").first(96)
-    runs = [
-        al.train(paper.configuration("digits", method, 0.0, variant=variant, budget="smoke"), data, tmp_path / method,
-                 progress=False)
-        for method, variant in (("acert", "root-0"), ("acert-fast", ""))
-    ]  # fmt: skip
+    variants = {"acert": "root-0", "acert-fast": ""}
+    configs = [paper.configuration("digits", name, 0.0, variant=of, budget="smoke") for name, of in variants.items()]
+    runs = [al.train(config, data, tmp_path / config.method, progress=False) for config in configs]
     pd.testing.assert_frame_equal(*(run.radii for run in runs))
-
-
-# ---- what a run may be called
 
 
 def images(dataset: str, training: int, test: int) -> al.ImageData:
@@ -183,23 +166,17 @@ def test_only_the_papers_settings_on_all_images_reproduce():
     few = paper.label(config, images("mnist", 600, 10_000))
     assert few == "NOT a reproduction: 600 of the 60,000 training images"
     small = paper.label(replace(config, epochs=50), images("mnist", 60_000, 500))
-    assert small == "NOT a reproduction: its settings are not those of the budget paper (epochs 50 instead of 100); " \
-                    "500 of the 10,000 test images"  # fmt: skip
+    settings = "its settings are not those of the budget paper (epochs 50 instead of 100)"
+    assert small == f"NOT a reproduction: {settings}; 500 of the 10,000 test images"
     smoke = paper.configuration("mnist", "acert", 0.0, budget="smoke")
     assert "width 4 instead of 64" in paper.label(smoke, images("mnist", 60_000, 10_000))
     other = paper.configuration("digits", "acert", 0.0)
-    assert (
-        paper.label(other, al.load_dataset("digits"))
-        == "NOT a reproduction: the paper has no acert at kappa 0 on digits"
-    )
+    absent = paper.label(other, al.load_dataset("digits"))
+    assert absent == "NOT a reproduction: the paper has no acert at kappa 0 on digits"
     varied = paper.configuration("cifar10", "acert", 0.0, variant="root-2")
     assert "Table 6:" in paper.label(varied, images("cifar10", 50_000, 10_000), "root-2")
-    assert paper.label(varied, images("cifar10", 50_000, 10_000)).startswith(
-        "NOT"
-    )  # its settings are another variant's
-
-
-# ---- ours beside the paper's
+    of_another = paper.label(varied, images("cifar10", 50_000, 10_000))  # its settings are another variant's
+    assert of_another.startswith("NOT")
 
 
 def test_beside_the_paper():
@@ -228,136 +205,3 @@ def test_beside_means_of_seven_runs_and_running_times():
 def test_beside_nothing():
     table = paper.beside((), run_of(0.9, 0.4))
     assert list(table.figure) == ["Acc", "ACR", "ART"] and table.paper.isna().all() and table.ours.notna().all()
-
-
-@pytest.mark.parametrize(
-    ("eps", "text"), [(8.8 / 255, "8.8/255"), (8 / 255, "8/255"), (1 / 255, "1/255"), (0.3, "0.3"), (0.0, "0")]
-)
-def test_a_radius_is_written_as_in_the_paper(eps, text):
-    assert _text.printed_eps(eps) == text
-
-
-# ---- how long
-
-
-def test_a_duration_adds_up():
-    found = duration.Duration(
-        10, {"clean": 1.0, "ramp": 2.0, "after": 3.0}, {"clean": 1, "ramp": 2, "after": 3}, 5.0, 7.0
-    )
-    assert found.training == 10 * (1 + 4 + 9) and found.total == found.training + 6 * 5 + 7
-    assert str(found).startswith("about 3.0 min: 1 epoch clean of 10 steps at 1 s, 2 epochs on the ramp")
-    assert [_text.seconds_text(s) for s in (0.42, 11.8, 200, 9000, 200_000)] == [
-        "0.42 s",
-        "12 s",
-        "3.3 min",
-        "2.5 h",
-        "2.3 days",
-    ]
-
-
-@pytest.mark.parametrize("method", ["standard", "acert"])
-def test_an_estimate_leaves_no_trace_and_takes_a_few_steps(method, monkeypatch):
-    data = al.load_dataset("digits").first(100)
-    config = paper.configuration("digits", method, 0.0, budget="fast")
-    config, taken = replace(config, batch_size=32, width=4), []
-    original = step.train_step
-    monkeypatch.setattr(duration, "train_step", lambda *args: taken.append(args[5]) or original(*args))
-    before = torch.get_rng_state()
-    found = duration.estimate(config, data, count=3)
-    assert torch.equal(torch.get_rng_state(), before)
-    each = 3 + duration.WARM
-    assert len(taken) == 3 * each and taken[:each] == [0.0] * each and taken[-each:] == [config.eps_max] * each
-    assert 0 < taken[each] < config.eps_max
-    assert found.steps == 4 and found.epochs == {"clean": 1, "ramp": 10, "after": 9}
-    assert min(found.step.values()) > 0 and found.validation > 0 and found.test > 0
-
-
-# ---- the ablations
-
-
-def test_cells_are_those_of_the_paper():
-    assert [(cell.method, cell.kappa) for cell in RAMP] == [
-        ("fast-ibp", 0),
-        ("fast-ibp", 0.8),
-        ("acert", 0),
-        ("acert", 0.25),
-    ]
-    wanted = ablations.settings([2, 100])
-    assert len(wanted) == len(set(wanted)) == 4 + 4 + 3
-    assert [cell.iterations for cell in ablations.root_settings([2, 100])] == [0, 0, 2, 100]
-    assert ablations.iteration_counts("1 2 100") == [1, 2, 100] and ablations.iteration_counts(5) == [5]
-    for wrong in ("", "0 1", "2 1", "1 1", "2, 3", "1.5", "-1"):
-        with pytest.raises(ValueError, match="rising whole numbers"):
-            ablations.iteration_counts(wrong)
-
-
-def test_the_table_without_the_ramp_and_its_sentence():
-    runs = {cell: [run_of(0.81, 0.81), run_of(0.83, 0.83)] for cell in RAMP}
-    runs |= {cell: [run_of(0.64 + i / 100, 0.64 + i / 100)] * 2 for i, cell in enumerate(NO_RAMP)}
-    table = ablations.ramp_table(runs)
-    assert table["ours", "ART"].to_numpy() == pytest.approx([64, 65, 66, 67])
-    assert table["ours", "ΔART"].to_numpy() == pytest.approx([-18, -17, -16, -15])
-    assert (table["ours", "± ART"] == 0).all()
-    assert list(table["paper", "ΔART"]) == [-13.45, -6.52, -5.64, -6.15]
-    said = ablations.ramp_sentence(table)
-    assert said.startswith("Here training without the ramp changes ART by -18.00 to -15.00 points; the least is lost")
-    assert "by ACERT at kappa 0.25, the highest ART without it has ACERT at kappa 0.25 (67.00 %)." in said
-    assert (
-        "the least is lost by ACERT at kappa 0, the highest ART without it has ACERT at kappa 0.25 (45.43 %)." in said
-    )
-    assert "with ramp" in ablations.shown(table).to_html()
-    some = {FAST_IBP: [run_of(0.15, 0.1), run_of(0.3, 0.1)], ACERT: [run_of(0.9, 0.5)]}
-    assert ablations.guess_sentence(some, 10) == "Hardly better than guessing: FastIBP, kappa 0 (1 of 2)."
-    assert ablations.guess_sentence({ACERT: [run_of(0.9, 0.5)]}, 10) == "Hardly better than guessing: none."
-
-
-def test_the_table_of_iterations_and_its_sentence():
-    cells = ablations.root_settings([1, 2, 100])
-    runs = {cell: [run_of(0.8, 0.8 + i / 100, seconds=10 + i, passes=i)] for i, cell in enumerate(cells)}
-    table = ablations.root_table(runs, [1, 2, 100], {cell: 0.01 * (i + 1) for i, cell in enumerate(cells)})
-    assert list(table.index) == [("FastIBP", 0), ("ACERT-fast", 0), ("ACERT", 1), ("ACERT", 2), ("ACERT", 100)]
-    assert table["ours", "step ratio"].to_numpy() == pytest.approx([1, 2, 3, 4, 5])
-    assert table["ours", "runtime ratio"].to_numpy() == pytest.approx([1, 1.1, 1.2, 1.3, 1.4])
-    assert list(table["ours", "passes"]) == [0, 1, 2, 3, 4]  # after the ramp alone
-    assert table["paper", "ART"].isna().to_list() == [False, False, True, False, False]
-    said = ablations.root_sentence(table)
-    assert "Here 2 iterations instead of 100 change ART by -0.49 points and take a step from 5.00 to 4.00 times" in said
-    assert (
-        "In the paper 2 iterations instead of 100 change ART by -0.04 points and take a step from 11.00 to 3.50" in said
-    )
-
-
-def test_who_leads_where():
-    high, low = np.array([0.3] * 8 + [0.0] * 2), np.array([0.1] * 9 + [0.05])
-    said = ablations.lead_sentence({"a": low, "b": high}, "a", "b", 0.4)
-    assert said == "More images are certified by a from 0 to 0.1, by b from 0.101 to 0.3."
-    one_point = ablations.lead_sentence({"a": np.array([0.4, 0.0]), "b": np.array([0.399, 0.399])}, "a", "b", 0.4)
-    assert one_point == "More images are certified by b from 0 to 0.399, by a at 0.4."
-    assert "equally many" in ablations.lead_sentence({"a": low, "b": low}, "a", "b", 0.4)
-
-
-def test_more_iterations_are_nearer(tmp_path):
-    data = al.load_dataset("digits").first(400)
-    config = paper.configuration("digits", "acert", 0.0, budget="fast", epochs=3)
-    run = al.train(replace(config, width=4), data, tmp_path, progress=False)
-    errors = ablations.radius_errors(run, data, (0, 1, 2, 100), samples=128).set_index("iterations")
-    assert errors["mean"].is_monotonic_decreasing and errors.passes.is_monotonic_increasing
-    assert errors.passes[0] == 0 and errors["mean"][0] > 10 * errors["mean"][2] > errors["mean"][100]
-    assert errors.largest[100] < 0.05  # % of eps_max
-    spent = ablations.step_seconds({cell: [run] for cell in ablations.root_settings([2])}, [2], data)
-    assert list(spent) == [FAST_IBP, ACERT_FAST, Setting("acert", 0.0, "root-2")] and min(spent.values()) > 0
-    step_ratio, runtime_ratio = duration.beside_fast_ibp(run, data, validation=1e6)
-    assert step_ratio > 0 and runtime_ratio == pytest.approx(1.0)  # all of the time is validation
-
-
-def test_the_command_tells_step_epoch_and_memory(capsys):
-    assert main(["estimate", "digits", "acert", "--budget", "smoke", "--steps", "1"]) == 0
-    said = capsys.readouterr().out
-    assert "digits, acert, small_cnn of width 4, batch 64" in said
-    memory = float(said.partition("peak memory ")[2].split()[0])
-    assert 0.1 < memory < 20  # a process with torch in it holds more than the first
-    for wrong, message in (
-        (["digits", "acrt"], "method = 'acrt'"),
-        (["digits", "acert", "--steps", "0"], "steps = 0"),
-    ):
-        assert main(["estimate", *wrong]) == 1 and message in capsys.readouterr().err
