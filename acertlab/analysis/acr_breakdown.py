@@ -12,7 +12,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 
 from acertlab._text import eps_text
 from acertlab.analysis.bootstrap import (
@@ -90,11 +90,11 @@ def cap_sensitivity(samples: Samples, resamples: Resamples, caps: Sequence[float
         samples, resamples: `joint_samples` and `draw`; the first draws are used.
         caps: The values of eps_max, rising, pixel units; None: evenly from a sixtieth of the cap to the cap.
     """
-    caps = np.linspace(samples.cap / CAPS, samples.cap, CAPS) if caps is None else np.asarray(caps, dtype=float)
+    grid = np.linspace(samples.cap / CAPS, samples.cap, CAPS) if caps is None else np.asarray(caps, dtype=float)
     few = resamples.first(CAP_DRAWS)
     acc = image_means(samples.correct, few)
     rows, best = [], {method: [] for method in samples.methods}
-    for cap in caps:
+    for cap in grid:
         art = resampled_scores(samples, few, float(cap), acc).art
         for method, arts in best.items():
             places = samples.of(method)
@@ -104,8 +104,8 @@ def cap_sensitivity(samples: Samples, resamples: Resamples, caps: Sequence[float
             rows.append((method, cap, float(kappa), found.estimate, found.low, found.high))
     table = pd.DataFrame(rows, columns=["method", "eps_max", "kappa", "art", "low", "high"])
     arts = {method: np.stack(values, 1) for method, values in best.items()}  # (1 + B, caps)
-    found = [c for a, b in combinations(arts, 2) for c in _crossings(samples, resamples, caps, arts[a] - arts[b], a, b)]
-    return CapSensitivity(table, tuple(sorted(found, key=lambda crossing: crossing.eps_max)), float(caps[-1]))
+    found = [c for a, b in combinations(arts, 2) for c in _crossings(samples, resamples, grid, arts[a] - arts[b], a, b)]
+    return CapSensitivity(table, tuple(sorted(found, key=lambda crossing: crossing.eps_max)), float(grid[-1]))
 
 
 def _crossings(
@@ -121,7 +121,8 @@ def _crossings(
     changes = np.flatnonzero(signs[1:] * signs[:-1] < 0)
     ends = [0, *(changes + 1), len(caps)]
     for k, place in enumerate(changes):
-        where = brentq(gap, caps[place], caps[place + 1], xtol=1e-6 * samples.cap)
+        ends_here = caps[place], caps[place + 1]
+        where = root_scalar(gap, method="brentq", bracket=ends_here, xtol=1e-6 * samples.cap).root
         sides = [slice(ends[k], ends[k + 1]), slice(ends[k + 1], ends[k + 2])]
         furthest = [side.start + int(np.abs(difference[0, side]).argmax()) for side in sides]
         same = (np.sign(difference[1:, furthest]) == signs[furthest]).all(1).mean()

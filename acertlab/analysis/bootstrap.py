@@ -107,7 +107,7 @@ def joint_samples(runs: pd.DataFrame, tables: Mapping[str, pd.DataFrame] | None 
             seed; runs that were tested on different images.
     """
     check_comparable(runs, "dataset", "eps_max", "verifier", "merged", "domain", "split")
-    settings = mean_over_seeds(runs)[["method", "kappa", "seeds"]]
+    settings = mean_over_seeds(runs).loc[:, ["method", "kappa", "seeds"]]
     tables = load_samples(runs) if tables is None else tables
     first = next(iter(tables.values()))
     for path, table in tables.items():

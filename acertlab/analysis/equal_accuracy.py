@@ -48,7 +48,7 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
     if (twice := runs.duplicated([*varied, "method", "seed"])).any():
         raise ValueError(f"runs: {runs.path[twice].iloc[0]} is there twice, by {', '.join(varied)}, method and seed")
     of_seeds = [
-        [runs.loc[(runs.method == name) & (runs.seed == seed), ["acc", "acr"]].to_numpy().T for seed in seeds[0]]
+        [tuple(runs.loc[(runs.method == name) & (runs.seed == s), ["acc", "acr"]].to_numpy().T) for s in seeds[0]]
         for name in (method, other)
     ]
     ends = [acc[front_places(acc, acr)[[0, -1]]] for of_method in of_seeds for acc, acr in of_method]
@@ -56,7 +56,7 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
     grids = [_grid(low, high, step) for step in STEPS]
     accuracy = next((grid for grid in grids if len(grid) >= MIN_POINTS), grids[-1])
     at = np.minimum(accuracy, high)  # a multiple of the step may lie above by its rounding
-    acr, other_acr = (np.stack([front_acr(*scores, at) for scores in of_method]) for of_method in of_seeds)
+    acr, other_acr = (np.stack([front_acr(x, y, at) for x, y in of_method]) for of_method in of_seeds)
     ratio = acr / other_acr
     return pd.DataFrame(
         {
@@ -82,13 +82,13 @@ def ratio_table(runs: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
     a, b = name_of(method), name_of(other)
     rows = [
         {
-            "Acc %": f"{100 * row.accuracy:.1f}",
-            f"{a}: ACR %": f"{100 * row.acr:.2f}",
-            f"{b}: ACR %": f"{100 * row.other_acr:.2f}",
-            "ratio": f"{row.ratio:.3f} ± {row.standard_error:.3f}",
-            "seeds from": f"{row.low:.3f}",
-            "to": f"{row.high:.3f}",
+            "Acc %": f"{100 * row['accuracy']:.1f}",
+            f"{a}: ACR %": f"{100 * row['acr']:.2f}",
+            f"{b}: ACR %": f"{100 * row['other_acr']:.2f}",
+            "ratio": f"{row['ratio']:.3f} ± {row['standard_error']:.3f}",
+            "seeds from": f"{row['low']:.3f}",
+            "to": f"{row['high']:.3f}",
         }
-        for row in ratios_by_seed(runs, method, other).itertuples()
+        for row in ratios_by_seed(runs, method, other).to_dict("records")
     ]
     return pd.DataFrame(rows)

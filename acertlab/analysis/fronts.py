@@ -80,7 +80,7 @@ def tuned(samples: Samples, scores: Scores) -> tuple[Tuned, ...]:
     settings = samples.settings.assign(art=scores.art[0])
     found = []
     for method in samples.methods:
-        places, of_method = samples.of(method), runs[runs.method == method]
+        places, of_method = samples.of(method), runs.loc[runs.method == method]
         if of_method.val_art.isna().any():
             chosen_on, kappa = "test", tuned_kappa(settings.iloc[places], "art", common_seeds=False)
         else:
@@ -236,8 +236,8 @@ def compare(samples: Samples, scores: Scores, method: str, other: str) -> Compar
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.divide(*of_both)
         covers = "test images only" if single else "seeds and test images"
-        intervals = map(confidence_interval, (*of_both, ratio))
-        at = EqualAccuracy(method, other, float(accuracy[0, middle]), *intervals, covers)
+        mine, theirs, quotient = map(confidence_interval, (*of_both, ratio))
+        at = EqualAccuracy(method, other, float(accuracy[0, middle]), mine, theirs, quotient, covers)
     wholly = _wholly_better(*curves), _wholly_better(*curves[::-1])
     return Comparison(method, other, curves[0].reach, curves[1].reach, leads, trails, compared, at, *wholly, band)
 
@@ -308,7 +308,7 @@ def _wholly_better(one: Curve, other: Curve) -> float:
 def _stretches(accuracy: pd.Series, holds: pd.Series) -> tuple[tuple[float, float], ...]:
     """The runs of neighbouring accuracies at which something holds, as (first, last)."""
     groups = (holds != holds.shift()).cumsum()
-    return tuple((float(rows.min()), float(rows.max())) for _, rows in accuracy[holds].groupby(groups[holds]))
+    return tuple((float(rows.min()), float(rows.max())) for _, rows in accuracy.loc[holds].groupby(groups[holds]))
 
 
 def _span(ends: tuple[float, float]) -> str:

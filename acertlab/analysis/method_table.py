@@ -5,7 +5,7 @@ neither the prediction nor the certificate has decided yet, and keeps the share 
 run's `result.json`, as `adv_acc`; what is there is not computed again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,7 @@ def tuned_table(runs: pd.DataFrame) -> pd.DataFrame:
     percent = {shown: 100 * table[name] for name, shown in SCORES.items()}
     table = table.assign(method=table.method.map(name_of) + marks, **percent)
     columns = ["dataset", "eps_max", "method", "kappa", "seeds", *SCORES.values()]
-    return table.loc[shown, columns].reset_index(drop=True)
+    return table.loc[shown].filter(items=columns).reset_index(drop=True)
 
 
 def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -118,11 +118,12 @@ def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame
         ValueError: An eps at which certified accuracy was not measured.
     """
     rows, seconds = [], []
-    for (method, kappa), group in runs.groupby(["method", "kappa"], sort=False):
-        row = {"method": name_of(method), "kappa": f"{kappa:g}", **scores(group)}
+    for _, group in runs.groupby(["method", "kappa"], sort=False):
+        row = {"method": name_of(group.method.iloc[0]), "kappa": f"{group.kappa.iloc[0]:g}", **scores(group)}
         for value in eps:
             row[f"cert. at {eps_text(value)}"] = spread([_certified_at(value, shares) for shares in group.cert_acc])
-        attacked = [result for result in group.get("adv_acc", []) if isinstance(result, dict)]
+        held = group.adv_acc if "adv_acc" in group else ()
+        attacked = [result for result in held if isinstance(result, dict)]
         for value in eps:
             if len(attacked) == len(group) and all(str(value) in result for result in attacked):
                 row[f"PGD at {eps_text(value)}"] = spread([result[str(value)] for result in attacked])
@@ -133,7 +134,7 @@ def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame
 
 def scores(group: pd.DataFrame) -> dict[str, int | str]:
     """How many seeds, and their Acc, ACR and ART, of the runs of one row."""
-    return {"seeds": len(group)} | {shown: spread(group[name]) for name, shown in SCORES.items()}
+    return {"seeds": len(group)} | {shown: spread(group.loc[:, name]) for name, shown in SCORES.items()}
 
 
 def epoch_seconds(group: pd.DataFrame) -> str:
@@ -141,7 +142,7 @@ def epoch_seconds(group: pd.DataFrame) -> str:
     return f"{(group.seconds / group.epochs).median():.1f}"
 
 
-def spread(shares: Sequence[float]) -> str:
+def spread(shares: Iterable[float]) -> str:
     """Fractions as "mean ± standard deviation" in percent."""
     values = 100 * pd.Series(list(shares), dtype=float)
     return f"{values.mean():.2f} ± {values.std():.2f}" if len(values) > 1 else f"{values.iloc[0]:.2f}"

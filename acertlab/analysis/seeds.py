@@ -30,9 +30,11 @@ def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
         ValueError: Runs that would be averaged differ in more than their seed, or a seed occurs twice.
     """
     _check_seeds(runs)
-    scores = runs.groupby(SETTING)[["acc", "acr", "art"]]
-    table = scores.mean().join(scores.std().fillna(0.0).add_suffix("_std")).join(scores.size().rename("seeds"))
-    table = table.reset_index()
+    scores = ("acc", "acr", "art")
+    means = {name: (name, "mean") for name in scores}
+    deviations = {f"{name}_std": (name, "std") for name in scores}
+    table = runs.groupby(SETTING, as_index=False).agg(**means, **deviations, seeds=("seed", "size"))
+    table = table.fillna(dict.fromkeys(deviations, 0.0))
     place = table.method.map({method: i for i, method in enumerate(METHODS)}).fillna(len(METHODS))
     by = ["dataset", "eps_max", "place", "method", "kappa"]
     return table.assign(place=place).sort_values(by, ignore_index=True).drop(columns="place")
@@ -40,13 +42,17 @@ def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _check_seeds(runs: pd.DataFrame) -> None:
     for column in (name for name in (*TRAINING, *MEASURED) if name in runs):
-        values = runs[column].astype(str).groupby([runs[key] for key in SETTING]).nunique()
-        if (values > 1).any():
-            which = ", ".join(f"{key} = {value}" for key, value in zip(SETTING, values.idxmax(), strict=True))
+        kinds = runs.assign(**{column: runs[column].astype(str)}).drop_duplicates([*SETTING, column])
+        if (several := kinds.duplicated(SETTING)).any():
+            which = _named(kinds.loc[several].iloc[0], SETTING)
             raise ValueError(f"runs: those with {which} differ in {column}, so that they are not seeds of one setting")
     if (twice := runs.duplicated([*SETTING, "seed"])).any():
-        which = ", ".join(f"{key} = {runs[twice].iloc[0][key]}" for key in [*SETTING, "seed"])
+        which = _named(runs.loc[twice].iloc[0], [*SETTING, "seed"])
         raise ValueError(f"runs: there are two with {which}; keep one")
+
+
+def _named(run: pd.Series, columns: list[str]) -> str:
+    return ", ".join(f"{column} = {run[column]}" for column in columns)
 
 
 def check_comparable(runs: pd.DataFrame, *columns: str) -> None:
@@ -69,8 +75,9 @@ def tuned_kappa(runs: pd.DataFrame, score: str, common_seeds: bool) -> float:
     """
     if common_seeds:
         common = set.intersection(*(set(seeds) for _, seeds in runs.groupby("kappa").seed))
-        runs = runs[runs.seed.isin(common)] if common else runs
-    return float(runs.groupby("kappa")[score].mean().idxmax())
+        runs = runs.loc[runs.seed.isin(common)] if common else runs
+    means = runs.groupby("kappa", as_index=False).agg(score=(score, "mean"))
+    return float(means.kappa[means.score.argmax()])
 
 
 def validation_art(runs: pd.DataFrame) -> np.ndarray:

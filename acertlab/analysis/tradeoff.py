@@ -149,10 +149,10 @@ def select_runs(runs: pd.DataFrame, dataset: str = "", trained_eps_max: float = 
     """
     there = runs.dataset.value_counts().sort_index()
     dataset = dataset or str(there.idxmax() if len(there) else "")
-    chosen = runs[runs.dataset == dataset]
+    chosen = runs.loc[runs.dataset == dataset]
     found = ", ".join(f"{eps:.6g}" for eps in sorted(chosen.eps_max.unique()))
     if trained_eps_max:
-        chosen = chosen[np.isclose(chosen.eps_max, trained_eps_max)]
+        chosen = chosen.loc[np.isclose(chosen.eps_max, trained_eps_max)]
     if chosen.empty:
         wanted = f" trained for eps_max = {trained_eps_max:g}; there is {found}" if found else ""
         raise ValueError(
@@ -179,7 +179,7 @@ def pool_seeds(runs: pd.DataFrame, radii: Mapping[str, np.ndarray]) -> Tradeoff:
     table = mean_over_seeds(runs)  # checks what may be pooled
     points = []
     for method, kappa in zip(table.method, table.kappa, strict=True):
-        seeds = runs[(runs.method == method) & (runs.kappa == kappa)].sort_values("seed")
+        seeds = runs.loc[(runs.method == method) & (runs.kappa == kappa)].sort_values("seed")
         paths, acc = tuple(seeds.path), seeds.acc.to_numpy(float)
         ordered = tuple(np.sort(np.asarray(radii[path], dtype=float)) for path in paths)
         sums = tuple(np.concatenate([[0.0], np.cumsum(of_run)]) for of_run in ordered)

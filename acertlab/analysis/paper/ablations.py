@@ -142,8 +142,10 @@ def passes(runs: Sequence[Run]) -> float:
 
 def shown(table: pd.DataFrame) -> Styler:
     """A table of this module as the notebook shows it: two decimals, ours and the paper's under a line each."""
-    sides = [{"selector": "th.col_heading.level0", "props": "text-align: center; border-bottom: 1px solid #8C8C8C"}]
-    return table.style.format(precision=2, na_rep="").format_index("{:g}", level=1).set_table_styles(sides)
+    line = "text-align: center; border-bottom: 1px solid #8C8C8C"
+    styled = table.style.set_table_styles([{"selector": "th.col_heading.level0", "props": line}])
+    styled.format(precision=2, na_rep="").format_index("{:g}", level=1)
+    return styled
 
 
 @torch.no_grad()
@@ -191,7 +193,8 @@ def ramp_sentence(table: pd.DataFrame) -> str:
     said = []
     for side, where in (("ours", "Here"), ("paper", "In the paper")):
         change, art = table[side, "ΔART"], table[side, "ART"]
-        loser, leader = (f"{method} at kappa {kappa:g}" for method, kappa in (change.idxmax(), art.idxmax()))
+        best = table.index[[change.argmax(), art.argmax()]]
+        loser, leader = (f"{method} at kappa {kappa:g}" for method, kappa in best)
         said.append(
             f"{where} training without the ramp changes ART by {change.min():+.2f} to {change.max():+.2f} points; the "
             f"least is lost by {loser}, the highest ART without it has {leader} ({art.max():.2f} %)."

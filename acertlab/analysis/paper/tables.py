@@ -26,7 +26,7 @@ from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.parameters import config_from_parameters
 from acertlab.training.presets import LIKE, PAPER
 
-SCORES = ("Acc", "ACR", "ART")
+SCORES: tuple[str, ...] = ("Acc", "ACR", "ART")
 STEP, RUNTIME = "step / FastIBP's", "runtime / FastIBP's"  # what Table 6's ratios are called
 CHECKPOINT = "the paper certified a network that the method's authors had trained; this one is trained anew"
 
@@ -179,8 +179,9 @@ def as_table(found: Sequence[Row]) -> Styler:
     """Rows as a notebook shows them, the tuned ones with a †, without the columns that none of them has."""
     shown = [asdict(row) | {"table": _number(row), "eps_max": printed_eps(row.eps_max)} for row in found]
     table = pd.DataFrame(shown).drop(columns="tuned").replace("", None).dropna(axis="columns", how="all")
-    plain = table.style.format(lambda value: f"{value:g}" if isinstance(value, float) else value, na_rep="")
-    return plain.hide(axis="index")
+    plain = table.style.hide(axis="index")
+    plain.format(lambda value: f"{value:g}" if isinstance(value, float) else value, na_rep="")
+    return plain
 
 
 def _rows_of(dataset: str, method: str, variant: str) -> list[Row]:
