@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from acertlab._text import seconds_text
-from acertlab.bounds.checks import full_precision
 from acertlab.data.datasets import ImageData, augment, load_dataset, to_float
 from acertlab.data.run import Run
 from acertlab.training.config import TrainConfig
+from acertlab.training.loop.session import session
 from acertlab.training.loop.state import State, initial_state
-from acertlab.training.loop.step import memory_kept, normalisation, train_step
+from acertlab.training.loop.step import normalisation, train_step
 from acertlab.training.loop.train import evaluate
 from acertlab.training.parameters import config_of
 from acertlab.training.presets import preset
@@ -75,8 +75,7 @@ def estimate(config: TrainConfig, data: ImageData, count: int = COUNT) -> Durati
     """
     device, n = config.torch_device(), len(data.train_x)
     steps = math.ceil(n / config.batch_size)
-    devices = [device] if device.type == "cuda" else []
-    with memory_kept(), torch.random.fork_rng(devices), full_precision(device):
+    with session(device):
         state = initial_state(replace(config, scheduler="step", milestones=()), data, device, steps)
         batch = _Batch(data, torch.arange(min(n, config.batch_size)), device)
         state.model.train()
@@ -115,32 +114,48 @@ def step_seconds(
     with one thread on a CPU it is processor time, so that other processes count little.
 
     Args:
-        trained: by name, by what they are trained on and the network; all of one dataset and batch size.
+        trained: by name, by what they are trained on and the network; all of one dataset. Each takes batches of its
+            own size, on its own device.
         data: on whose training images.
         count: steps measured.
     """
-    ready = {}
-    for name, (config, model) in trained.items():
-        config = replace(config, scheduler="step", milestones=(), lr=1e-9, radius_history=False)
-        device = config.torch_device()
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            state = initial_state(config, data, device, 1)
-        state.model.load_state_dict(model.state_dict())
-        state.model.train()
-        ready[name] = (state, config)
-    size = min(config.batch_size, len(data.train_x))
-    chunks = torch.arange(len(data.train_x) // size * size).split(size)
+    contenders = {name: _Contender.of(*pair, data) for name, pair in trained.items()}
+    devices = {contender.device for contender in contenders.values()}
     spent: dict[Name, list[float]] = {name: [] for name in trained}
-    names, one_thread = list(trained), device.type == "cpu" and torch.get_num_threads() == 1
+    names, one_thread = list(trained), torch.get_num_threads() == 1 and {d.type for d in devices} == {"cpu"}
     clock = time.process_time if one_thread else time.perf_counter
-    with memory_kept(), full_precision(device):
+    with session(*devices):
         for i in range(-WARM, count):
-            batch = _Batch(data, chunks[i % len(chunks)], device)
             for name in names[i % len(names) :] + names[: i % len(names)]:
-                seconds = _seconds(partial(batch.step, *ready[name], config.train_eps), device, clock)
+                seconds = contenders[name].seconds(i, clock)
                 if i >= 0:
                     spent[name].append(seconds)
     return {name: statistics.median(seconds) for name, seconds in spent.items()}
+
+
+@dataclass
+class _Contender:
+    """A trained network, and steps on it that leave its weights as they are."""
+
+    config: TrainConfig
+    device: torch.device
+    state: State
+    data: ImageData
+    chunks: tuple[Tensor, ...]  # which images each batch is made of
+
+    @classmethod
+    def of(cls, config: TrainConfig, model: nn.Module, data: ImageData) -> "_Contender":
+        config = replace(config, scheduler="step", milestones=(), lr=1e-9, radius_history=False)
+        device, size = config.torch_device(), min(config.batch_size, len(data.train_x))
+        with session(device):
+            state = initial_state(config, data, device, 1)
+        state.model.load_state_dict(model.state_dict())
+        state.model.train()
+        return cls(config, device, state, data, torch.arange(len(data.train_x) // size * size).split(size))
+
+    def seconds(self, i: int, clock: Callable[[], float]) -> float:
+        batch = _Batch(self.data, self.chunks[i % len(self.chunks)], self.device)
+        return _seconds(partial(batch.step, self.state, self.config, self.config.train_eps), self.device, clock)
 
 
 @dataclass

@@ -25,7 +25,7 @@ from acertlab.data.run import runs_folder
 from acertlab.models.architectures import MODELS
 from acertlab.radius.certified import certified_radius
 from acertlab.radius.rootfind.solvers import SOLVERS
-from acertlab.training.loop.step import memory_kept
+from acertlab.training.loop.session import memory_kept
 from acertlab.training.loop.train import train
 from acertlab.training.parameters import default_run_dir
 from acertlab.training.presets import preset

@@ -262,7 +262,7 @@ Steps = list[tuple[Tensor, Tensor, Tensor]]  # pixels, labels, and which samples
 
 
 def training_step(case: Case, steps: int, eps_max: float, seconds: float) -> list[Figure]:
-    """A step of each method over one of FastIBP's, after the ramp: `acertlab.train.train_step` on the same batches.
+    """A step of each method over one of FastIBP's, after the ramp: `train_step` on the same batches.
 
     Each is timed from the trained network, after untimed steps on the same batches of the network as it was an epoch
     ago: what a method remembers of a sample is as old as it is in training. The learning rate is so small that the
@@ -338,7 +338,7 @@ def _through_lirpa(state: State, config: TrainConfig, batches: Steps) -> tuple[S
 def _lirpa_elsewhere(case: Case, steps: int, eps_max: float) -> tuple[BaseProcess, Callable[[], float]]:
     """The same steps in a new process, whose allocator is as the C library has it; and what has it run them once.
 
-    A loop of one's own through auto_LiRPA does without `acertlab.allocator.memory_kept`, from which every contender in
+    A loop of one's own through auto_LiRPA does without `memory_kept`, from which every contender in
     this process gains.
     """
     context = multiprocessing.get_context("spawn")

@@ -149,7 +149,7 @@ def test_failing_cells_disturb_nobody_and_a_second_sweep_is_refused(tmp_path: Pa
     }
     assert table.reason["assertion"] == "AssertionError: this number is too small"
     assert "the kernel died" in table.reason["dies"] and "3 attempts" in table.reason["dies"]
-    assert "stopped being finite" in table.reason["nan"] and table.reason["nan"].startswith("NotFinite")
+    assert "stopped being finite" in table.reason["nan"] and table.reason["nan"].startswith("NonFiniteLossError")
     assert "without writing result.json" in table.reason["no result"]
     attempts = {name: len((Path(table.path[name]) / "attempts").read_text()) for name in what}
     assert attempts == {"assertion": 1, "dies": 3, "dies once": 2, "nan": 1, "no result": 1, "sleep": 1}

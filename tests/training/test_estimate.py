@@ -9,6 +9,9 @@ import acertlab as al
 from acertlab.__main__ import main
 from acertlab.training import estimate
 from acertlab.training.loop import step
+from acertlab.training.loop.state import initial_state
+
+CONFIG = replace(al.preset("digits", "standard", budget="fast"), model="mlp", width=4, device="cpu")
 
 
 def test_a_duration_adds_up():
@@ -33,6 +36,29 @@ def test_an_estimate_leaves_no_trace_and_takes_a_few_steps(method, monkeypatch):
     assert 0 < taken[each] < config.eps_max
     assert found.steps == 4 and found.epochs == {"clean": 1, "ramp": 10, "after": 9}
     assert min(found.step.values()) > 0 and found.validation > 0 and found.test > 0
+
+
+def test_each_contender_takes_its_own_steps(monkeypatch):
+    """At its own eps, on batches of its own size; not at those of whoever is last."""
+    data = al.load_dataset("digits").first(100)
+    contenders = {
+        "half": replace(CONFIG, train_eps_factor=0.5, batch_size=16),
+        "whole": CONFIG,
+        "small": replace(CONFIG, eps_max=0.1, batch_size=25),
+    }
+    model = initial_state(CONFIG, data, torch.device("cpu"), steps=1).model
+    taken = {name: set() for name in contenders}
+    names = {(c.train_eps_factor, c.eps_max, c.batch_size): name for name, c in contenders.items()}
+    original = estimate.train_step
+
+    def watched(state, config, x, y, index, eps, std):
+        taken[names[config.train_eps_factor, config.eps_max, config.batch_size]].add((len(x), len(index), eps))
+        return original(state, config, x, y, index, eps, std)
+
+    monkeypatch.setattr(estimate, "train_step", watched)
+    seconds = estimate.step_seconds({name: (config, model) for name, config in contenders.items()}, data, count=3)
+    assert seconds.keys() == contenders.keys() and min(seconds.values()) > 0
+    assert taken == {"half": {(16, 16, 0.1)}, "whole": {(64, 64, 0.2)}, "small": {(25, 25, 0.1)}}
 
 
 def test_the_command_tells_step_epoch_and_memory(capsys):

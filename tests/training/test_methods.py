@@ -152,8 +152,8 @@ def test_standard_is_cross_entropy(build):
     model, x, y = setup(build)
     loss, logged = Standard()(Step(x, y, model(x), None, 0.1))
     assert_same(model, loss, F.cross_entropy(model(x), y))
-    assert not logged["radii"].radius.any()
-    assert not logged["clean"].requires_grad
+    assert not logged.radii.radius.any()
+    assert not logged.clean.requires_grad
 
 
 @both
@@ -164,8 +164,8 @@ def test_ibp(build, merged, kappa):
     loss, logged = IBP(kappa=kappa, merged=merged)(step_of(model, x, y, 0.03))
     margins, _, _ = reference(model, x, y, torch.full_like(x[:, 0, 0, 0], 0.03), merged)
     assert_same(model, loss, kappa * F.cross_entropy(model(x), y) + (1 - kappa) * F.cross_entropy(margins, y))
-    assert (logged["radii"].radius == 0.03).all()
-    assert torch.allclose(logged["robust"], F.cross_entropy(margins, y))
+    assert (logged.radii.radius == 0.03).all()
+    assert torch.allclose(logged.robust, F.cross_entropy(margins, y))
 
 
 @both
@@ -179,9 +179,9 @@ def test_fast_ibp_regularises_until_the_ramp_ends(build, eps):
     weight = 0.5 * (1 - eps / 0.2)
     regulariser = reference_regulariser(relus, d0) if weight > 0 else torch.zeros((), dtype=torch.float64)
     assert_same(model, loss, 0.2 * clean + 0.8 * robust + weight * regulariser)
-    assert torch.allclose(logged["regulariser"], weight * regulariser)
+    assert torch.allclose(logged.regulariser, weight * regulariser)
     if eps < 0.2:
-        assert logged["regulariser"] > 0
+        assert logged.regulariser > 0
 
 
 @both
@@ -190,7 +190,7 @@ def test_acert_fast_gives_misclassified_samples_the_clean_loss(build):
     loss, logged = ACERTFast(eps_max=0.05)(step_of(model, x, y, 0.05))
     radii = torch.where(model(x).argmax(1) == y, torch.full_like(x[:, 0, 0, 0], 0.05), 0.0)
     assert (radii[:3] == 0).all()
-    assert torch.equal(logged["radii"].radius, radii)
+    assert torch.equal(logged.radii.radius, radii)
     margins, _, _ = reference(model, x, y, radii, True)
     assert_same(model, loss, F.cross_entropy(margins, y))
     at_zero = F.cross_entropy(margins, y, reduction="none")[:3]
@@ -211,7 +211,7 @@ def test_acert_bounds_each_sample_at_its_own_radius(build, kappa, merged, solver
     eps = 0.05
     objective = ACERT(kappa=kappa, merged=merged, eps_max=eps, solver=solver, root_iterations=60)
     loss, logged = objective(step_of(model, x, y, eps))
-    radii = logged["radii"].radius
+    radii = logged.radii.radius
     assert (radii[:3] == 0).all()
     assert ((radii[3:] > 0) & (radii[3:] <= eps)).all()
     inside = (radii > 0) & (radii < eps)
@@ -233,7 +233,7 @@ def test_acert_bounds_each_sample_at_its_own_radius(build, kappa, merged, solver
 def test_acert_regularises_at_its_own_radii():
     model, x, y = setup(cnn)
     loss, logged = ACERT(eps_max=0.4, lambda0=0.5)(step_of(model, x, y, 0.05))
-    margins, relus, d0 = reference(model, x, y, logged["radii"].radius.clamp(min=1e-6), True)
+    margins, relus, d0 = reference(model, x, y, logged.radii.radius.clamp(min=1e-6), True)
     assert_same(model, loss, F.cross_entropy(margins, y) + 0.5 * (1 - 0.05 / 0.4) * reference_regulariser(relus, d0))
 
 
@@ -243,7 +243,7 @@ def test_at_eps_zero_the_robust_term_is_the_clean_loss(method):
     objective = TrainConfig(method=method, kappa=0.3, lambda0=0.0).objective()
     loss, logged = objective(step_of(model, x, y, 0.0))
     assert_same(model, loss, F.cross_entropy(model(x), y))
-    assert not logged["radii"].radius.any()
+    assert not logged.radii.radius.any()
 
 
 # ---- successors
@@ -301,7 +301,7 @@ def test_sabr_bounds_a_small_box_around_the_attack(build, eps):
     weight = 0.5 * (1 - eps / 0.1)
     expected = 0.2 * F.cross_entropy(model(x), y) + 0.8 * F.cross_entropy(margins, y)
     assert_same(model, loss, expected + weight * reference_regulariser(relus, d0))
-    assert (logged["radii"].radius == eps).all()
+    assert (logged.radii.radius == eps).all()
 
 
 @both
@@ -321,7 +321,7 @@ def test_expressive_losses_mix_bounds_and_attack(build, kind, merged):
         ExpIBP: torch.exp(a * ibp.log() + (1 - a) * adversarial.log()),
     }[kind]
     assert_same(model, loss, kappa * F.cross_entropy(model(x), y) + (1 - kappa) * robust)
-    assert torch.allclose(logged["robust"], robust)
+    assert torch.allclose(logged.robust, robust)
 
 
 def test_the_ends_of_the_expressive_losses():
@@ -344,7 +344,7 @@ def test_acert_sabr_finds_the_root_of_the_small_box(merged, solver):
     eps, share = 0.1, 0.4
     objective = ACERTSABR(eps_max=eps, small_box=share, merged=merged, solver=solver, root_iterations=60)
     loss, logged, x_adv = loss_and_attack(objective, model, x, y, eps)
-    radii = logged["radii"].radius
+    radii = logged.radii.radius
 
     def margins_at(radii):
         reach = ((1 - share) * radii).view(-1, 1, 1, 1)
@@ -362,7 +362,7 @@ def test_acert_sabr_finds_the_root_of_the_small_box(merged, solver):
     assert (worst(radii)[radii == eps] < 0).all()
     _, whole = ACERT(eps_max=eps, merged=merged, solver=solver, root_iterations=60)(step_of(model, x, y, eps))
     spread = 2 * BRACKET * eps if solver == "log-secant" else 1e-5
-    assert (radii >= whole["radii"].radius - spread).all()  # a small box lies in the whole ball
+    assert (radii >= whole.radii.radius - spread).all()  # a small box lies in the whole ball
     assert_same(model, loss, F.cross_entropy(margins_at(radii), y))
 
 
@@ -371,7 +371,7 @@ def test_acert_mtl_ibp_is_acert_and_the_attack():
     objective = ACERTMTLIBP(eps_max=0.05, alpha=0.6, root_iterations=60)
     loss, logged, x_adv = loss_and_attack(objective, model, x, y, 0.05)
     acert, searched = ACERT(eps_max=0.05, root_iterations=60)(step_of(model, x, y, 0.05))
-    assert torch.allclose(logged["radii"].radius, searched["radii"].radius)
+    assert torch.allclose(logged.radii.radius, searched.radii.radius)
     attacked, _, _ = reference(model, x, y, torch.zeros_like(x[:, 0, 0, 0]), True, x_adv)
     assert_same(model, loss, 0.6 * acert + 0.4 * F.cross_entropy(attacked, y))
 

@@ -23,7 +23,7 @@ from acertlab.training.loop.state import State, initial_state
 from acertlab.training.loop.step import train_step
 from acertlab.training.methods import acert
 from acertlab.training.methods.catalogue import METHODS
-from acertlab.training.methods.sample_radii import Estimates, approximate_radius
+from acertlab.training.methods.sample_radii import RadiusEstimates, approximate_radius
 from acertlab.training.presets import preset
 from tests.helpers.networks import Trained
 
@@ -66,7 +66,7 @@ def state_of(device: str, method: str = "acert", **changes) -> tuple[State, obje
         state.model.to(device)
         state.optimizer = torch.optim.Adam(state.model.parameters(), lr=config.lr)
         state.scheduler = torch.optim.lr_scheduler.LambdaLR(state.optimizer, lambda t: 1.0)
-        state.radii = state.radii and Estimates._make(row.to(device) for row in state.radii)
+        state.radii = state.radii and RadiusEstimates._make(row.to(device) for row in state.radii)
     state.model.train()
     x, y = data.to_float(images.train_x[:BATCH]), images.train_y[:BATCH]
     batch = (x, y, torch.arange(BATCH), 0.1, torch.ones(1, 1, 1, 1))
@@ -85,7 +85,7 @@ def test_no_operation_of_a_training_step_waits(
         with NoSync():
             loss, norm, _, logged = train_step(state, config, *batch)
         assert loss.isfinite() and norm > 0
-    radii = logged["radii"].radius
+    radii = logged.radii.radius
     assert ((radii >= 0) & (radii <= 0.1 + 1e-6)).all() and ((radii > 0).any() or method == "standard")
     assert state.radii is None or torch.equal(state.radii.radius[:BATCH], radii)
 
@@ -100,7 +100,7 @@ def test_a_training_step_runs_where_there_is_nothing_to_wait_for(history: bool) 
     """On the meta device no value exists: whatever branched on one would raise."""
     state, config, batch = state_of("meta", radius_history=history)
     loss, _, logits, logged = train_step(state, config, *batch)
-    assert loss.is_meta and logits.shape == (BATCH, 10) and logged["radii"].radius.shape == (BATCH,)
+    assert loss.is_meta and logits.shape == (BATCH, 10) and logged.radii.radius.shape == (BATCH,)
     with pytest.raises(RuntimeError):
         loss.item()
 

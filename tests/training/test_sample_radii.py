@@ -16,7 +16,7 @@ from acertlab.radius.rootfind.log_secant import SLACK
 from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.radius.search import CLOSE, POINTS, MarginGrowth, margin_function
 from acertlab.training.methods.acert import BRACKET, HALVE_AFTER, HISTORY_BRACKET, HISTORY_HALVE_AFTER
-from acertlab.training.methods.sample_radii import Estimates, approximate_radius
+from acertlab.training.methods.sample_radii import RadiusEstimates, approximate_radius
 from tests.helpers.networks import Trained
 from tests.helpers.problems import SHAPES, solvers_view
 
@@ -91,7 +91,7 @@ def test_the_factor_leads_back_to_the_radius(batch: tuple, growth: MarginGrowth)
 
 def test_a_wrong_history_costs_passes_and_nothing_else(batch: tuple, growth: MarginGrowth) -> None:
     (margin, args, clean, cap), exact = batch
-    none = Estimates.given(torch.zeros_like(exact))
+    none = RadiusEstimates.fixed(torch.zeros_like(exact))
     for factor in (1e-9, 1e-2, 1e2, 1e9, math.nan):
         history = none._replace(factor=torch.full_like(exact, factor))
         found = approximate_radius(margin, args, clean, cap, xtol=2e-3 * cap, growth=growth, history=history)
@@ -100,7 +100,7 @@ def test_a_wrong_history_costs_passes_and_nothing_else(batch: tuple, growth: Mar
 
 def test_what_is_misclassified_now_keeps_its_history(batch: tuple, growth: MarginGrowth) -> None:
     (margin, args, clean, cap), _ = batch
-    known = Estimates.given(torch.full_like(clean, 0.1))._replace(factor=torch.rand_like(clean) + 1)
+    known = RadiusEstimates.fixed(torch.full_like(clean, 0.1))._replace(factor=torch.rand_like(clean) + 1)
     for compact in (True, False):
         found = approximate_radius(margin, args, clean, cap, xtol=0.01, compact=compact, growth=growth, history=known)
         wrong = clean >= 0
@@ -122,7 +122,7 @@ def test_no_shape_takes_many_more_passes_than_bisection(name: str, tolerance: fl
 
     for exponent, factor in ((None, 1.0), (1.0, 1.0), (0.2, 30.0), (5.0, 0.03), (1.0, 1e-6)):
         growth = None if exponent is None else power(exponent, CAP, top)
-        history = Estimates.given(levels)._replace(factor=torch.full_like(levels, factor))
+        history = RadiusEstimates.fixed(levels)._replace(factor=torch.full_like(levels, factor))
         settings = {"xtol": tolerance * CAP, "rtol": 0.0, "maxiter": 100, "compact": compact}
         found = approximate_radius(f, (levels,), -levels, CAP, **settings, growth=growth, history=history)
         assert found.calls.max() <= math.ceil(math.log2(1 / tolerance) + SLACK) + 1
@@ -157,7 +157,7 @@ def test_no_estimate_is_believed_without_a_bracket(f: Callable, exponent: float 
     growth, history = None, None
     if exponent is not None:  # the search begins a little off
         growth = MarginGrowth._make(t.float() for t in power(exponent, cap, 5.0))
-        history = Estimates.given(root)._replace(factor=5.0 * (0.99 * root / cap) ** exponent / -clean)
+        history = RadiusEstimates.fixed(root)._replace(factor=5.0 * (0.99 * root / cap) ** exponent / -clean)
     seen: list[Tensor] = []
 
     def margin(eps: Tensor, root: Tensor) -> Tensor:
@@ -250,8 +250,8 @@ def test_with_enough_iterations_they_are_the_certified_ones(digits_net: Trained,
 
 
 def test_the_history_keeps_to_its_samples() -> None:
-    kept, index = Estimates.given(torch.zeros(6)), torch.tensor([4, 1])
-    new = Estimates(torch.tensor([0.3, 0.1]), torch.tensor([0.5, 0.25]), torch.tensor([2, 3]))
+    kept, index = RadiusEstimates.fixed(torch.zeros(6)), torch.tensor([4, 1])
+    new = RadiusEstimates(torch.tensor([0.3, 0.1]), torch.tensor([0.5, 0.25]), torch.tensor([2, 3]))
     kept.update_(index, new)
     assert all(torch.equal(a, b) for a, b in zip(kept.of(index), new, strict=True))
     assert kept.radius.tolist() == pytest.approx([0, 0.1, 0, 0, 0.3, 0])

@@ -26,7 +26,7 @@ from acertlab.radius.search import RadiusStatus
 from acertlab.training.config import BUDGETS, TrainConfig
 from acertlab.training.loop import step
 from acertlab.training.loop import train as loop
-from acertlab.training.loop.diagnostics import NotFinite
+from acertlab.training.loop.diagnostics import NonFiniteLossError
 from acertlab.training.loop.train import evaluate, train
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.parameters import PARAMETERS, check_parameters, config_from_parameters, default_run_dir
@@ -527,7 +527,7 @@ def test_the_layer_in_which_a_loss_overflows_is_named(few, tmp_path, monkeypatch
     monkeypatch.setattr(loop, "initial_state", spoiled)
     images = few if spoil else replace(few, train_x=few.train_x * 0)
     config = replace(SMALL, method="ibp", clean_epochs=0, ramp_epochs=0, epochs=1)
-    with pytest.raises(NotFinite, match=sentence):
+    with pytest.raises(NonFiniteLossError, match=sentence):
         train(config, images, tmp_path, progress=False)
 
 

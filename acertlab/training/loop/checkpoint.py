@@ -21,14 +21,14 @@ from torch import Tensor
 
 from acertlab.data.files import write_json, write_weights
 from acertlab.training.loop.state import State
-from acertlab.training.methods.sample_radii import Estimates
+from acertlab.training.methods.sample_radii import RadiusEstimates
 
 KEEP = 2  # the last, and the one before in case the last is damaged
 STATE = ("state.safetensors", "state.json")
 log = logging.getLogger(__name__)
 
 
-def save_checkpoint(state: "State", root: Path, owner: str) -> None:
+def save_checkpoint(state: State, root: Path, owner: str) -> None:
     """Writes what training changes; ``owner`` names the run to which it belongs.
 
     Raises:
@@ -58,7 +58,7 @@ def save_checkpoint(state: "State", root: Path, owner: str) -> None:
             shutil.rmtree(folder)
 
 
-def restore(state: "State", root: Path, owner: str) -> None:
+def restore(state: State, root: Path, owner: str) -> None:
     """Takes up the newest checkpoint that is whole and belongs to this run; says which ones are not, and why."""
     for folder in sorted(root.glob("epoch-*"), reverse=True):
         try:
@@ -78,14 +78,14 @@ def restore(state: "State", root: Path, owner: str) -> None:
         state.best_weights, state.best_epoch = parts.get("best"), plain["best_epoch"]
         if state.radii and parts["radii"].keys() == set(state.radii._fields):  # else another version's: costs passes
             device = state.radii.radius.device
-            state.radii = Estimates(*(parts["radii"][name].to(device) for name in state.radii._fields))
+            state.radii = RadiusEstimates(*(parts["radii"][name].to(device) for name in state.radii._fields))
         state.optimizer.load_state_dict({"state": moments, "param_groups": plain["param_groups"]})
         state.scheduler.load_state_dict(plain["scheduler"])
         state.history = plain["history"]
         return
 
 
-def _read(state: "State", folder: Path, owner: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(state: State, folder: Path, owner: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a checkpoint holds, after all that could be wrong with it was looked at; ValueError and its like name it."""
     sums = json.loads((folder / "sha256.json").read_text())
     for name in STATE:

@@ -10,9 +10,10 @@ from acertlab.bounds.box import Box, ball
 from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.loop.state import State
+from acertlab.training.methods.ibp import IBP
 
 
-class NotFinite(FloatingPointError):
+class NonFiniteLossError(FloatingPointError):
     """A loss or a gradient that is infinite or NaN; at eps_{max,t} = ``eps`` (pixel units)."""
 
     def __init__(self, message: str, eps: float) -> None:
@@ -20,11 +21,11 @@ class NotFinite(FloatingPointError):
         self.eps = eps
 
 
-class _Found(Exception):
+class _LocatedError(Exception):
     """The layer, as a sentence."""
 
 
-def find_layer(state: "State", error: NotFinite, train_again: Callable[[], object]) -> str:
+def find_layer(state: State, error: NonFiniteLossError, train_again: Callable[[], object]) -> str:
     """A sentence that names the layer in which ``error`` began.
 
     Args:
@@ -39,11 +40,11 @@ def find_layer(state: "State", error: NotFinite, train_again: Callable[[], objec
         if all(p.grad is None or p.grad.isfinite().all() for _, p in parameters):
             return
         if name := _first_in_the_clean_pass(state.model, latest["x"]):
-            raise _Found(f"It began in layer {name}: its output is not finite")
-        if state.objective.bounds and (name := _first_bounds(state, latest["x"], error.eps)):
-            raise _Found(f"It began in layer {name}: its bounds at eps_t are not finite")
+            raise _LocatedError(f"It began in layer {name}: its output is not finite")
+        if name := _first_bounds(state, latest["x"], error.eps):
+            raise _LocatedError(f"It began in layer {name}: its bounds at eps_t are not finite")
         bad = [name for name, p in parameters if p.grad is not None and not p.grad.isfinite().all()]
-        raise _Found(f"It began on the way back, in the gradient of {bad[-1]}")
+        raise _LocatedError(f"It began on the way back, in the gradient of {bad[-1]}")
 
     def keep(_: object, args: tuple[Tensor, ...]) -> None:
         latest["x"] = args[0].detach()
@@ -51,9 +52,9 @@ def find_layer(state: "State", error: NotFinite, train_again: Callable[[], objec
     with state.optimizer.register_step_pre_hook(look), state.model.register_forward_pre_hook(keep):
         try:
             train_again()
-        except _Found as found:
+        except _LocatedError as found:
             return str(found)
-        except NotFinite:
+        except NonFiniteLossError:
             return "Each gradient was finite: the loss itself, or the norm of all gradients, is too large"
     return "Training that epoch once more from its start, it did not happen again"
 
@@ -75,7 +76,10 @@ def _first_in_the_clean_pass(model: nn.Module, x: Tensor) -> str:
     return found[0] if found else ""
 
 
-def _first_bounds(state: "State", x: Tensor, eps: float) -> str:
+def _first_bounds(state: State, x: Tensor, eps: float) -> str:
+    """The first layer whose bounds are not finite; empty if there is none, or the method bounds nothing."""
+    if not isinstance(state.objective, IBP):
+        return ""
     with torch.no_grad():
         frozen = freeze(state.traced, clean_pass(state.model, x)[1])
         box = ball(x, eps, state.objective.domain)
@@ -88,5 +92,5 @@ def _first_bounds(state: "State", x: Tensor, eps: float) -> str:
 
 def _name(frozen: IntervalNetwork, node: fx.Node) -> str:
     node = frozen.folded.get(node, node)
-    kind = type(frozen.traced.model.get_submodule(node.target)).__name__ if node.op == "call_module" else node.op
+    kind = type(frozen.traced.model.get_submodule(str(node.target))).__name__ if node.op == "call_module" else node.op
     return f"'{node.target}' ({kind})"

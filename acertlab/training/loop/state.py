@@ -1,6 +1,7 @@
 """What training changes, and its state before the first step."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from acertlab.models.initialisation import ibp_init_
 from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.training.config import TrainConfig
 from acertlab.training.methods.base import Standard
-from acertlab.training.methods.sample_radii import Estimates
+from acertlab.training.methods.sample_radii import RadiusEstimates
 
 
 @dataclass
@@ -24,10 +25,10 @@ class State:
     model: nn.Module
     traced: Traced
     objective: Standard
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     scheduler: LRScheduler
-    radii: Estimates | None  # of the training samples, as the last epoch found them; None: not kept
-    history: list[dict[str, float | None]] = field(default_factory=list)
+    radii: RadiusEstimates | None  # of the training samples, as the last epoch found them; None: not kept
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch, as in a run's `history.parquet`
     best_weights: dict[str, Tensor] | None = None  # of the published protocol: those of the best epoch
     best_epoch: int = -1
     warned: bool = False  # of radii that fall back; once is enough
@@ -42,10 +43,9 @@ def initial_state(config: TrainConfig, data: ImageData, device: torch.device, st
         ibp_init_(model)
     model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    kept = (
-        config.radius_history and objective.searches and SOLVERS[config.solver].extrapolates
-    )  # the others take no guess
-    radii = Estimates.given(torch.zeros(len(data.train_x), device=device)) if kept else None
+    takes_guess = SOLVERS[config.solver].extrapolates
+    kept = config.radius_history and objective.searches and takes_guess
+    radii = RadiusEstimates.fixed(torch.zeros(len(data.train_x), device=device)) if kept else None
     traced, rate = trace(model), learning_rate(config, optimizer, steps)
     return State(model, traced, objective, optimizer, rate, radii)
 

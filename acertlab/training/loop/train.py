@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from acertlab._lock import locked
-from acertlab.bounds.checks import full_precision
 from acertlab.data.datasets import ImageData, augment, certified_at, to_float
 from acertlab.data.files import write_json, write_parquet, write_weights
 from acertlab.data.run import (
@@ -39,9 +38,10 @@ from acertlab.radius.metrics import mean_of_batches, summarise
 from acertlab.radius.search import SearchSettings
 from acertlab.training.config import TrainConfig
 from acertlab.training.loop.checkpoint import full_disk_explained, restore, save_checkpoint
-from acertlab.training.loop.diagnostics import NotFinite, find_layer
+from acertlab.training.loop.diagnostics import NonFiniteLossError, find_layer
+from acertlab.training.loop.session import session
 from acertlab.training.loop.state import State, initial_state
-from acertlab.training.loop.step import _sums, memory_kept, normalisation, train_step
+from acertlab.training.loop.step import history_sums, normalisation, train_step
 from acertlab.training.schedules import RAMPS
 
 CHECK_EVERY = 100  # steps between two looks at whether the loss is still finite: each waits for the device
@@ -69,7 +69,7 @@ def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: boo
             another configuration (the message names what differs; nothing is overwritten).
         FileExistsError: ``resume`` is False and ``run_dir`` holds a run.
         LockHeldError: another process trains in ``run_dir``.
-        NotFinite: the loss is no longer finite; the message names epoch, step, learning rate, eps and the layer.
+        NonFiniteLossError: the message names epoch, step, learning rate, eps and the layer.
         OSError: the disk is full; the last checkpoint is whole, and the same call goes on from it.
     """
     _check_data(config, data)
@@ -85,8 +85,7 @@ def _train(config: TrainConfig, data: ImageData, run_dir: Path, device: torch.de
     steps = math.ceil(len(data.train_x) / config.batch_size)
     train_x, train_y = data.train_x.to(device), data.train_y.to(device)
     label = f"{config.method} kappa={config.kappa:g}"
-    devices = [device] if device.type == "cuda" else []
-    with memory_kept(), torch.random.fork_rng(devices), full_precision(device):
+    with session(device):
         state = initial_state(config, data, device, steps)
         restore(state, run_dir / "checkpoint", owner)
         done = len(state.history) * steps
@@ -95,11 +94,11 @@ def _train(config: TrainConfig, data: ImageData, run_dir: Path, device: torch.de
                 started = time.perf_counter()
                 try:
                     row = {"epoch": epoch} | _train_epoch(state, config, data, train_x, train_y, epoch, bar)
-                except NotFinite as error:
+                except NonFiniteLossError as error:
                     state = initial_state(config, data, device, steps)
                     restore(state, run_dir / "checkpoint", owner)
                     again = partial(_train_epoch, state, config, data, train_x, train_y, epoch, bar)
-                    raise NotFinite(f"{error}. {find_layer(state, error, again)}", error.eps) from error
+                    raise NonFiniteLossError(f"{error}. {find_layer(state, error, again)}", error.eps) from error
                 row |= _validate(state.model, config, data)
                 _keep_best(state, config, row["val_art"])
                 state.history.append(row | {"seconds": time.perf_counter() - started})
@@ -137,7 +136,7 @@ def evaluate(
 # ---- one epoch
 def _train_epoch(
     state: State, config: TrainConfig, data: ImageData, train_x: Tensor, train_y: Tensor, epoch: int, bar: tqdm
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     """One pass over the training set. Nothing waits for the device but a look at the loss every `CHECK_EVERY` steps."""
     state.model.train()
     generator = torch.Generator().manual_seed(_mixed_seed(config.seed, epoch))
@@ -148,18 +147,19 @@ def _train_epoch(
     ramp_first, ramp_last = config.clean_epochs * steps, (config.clean_epochs + config.ramp_epochs) * steps
     totals, bounded = torch.zeros(9, device=device), 0
     first_bad = torch.full((), -1, device=device)
+    eps = lr = 0.0
     for i, index in enumerate(batches):
         t = epoch * steps + i
         eps, lr = RAMPS[config.ramp](t, ramp_first, ramp_last, config.train_eps), state.optimizer.param_groups[0]["lr"]
         x, y = augment(to_float(train_x[index]), config.dataset, generator), train_y[index]
         loss, norm, logits, logged = train_step(state, config, x, y, index, eps, std)
         bar.update()
-        totals += _sums(loss, logged, logits, y, eps)
+        totals += history_sums(loss, logged, logits, y, eps)
         bounded += len(y) if eps > 0 else 0
         first_bad = torch.where((first_bad < 0) & ~(loss + norm).isfinite(), t, first_bad)
         if ((i + 1) % CHECK_EVERY == 0 or i + 1 == steps) and (bad := int(first_bad)) >= 0:
             eps = RAMPS[config.ramp](bad, ramp_first, ramp_last, config.train_eps)
-            raise NotFinite(
+            raise NonFiniteLossError(
                 f"the loss or its gradient stopped being finite in epoch {epoch} at step {bad} (learning rate about "
                 f"{lr:.3g}, eps_t {eps:.4g}); a smaller lr, a longer ramp_epochs or a smaller clip may help", eps,
             )  # fmt: skip
@@ -177,7 +177,7 @@ def _mixed_seed(seed: int, epoch: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:7])
 
 
-def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[str, float | None]:
+def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[str, Any]:
     """Scores on the validation part; by the published protocol on the test part, as means of batches."""
     published = config.protocol == "published"
     x, y = (data.test_x, data.test_y) if published else (data.val_x, data.val_y)
@@ -194,7 +194,11 @@ def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[st
 
 def _keep_best(state: State, config: TrainConfig, art: float | None) -> None:
     """By the published protocol the best epoch's weights are the result, not the last's."""
-    if config.protocol == "published" and art >= max((row["val_art"] for row in state.history), default=0.0):
+    if (
+        config.protocol == "published"
+        and art is not None
+        and art >= max((row["val_art"] for row in state.history), default=0.0)
+    ):
         state.best_epoch = len(state.history)
         state.best_weights = {name: value.clone() for name, value in state.model.state_dict().items()}
 

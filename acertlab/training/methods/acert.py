@@ -12,7 +12,7 @@ from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.radius.search import MarginGrowth, margin_function
 from acertlab.training.methods.base import Step
 from acertlab.training.methods.ibp import FastIBP
-from acertlab.training.methods.sample_radii import Estimates, approximate_radius
+from acertlab.training.methods.sample_radii import RadiusEstimates, approximate_radius
 
 BRACKET = 1e-2  # of eps_{max,t}: tolerance of the log secant. Errors: at most that; 2e-3 once in a thousand radii
 HISTORY_BRACKET = 4e-2  # the same, where the last epoch's radii tell where to begin. Mean error: 1e-4 to 5e-4
@@ -25,10 +25,10 @@ HISTORY_HALVE_AFTER = 2  # the same with the history: a tenth to a third
 class ACERTFast(FastIBP):
     """ACERT-fast: ACERT with no root finding; radius = eps_{max,t} if correctly classified, else 0 (Table 6, row 2)."""
 
-    def radii(self, step: Step) -> Estimates:
+    def radii(self, step: Step) -> RadiusEstimates:
         """eps_{max,t} where the clean margin is negative, else 0."""
         margin = clean_margin(step.logits.detach(), step.y)
-        return Estimates.given(torch.where(margin < 0, torch.full_like(margin, step.eps), 0.0))
+        return RadiusEstimates.fixed(torch.where(margin < 0, torch.full_like(margin, step.eps), 0.0))
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,19 @@ class ACERT(FastIBP):
 
     def searched(self, step: Step) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
         """The margin as a function of the radius, and its further arguments."""
-        return margin_function(step.frozen, self.merged, self.domain), (step.x, step.y)
+        return margin_function(step.network, self.merged, self.domain), (step.x, step.y)
 
     def growth(self, step: Step) -> MarginGrowth | None:
         """Where the search begins."""
         if not SOLVERS[self.solver].extrapolates:
             return None
         with torch.no_grad():
-            return MarginGrowth.of(step.frozen, step.x, step.eps, self.merged, self.domain)
+            return MarginGrowth.of(step.network, step.x, step.eps, self.merged, self.domain)
 
-    def radii(self, step: Step) -> Estimates:
+    def radii(self, step: Step) -> RadiusEstimates:
         """Radii in [0, eps_{max,t}] to the training tolerance, which need not be certified."""
         if step.eps == 0:
-            return Estimates.given(step.x.new_zeros(len(step.y)))
+            return RadiusEstimates.fixed(step.x.new_zeros(len(step.y)))
         margin, args = self.searched(step)
         xtol, rtol, halve_after = self.xtol, self.rtol, None
         if SOLVERS[self.solver].extrapolates:

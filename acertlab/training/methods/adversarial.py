@@ -12,10 +12,9 @@ from acertlab.bounds.box import Box, ball
 from acertlab.bounds.margin import worst_margin
 from acertlab.radius.search import MarginGrowth, without_zero
 from acertlab.training.methods.acert import ACERT
-from acertlab.training.methods.base import Step
+from acertlab.training.methods.base import Step, StepLog
 from acertlab.training.methods.ibp import FastIBP
 from acertlab.training.methods.pgd import training_attack
-from acertlab.training.methods.sample_radii import Estimates
 
 SMALLEST = 1e-12  # of a loss that is raised to a power below 1, whose gradient is infinite at 0
 
@@ -35,11 +34,11 @@ class Adversarial(FastIBP):
     attack_step_size: float = 0.5  # relative to eps_{max,t}; falls tenfold after 50, 80 and 90 % of the steps
     amp: bool = False  # attack in bfloat16 on CUDA; bounds never are
 
-    def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor | Estimates]]:
+    def __call__(self, step: Step) -> tuple[Tensor, StepLog]:
         """The loss of one step; see `IBP.__call__`."""
         if step.eps > 0:
             settings = {"steps": self.attack_steps, "step_size": self.attack_step_size, "amp": self.amp}
-            x_adv = training_attack(step.model, step.x, step.y, step.eps, domain=self.domain, **settings)
+            x_adv = training_attack(step.victim, step.x, step.y, step.eps, domain=self.domain, **settings)
             step = replace(step, x_adv=x_adv)
         return super().__call__(step)
 
@@ -77,7 +76,9 @@ class MTLIBP(Adversarial):
 
     def robust(self, step: Step, margins: Tensor) -> Tensor:
         """The mixture of both losses."""
-        return self._mixed(F.cross_entropy(margins, step.y), F.cross_entropy(step.frozen.logits(step.x_adv), step.y))
+        return self._mixed(
+            F.cross_entropy(margins, step.y), F.cross_entropy(step.network.logits(step.attacked), step.y)
+        )
 
     def _mixed(self, ibp: Tensor, adversarial: Tensor) -> Tensor:
         return self.alpha * ibp + (1 - self.alpha) * adversarial
@@ -103,7 +104,7 @@ class CCIBP(MTLIBP):
 
     def robust(self, step: Step, margins: Tensor) -> Tensor:
         """The loss of the mixture of both margins."""
-        logits = step.frozen.logits(step.x_adv)
+        logits = step.network.logits(step.attacked)
         attacked = logits - logits.gather(1, step.y.unsqueeze(1))
         return F.cross_entropy(self.alpha * margins + (1 - self.alpha) * attacked, step.y)
 
@@ -127,10 +128,10 @@ class ACERTSABR(SABR, ACERT):
         """The margin over the small box as a function of r."""
 
         def margin(eps: Tensor, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
-            margins = step.frozen.margins(self._small(eps, x, x_adv), y, merged=self.merged)
+            margins = step.network.margins(self._small(eps, x, x_adv), y, merged=self.merged)
             return without_zero(worst_margin(margins, y))
 
-        return margin, (step.x, step.y, step.x_adv)
+        return margin, (step.x, step.y, step.attacked)
 
 
 @dataclass(frozen=True)

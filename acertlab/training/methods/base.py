@@ -6,13 +6,15 @@ thing of `IBP`: the radius of each sample's box, where the box lies, what bounds
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acertlab.bounds.ibp import IntervalNetwork
-from acertlab.training.methods.sample_radii import Estimates
+from acertlab.training.methods.sample_radii import RadiusEstimates
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,39 @@ class Step:
     frozen: IntervalNetwork | None  # with the step's weights and batch statistics; None if the method needs none
     eps: float  # eps_{max,t}, pixel units
     std: Tensor | float = 1.0  # (1, C, 1, 1) the model's normalisation, for d0 at the normalised input
-    history: Estimates | None = None  # what the last epoch found for these samples
+    history: RadiusEstimates | None = None  # what the last epoch found for these samples
     model: nn.Module | None = None  # the network itself, for methods that attack it
     x_adv: Tensor | None = None  # (B, C, H, W) what the attack at eps_{max,t} found
+
+    @property
+    def network(self) -> IntervalNetwork:
+        """What is bounded: `frozen`, which a method that bounds must be given."""
+        return _given(self.frozen, "frozen")
+
+    @property
+    def attacked(self) -> Tensor:
+        """The adversarial examples: `x_adv`, which a method that uses them must be given."""
+        return _given(self.x_adv, "x_adv")
+
+    @property
+    def victim(self) -> nn.Module:
+        """What is attacked: `model`, which a method that attacks must be given."""
+        return _given(self.model, "model")
+
+
+def _given(value: T | None, name: str) -> T:
+    if value is None:
+        raise ValueError(f"step.{name} = None: this method needs it")
+    return value
+
+
+class StepLog(NamedTuple):
+    """What the loss of a step was made of, detached."""
+
+    clean: Tensor  # ()
+    robust: Tensor  # ()
+    regulariser: Tensor  # ()
+    radii: RadiusEstimates  # the radius of each sample's box in the robust loss
 
 
 @dataclass(frozen=True)
@@ -39,20 +71,16 @@ class Standard:
     searches: ClassVar[bool] = False  # whether it searches each sample's own radius
     ibp_init: ClassVar[bool] = False  # whether weights start from Shi et al.'s IBP initialisation
 
-    def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor | Estimates]]:
+    def __call__(self, step: Step) -> tuple[Tensor, StepLog]:
         """The loss of one step.
 
         Args:
             step: the batch, its logits and the frozen network.
 
         Returns:
-            () the loss with its graph, and what to log, detached: ``clean``, ``robust``, ``regulariser`` () and
-            ``radii``, `Estimates` of the radius of each sample's box in the robust loss.
+            () the loss with its graph, and what to log.
         """
         clean = F.cross_entropy(step.logits, step.y)
-        return clean, self._log(clean, clean, clean.new_zeros(()), Estimates.given(step.x.new_zeros(len(step.y))))
-
-    @staticmethod
-    def _log(clean: Tensor, robust: Tensor, regulariser: Tensor, radii: Estimates) -> dict[str, Tensor | Estimates]:
-        losses = {"clean": clean, "robust": robust, "regulariser": regulariser}
-        return {name: value.detach() for name, value in losses.items()} | {"radii": radii}
+        zeros = clean.new_zeros(())
+        radii = RadiusEstimates.fixed(step.x.new_zeros(len(step.y)))
+        return clean, StepLog(clean.detach(), clean.detach(), zeros, radii)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from acertlab.bounds.box import Box, ball
 from acertlab.bounds.crown.crown_ibp import crown_ibp_margins
-from acertlab.training.methods.base import Standard, Step
+from acertlab.training.methods.base import Standard, Step, StepLog
 from acertlab.training.methods.regularisers import regulariser
-from acertlab.training.methods.sample_radii import Estimates
+from acertlab.training.methods.sample_radii import RadiusEstimates
 
 REGULARISER_EPS = 1e-6  # a box of radius 0 has no tightness: while regularising, boxes are at least this large
 
@@ -29,9 +29,9 @@ class IBP(Standard):
     domain: tuple[float, float] | None = (0.0, 1.0)  # boxes are clipped to it
     eps_max: float = 0.4  # where the ramp ends
 
-    def radii(self, step: Step) -> Estimates:
+    def radii(self, step: Step) -> RadiusEstimates:
         """The radius of each sample's box, without gradient: here eps_{max,t} for all."""
-        return Estimates.given(step.x.new_full((len(step.y),), step.eps))
+        return RadiusEstimates.fixed(step.x.new_full((len(step.y),), step.eps))
 
     def box(self, step: Step, radii: Tensor) -> Box:
         """The box over which the network is bounded: here the ball of that radius around x."""
@@ -39,7 +39,7 @@ class IBP(Standard):
 
     def margins(self, step: Step, box: Box, relu_inputs: list[Box] | None) -> Tensor:
         """(B, classes) upper bounds of logit_i - logit_y over the box; receives the boxes at the ReLUs."""
-        return step.frozen.margins(box, step.y, merged=self.merged, relu_inputs=relu_inputs)
+        return step.network.margins(box, step.y, merged=self.merged, relu_inputs=relu_inputs)
 
     def robust(self, step: Step, margins: Tensor) -> Tensor:
         """() L_rob of the worst-case margins."""
@@ -49,7 +49,7 @@ class IBP(Standard):
         """The weight of both regularisers at eps_{max,t}: none here."""
         return 0.0
 
-    def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor | Estimates]]:
+    def __call__(self, step: Step) -> tuple[Tensor, StepLog]:
         """The loss of one step; see `Standard.__call__`. Where eps_{max,t} = 0 the robust term is the clean loss."""
         clean = robust = F.cross_entropy(step.logits, step.y)
         penalty, found, weight = clean.new_zeros(()), self.radii(step), self.regulariser_weight(step.eps)
@@ -63,7 +63,7 @@ class IBP(Standard):
         elif step.eps > 0:
             robust = self.robust(step, self.margins(step, self.box(step, found.radius), None))
         loss = self.kappa * clean + (1 - self.kappa) * robust + penalty
-        return loss, self._log(clean, robust, penalty, found)
+        return loss, StepLog(clean.detach(), robust.detach(), penalty.detach(), found)
 
 
 @dataclass(frozen=True)
@@ -101,4 +101,4 @@ class CROWNIBP(IBP):
             return super().margins(step, box, relu_inputs)
         inputs = [] if relu_inputs is None else relu_inputs
         ibp = super().margins(step, box, inputs)
-        return beta * crown_ibp_margins(step.frozen, box, step.y, inputs, merged=self.merged) + (1 - beta) * ibp
+        return beta * crown_ibp_margins(step.network, box, step.y, inputs, merged=self.merged) + (1 - beta) * ibp

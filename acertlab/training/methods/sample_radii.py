@@ -20,7 +20,7 @@ from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.radius.search import MarginGrowth, first_guess
 
 
-class Estimates(NamedTuple):
+class RadiusEstimates(NamedTuple):
     """Radii of a batch and what the next search for them wants to know; (B,) each, without gradient."""
 
     radius: Tensor  # in [0, eps_max]; 0 where misclassified, tied or not finite
@@ -28,15 +28,15 @@ class Estimates(NamedTuple):
     calls: Tensor  # int64, bound passes spent
 
     @classmethod
-    def given(cls, radius: Tensor) -> "Estimates":
+    def fixed(cls, radius: Tensor) -> "RadiusEstimates":
         """Radii (B,) that nobody searched for."""
         return cls(radius, torch.ones_like(radius), torch.zeros_like(radius, dtype=torch.int64))
 
-    def of(self, index: Tensor) -> "Estimates":
+    def of(self, index: Tensor) -> "RadiusEstimates":
         """Those of the samples at ``index``."""
-        return Estimates._make(row.index_select(0, index) for row in self)
+        return RadiusEstimates._make(row.index_select(0, index) for row in self)
 
-    def update_(self, index: Tensor, new: "Estimates") -> None:
+    def update_(self, index: Tensor, new: "RadiusEstimates") -> None:
         """Replaces those of the samples at ``index``, in place."""
         for row, value in zip(self, new, strict=True):
             row.index_copy_(0, index, value)
@@ -54,10 +54,10 @@ def approximate_radius(
     maxiter: int = 10,
     compact: bool = True,
     halve_after: int | None = None,
-    history: Estimates | None = None,
+    history: RadiusEstimates | None = None,
     growth: MarginGrowth | None = None,
-) -> Estimates:
-    """Estimates of the certified radii, capped by eps_max.
+) -> RadiusEstimates:
+    """Certified radii of a batch, estimated to a tolerance and capped by eps_max.
 
     Args:
         margin: margin(eps, *args) -> (B,) at radii eps (B,), such as `margin_function`'s.
@@ -82,21 +82,23 @@ def approximate_radius(
         clean = clean.detach()
         correct = clean < 0
         if maxiter == 0:
-            return Estimates.given(torch.where(correct, torch.full_like(clean, eps_max), 0.0))
-        nobody = Estimates.given(torch.zeros_like(clean))
+            return RadiusEstimates.fixed(torch.where(correct, torch.full_like(clean, eps_max), 0.0))
+        nobody = RadiusEstimates.fixed(torch.zeros_like(clean))
         rest = nobody if history is None else nobody._replace(factor=history.factor.clone())
 
-        def search(args: tuple[Tensor, ...], clean: Tensor, factor: Tensor, wanted: Tensor | None = None) -> Estimates:
+        def search(
+            args: tuple[Tensor, ...], clean: Tensor, factor: Tensor, wanted: Tensor | None = None
+        ) -> RadiusEstimates:
             problem = RootProblem(margin, args, clean, eps_max, *first_guess(growth, clean * factor))
             halved = None if compact or halve_after is None else partial(_size, len(clean), halve_after)
             found = SOLVERS[solver].estimate(problem, StoppingRule(xtol, rtol, maxiter), wanted, halved)
             factor = factor if growth is None else growth.factor(found.log_eps, found.log_growth, clean)
-            return Estimates(found.root, factor, found.calls)
+            return RadiusEstimates(found.root, factor, found.calls)
 
         if not compact:
             below = torch.where(correct, clean, -1.0)  # of samples that are not searched for
             found = search(args, below, rest.factor, correct)
-            return Estimates._make(torch.where(correct, b, a) for a, b in zip(rest, found, strict=True))
+            return RadiusEstimates._make(torch.where(correct, b, a) for a, b in zip(rest, found, strict=True))
         at = correct.nonzero().squeeze(1)
         *some, below, factor = (row.index_select(0, at) for row in (*args, clean, rest.factor))
         rest.update_(at, search(tuple(some), below, factor))

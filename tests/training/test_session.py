@@ -6,15 +6,15 @@ import sys
 import pytest
 import torch
 
-from acertlab.training.loop import step as allocator
-from acertlab.training.loop.step import memory_kept
+from acertlab.training.loop import session as module
+from acertlab.training.loop.session import memory_kept
 
-glibc = pytest.mark.skipif(not allocator._mallopt(), reason="needs glibc's malloc")
+glibc = pytest.mark.skipif(not module._mallopt(), reason="needs glibc's malloc")
 
 
 COUNT = """
 import resource, torch
-from acertlab.training.loop.step import memory_kept
+from acertlab.training.loop.session import memory_kept
 
 def faults(rounds):  # pages that the operating system had to clear while blocks of 40 MB came and went
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -32,7 +32,7 @@ with memory_kept():
 
 @pytest.fixture
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in allocator.SET_BY_USER:
+    for name in module.SET_BY_USER:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -46,14 +46,14 @@ def test_freed_memory_is_used_again() -> None:
 
 def test_what_the_environment_says_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
-    monkeypatch.setattr(allocator, "_mallopt", lambda: pytest.fail("the allocator was changed"))
+    monkeypatch.setattr(module, "_mallopt", lambda: pytest.fail("the allocator was changed"))
     with memory_kept():
         pass
 
 
 @pytest.mark.usefixtures("unset")
 def test_where_there_is_no_mallopt_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
-    assert allocator._mallopt() is None
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda name: object())
+    assert module._mallopt() is None
     with memory_kept():
         assert torch.zeros(3).sum() == 0
