@@ -51,7 +51,7 @@ _NAMES = {  # the public names, each loaded when it is first asked for: torch an
     "Report": "radius.certificate",
     "certify": "radius.certificate",
     "TrainConfig": "training.config",
-    "preset": "training.presets",
+    "preset": "training.config",
     "import_run": "training.imported_run",
     "clean_pass": "training.loop.batch_statistics",
     "train": "training.loop.train",

@@ -75,10 +75,10 @@ from acertlab.radius.rootfind.chandrupatla import chandrupatla as chandrupatla
 from acertlab.radius.search import RadiusResult as RadiusResult
 from acertlab.radius.search import RadiusStatus as RadiusStatus
 from acertlab.training.config import TrainConfig as TrainConfig
+from acertlab.training.config import preset as preset
 from acertlab.training.imported_run import import_run as import_run
 from acertlab.training.loop.batch_statistics import clean_pass as clean_pass
 from acertlab.training.loop.train import train as train
-from acertlab.training.presets import preset as preset
 from acertlab.visualization import widgets as widgets
 
 __version__: str

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 def short(value: Any) -> str:
-    """A setting's value: numbers that are not whole with four digits, all else as it is."""
+    """A setting's value: numbers that are not whole with four digits, a=1,b=2 for a mapping, all else as it is."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={short(one)}" for name, one in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

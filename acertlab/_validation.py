@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, NoReturn
@@ -76,8 +76,7 @@ def check(name: str, value: Any, accepted: Accepted, *, parse: bool = False) -> 
     if isinstance(accepted, Collection):
         if isinstance(value, str) and value in accepted:
             return value
-        close = difflib.get_close_matches(str(value), accepted, n=1)
-        return refuse(name, value, ", ".join(accepted) + (f"; did you mean {close[0]!r}?" if close else ""))
+        return refuse(name, value, ", ".join(accepted) + did_you_mean(value, accepted))
     try:
         return accepted(value)
     except ValueError as error:
@@ -87,6 +86,12 @@ def check(name: str, value: Any, accepted: Accepted, *, parse: bool = False) -> 
 def refuse(name: str, value: Any, accepted: str, error: type[ValueError] = ValueError) -> NoReturn:
     """Raises the error that names the argument, its value and what is accepted."""
     raise error(f"{name} = {value!r}: accepted is {accepted}") from None
+
+
+def did_you_mean(given: Any, known: Iterable[str]) -> str:
+    """A hint at the known word that is most like what was given; empty if none is."""
+    close = difflib.get_close_matches(str(given), known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def number(value: Any) -> float:

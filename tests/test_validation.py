@@ -48,7 +48,7 @@ def test_accepted_values_come_back_as_pythons_own(value, accepted, parse, expect
         (1, bool, True, TypeError, "True or False"),
         ("true", bool, False, TypeError, "True or False"),
         (3, str, True, TypeError, "text"),
-        ("acrt", ("ibp", "acert"), False, ValueError, "ibp, acert; did you mean 'acert'?"),
+        ("acrt", ("ibp", "acert"), False, ValueError, "ibp, acert (did you mean 'acert'?)"),
         ([], {"a": 1}, False, ValueError, "a"),
     ],
 )

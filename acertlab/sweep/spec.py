@@ -6,7 +6,7 @@
       - {method: fast-ibp, kappa: [0, 0.8, 0.95], seed: [0, 1, 2]}
       - {method: acert, kappa: [0, 0.25, 0.5], seed: [0, 1, 2], eps_max: [0.1, 8/255]}
 
-What is no parameter of 02 goes into its `settings`: `settings: ["", "ramp_epochs=4", "scheduler=step, lr=5e-4"]`.
+What is no parameter of 02 goes into its `settings`: `settings: [{}, {ramp_epochs: 4}, {scheduler: step, lr: 5e-4}]`.
 
 Three names are not parameters: `grid`, `notebook` (relative to the file; default: this project's 02_training.ipynb)
 and `out` (relative to where you are; default: a folder named like the file, in ACERTLAB_RUNS or runs). A notebook of
@@ -18,7 +18,6 @@ are written), the notebook's other code, and the package's version. A notebook t
 """
 
 import ast
-import difflib
 import hashlib
 import itertools
 import json
@@ -36,7 +35,7 @@ import yaml
 
 import acertlab
 from acertlab._text import short
-from acertlab._validation import tidy
+from acertlab._validation import did_you_mean, refuse, tidy
 from acertlab.sweep.job import Job
 
 RESERVED = ("grid", "notebook", "out")
@@ -113,7 +112,7 @@ def is_training(parameters: Mapping[str, Any]) -> bool:
 def describe(parameters: Mapping[str, Any], names: tuple[str, ...]) -> str:
     """Some parameters of a job in a line: `acert kappa=0.5 seed=1`."""
     values = {name: parameters[name] for name in names if name in parameters}
-    return " ".join(str(v) if isinstance(v, str) and v else f"{k}={short(v)}" for k, v in values.items())
+    return " ".join(short(v) if isinstance(v, (str, dict)) and v else f"{k}={short(v)}" for k, v in values.items())
 
 
 # ---- from the file to grids
@@ -169,8 +168,9 @@ def _expanded(content: Mapping[str, Any], grid: Mapping[str, Any]) -> list[dict[
     axes = {name: value for name, value in content.items() if name not in RESERVED} | dict(grid)
     for name, values in axes.items():
         plain = values if isinstance(values, list) else [values]
-        if not plain or not all(isinstance(value, (str, int, float, bool)) for value in plain):
-            raise ValueError(f"{name} = {values!r}: accepted is a text, a number, true, false, or a list of such")
+        kinds = (str, int, float, bool, dict) if name == "settings" else (str, int, float, bool)
+        if not plain or not all(isinstance(value, kinds) for value in plain):
+            refuse(name, values, "a text, a number, true, false, or a list of such")
     listed = [values if isinstance(values, list) else [values] for values in axes.values()]
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*listed)]
 
@@ -203,10 +203,9 @@ def _checked(job: Mapping[str, Any], defaults: Mapping[str, Any], notebook: Path
     """All parameters of the job, coerced where it is a training notebook's."""
     for name in job:
         if name not in defaults or name == "run_dir":
-            close = difflib.get_close_matches(name, defaults, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = did_you_mean(name, defaults)
             others = ", ".join(n for n in defaults if n != "run_dir")
-            others += '; all else of TrainConfig as settings: "NAME=VALUE"' if "settings" in defaults else ""
+            others += "; all else of TrainConfig as settings: {NAME: VALUE}" if "settings" in defaults else ""
             raise ValueError(f"{name!r} is not a parameter that can be swept{hint}; {notebook.name} has {others}")
     parameters = {**defaults, **job}
     try:
@@ -271,7 +270,7 @@ def _name(label: str, key: list[Any]) -> str:
 
 def _earlier_name(label: str, notebook: Path, parameters: Mapping[str, Any]) -> str:
     """The name by which version 0.1.0 knew a job."""
-    keyed = {k: v for k, v in parameters.items() if k not in NOT_KEYED and (k, v) != ("settings", "")}
+    keyed = {k: v for k, v in parameters.items() if k not in NOT_KEYED and (k, v) != ("settings", {})}
     return _name(label, [notebook.stem, "0.1.0", keyed])
 
 

@@ -1,31 +1,22 @@
-"""`TrainConfig`: all that decides a training run, with reasons."""
+"""`TrainConfig`: all that decides a training run, with reasons; and `preset`, which fills it in."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
-from acertlab._validation import Accepted, Within, check, tidy
+from acertlab._validation import Accepted, Within, check, refuse, tidy
 from acertlab.data.datasets import DATASETS
 from acertlab.models.architectures import MODELS
 from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.radius.search import SearchSettings
+from acertlab.training import presets
 from acertlab.training.methods.base import Standard
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.schedules import RAMPS
 
-SCHEDULERS = ("onecycle", "step")
 PROTOCOLS = ("held-out", "published")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-CHOICES = {
-    "method": METHODS,
-    "model": MODELS,
-    "ramp": RAMPS,
-    "scheduler": SCHEDULERS,
-    "solver": SOLVERS,
-    "device": DEVICES,
-    "protocol": PROTOCOLS,
-}
-POSITIVE = Within(0, open_low=True)
 SEED = Within(0, 2**64 - 1, int, says="a whole number >= 0 and < 2^64")  # what torch takes
 
 
@@ -97,34 +88,18 @@ class TrainConfig:
     amp: bool = False  # on CUDA: attacks (never bounds, losses or radii) in bfloat16
 
     def __post_init__(self) -> None:
-        def accept(accepted: Accepted, *names: str) -> None:
-            for name in names:
-                object.__setattr__(self, name, tidy(check(name, getattr(self, name), accepted)))
-
-        accept(POSITIVE, "eps_max", "train_eps_factor", "lr", "clip", "div", "final_div", "attack_step_size")
-        accept(POSITIVE, "xtol", "rtol", "eval_xtol", "eval_rtol")
-        accept(Within(0), "l1", "lambda0")
-        accept(Within(0, 1), "kappa", "decay", "pct_start", "small_box", "alpha", "beta_end")
-        accept(Within(1, kind=int), "width", "epochs", "batch_size", "eval_batch", "attack_steps")
-        accept(SEED, "seed")
-        accept(Within(0, kind=int), "clean_epochs", "ramp_epochs", "root_iterations")
-        accept(bool, "merged", "three_phase", "radius_history", "amp")
-        for name, choices in CHOICES.items():
-            accept(choices, name)
-        if not (isinstance(self.dataset, str) and self.dataset.startswith("folder:")):
-            accept((*DATASETS, "folder:PATH"), "dataset")
-        low_high = isinstance(self.domain, (tuple, list)) and len(self.domain) == 2 and self.domain[0] < self.domain[1]
-        self._require(self.domain is None or low_high, "domain", "(low, high) with low < high, or None")
+        for name, accepted in ACCEPTED.items():
+            self._set(name, tidy(check(name, getattr(self, name), accepted)))
         room = self.epochs - self.clean_epochs
-        self._require(self.ramp_epochs <= room, "ramp_epochs", f"at most epochs - clean_epochs, here {room}")
-        whole = all(isinstance(m, int) and m > 0 for m in self.milestones)
-        self._require(whole and list(self.milestones) == sorted(self.milestones), "milestones", "rising epochs >= 1")
+        if self.ramp_epochs > room:
+            refuse("ramp_epochs", self.ramp_epochs, f"at most epochs - clean_epochs, here {room}")
         if self.radius_cap is not None:
-            accept(Within(self.eps_max), "radius_cap")
+            self._set("radius_cap", tidy(check("radius_cap", self.radius_cap, Within(self.eps_max))))
         if self.method == "standard":
-            object.__setattr__(self, "kappa", 1.0)
-        for name in ("milestones", "domain"):  # lists, as JSON has them
-            object.__setattr__(self, name, None if getattr(self, name) is None else tuple(getattr(self, name)))
+            self._set("kappa", 1.0)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def train_eps(self) -> float:
@@ -157,12 +132,80 @@ class TrainConfig:
         """
         usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         name = next(name for name in usable if usable[name]) if self.device == "auto" else self.device
-        self._require(usable[name], "device", "what this machine has: " + ", ".join(n for n in usable if usable[n]))
+        if not usable[name]:
+            refuse("device", self.device, "what this machine has: " + ", ".join(n for n in usable if usable[n]))
         return torch.device(name)
 
-    def _require(self, fine: bool, name: str, accepted: str) -> None:
-        if not fine:
-            raise ValueError(f"{name} = {getattr(self, name)!r}: accepted is {accepted}")
+
+def _dataset(name: str) -> str:
+    if not isinstance(name, str) or not (name in DATASETS or name.startswith("folder:")):
+        raise ValueError(", ".join(DATASETS) + ", folder:PATH")
+    return name
 
 
-BUDGETS = ("smoke", "fast", "paper")
+def _domain(given: Any) -> tuple[float, float] | None:
+    """(low, high), a list as JSON has it, or None."""
+    if given is None:
+        return None
+    if not isinstance(given, (tuple, list)) or len(given) != 2 or not given[0] < given[1]:
+        raise ValueError("(low, high) with low < high, or None")
+    return given[0], given[1]
+
+
+def _milestones(given: Any) -> tuple[int, ...]:
+    whole = isinstance(given, (tuple, list)) and all(isinstance(epoch, int) and epoch > 0 for epoch in given)
+    if not whole or list(given) != sorted(given):
+        raise ValueError("rising epochs >= 1")
+    return tuple(given)
+
+
+_RANGES = (
+    (Within(0, open_low=True), "eps_max train_eps_factor lr clip div final_div attack_step_size"),
+    (Within(0, open_low=True), "xtol rtol eval_xtol eval_rtol"),
+    (Within(0), "l1 lambda0"),
+    (Within(0, 1), "kappa decay pct_start small_box alpha beta_end"),
+    (Within(1, kind=int), "width epochs batch_size eval_batch attack_steps"),
+    (Within(0, kind=int), "clean_epochs ramp_epochs root_iterations"),
+    (bool, "merged three_phase radius_history amp"),
+)
+ACCEPTED: dict[str, Accepted] = {  # of each setting by itself, for `check`; radius_cap is at least eps_max
+    **{name: accepted for accepted, names in _RANGES for name in names.split()},
+    "seed": SEED,
+    "dataset": _dataset,
+    "method": METHODS,
+    "model": MODELS,
+    "ramp": RAMPS,
+    "scheduler": ("onecycle", "step"),
+    "solver": SOLVERS,
+    "device": DEVICES,
+    "protocol": PROTOCOLS,
+    "domain": _domain,
+    "milestones": _milestones,
+}
+
+
+def preset(dataset: str, method: str, *, budget: str = "paper") -> TrainConfig:
+    """The settings of Table 4 for ACERT and its kin, of each other method's authors, or smaller ones for two CPU cores.
+
+    Args:
+        dataset: "digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet" or "folder:PATH".
+        method: a key of METHODS.
+        budget: "paper" needs a GPU (except digits); "fast" takes minutes on two cores, with the same OneCycle schedule
+            for all methods; "smoke" only shows that everything runs.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+    """
+    check("budget", budget, presets.BUDGETS)
+    config = TrainConfig(dataset=dataset, method=method)  # refuses unknown names
+    key = dataset.partition(":")[0]
+    rows = presets.METHOD_SETTINGS.get(presets.LOSS_OF_COMBINATION.get(method, method), {})
+    own = rows.get(presets.PRESET_OF_DATASET.get(key, key), {})
+    if budget != "paper" or method in presets.LOSS_OF_COMBINATION:
+        own = {name: value for name, value in own.items() if name in presets.LOSS_SETTINGS}
+    settings = presets.PAPER[key] | own
+    if budget in ("fast", "smoke"):
+        settings |= presets.FAST[key] | presets.SMALL_NETWORK
+    if budget == "smoke":
+        settings |= presets.SMOKE
+    return replace(config, **settings)

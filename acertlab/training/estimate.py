@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from acertlab._text import seconds_text
 from acertlab.data.datasets import ImageData, augment, load_dataset, to_float
 from acertlab.data.run import Run
-from acertlab.training.config import TrainConfig
+from acertlab.training.config import TrainConfig, preset
 from acertlab.training.loop.session import session
 from acertlab.training.loop.state import State, initial_state
 from acertlab.training.loop.step import normalisation, train_step
 from acertlab.training.loop.train import evaluate
 from acertlab.training.parameters import config_of
-from acertlab.training.presets import preset
 from acertlab.training.schedules import RAMPS
 
 COUNT = 10  # steps measured in each phase

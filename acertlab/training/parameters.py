@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import hashlib
 import json
 import shlex
@@ -12,12 +11,12 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from acertlab._validation import Accepted, Within, check
+from acertlab._validation import Accepted, Within, check, did_you_mean
 from acertlab.data.run import DEFAULTS_BEFORE, runs_folder
 from acertlab.models.architectures import MODELS
-from acertlab.training.config import BUDGETS, DEVICES, SEED, TrainConfig
+from acertlab.training.config import ACCEPTED, DEVICES, SEED, TrainConfig, preset
 from acertlab.training.methods.catalogue import METHODS
-from acertlab.training.presets import preset
+from acertlab.training.presets import BUDGETS
 
 
 def check_parameters(namespace: Mapping[str, Any], spec: Mapping[str, Accepted]) -> dict[str, Any]:
@@ -43,8 +42,7 @@ def check_parameters(namespace: Mapping[str, Any], spec: Mapping[str, Accepted])
     """
     for name in _injected_names(namespace):
         if name not in spec:
-            close = difflib.get_close_matches(name, spec, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = did_you_mean(name, spec)
             raise ValueError(f"{name!r} is not a parameter of this notebook{hint}; accepted are {', '.join(spec)}")
     missing = [name for name in spec if name not in namespace]
     if missing:
@@ -55,9 +53,8 @@ def check_parameters(namespace: Mapping[str, Any], spec: Mapping[str, Accepted])
 def _injected_names(namespace: Mapping[str, Any]) -> list[str]:
     """What papermill's own cell assigns. Other variables are the notebook's: its cells may be run in any order."""
     cells = [source for source in namespace.get("In", ()) if source.startswith("# Parameters")]
-    targets = [target for source in cells for node in ast.parse(source).body if isinstance(node, ast.Assign)
-               for target in node.targets]  # fmt: skip
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+    nodes = [node for source in cells for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    return [target.id for node in nodes for target in node.targets if isinstance(target, ast.Name)]
 
 
 def _model_or_preset(name: Any) -> str:
@@ -66,47 +63,24 @@ def _model_or_preset(name: Any) -> str:
     return name
 
 
-def _readable_settings(text: Any) -> str:
-    parse_settings(text)
-    return text
-
-
-def parse_settings(text: str) -> dict[str, Any]:
-    """Settings of `TrainConfig` written as in a call: "alpha=0.3, scheduler=step, milestones=(10, 15), lr=1/500".
-
-    Raises:
-        ValueError: it cannot be read so, or a name is no setting, or one that has a parameter of its own; the message
-            says what is accepted.
-    """
-    accepted = "NAME=VALUE, NAME=VALUE, ... with the names of TrainConfig"
-    try:
-        call = ast.parse(f"dict({text})", mode="eval").body
-        if not isinstance(text, str) or not isinstance(call, ast.Call) or call.args or ast.unparse(call.func) != "dict":
-            raise ValueError
-        given = {word.arg: _literal(word.value) for word in call.keywords}
-        if len(given) < len(call.keywords):
-            raise ValueError
-    except (ValueError, TypeError, SyntaxError, ZeroDivisionError):
-        raise ValueError(accepted) from None
+def _settings(given: Any) -> dict[str, Any]:
+    """Settings of `TrainConfig` that have no parameter of their own; 8/255 and 5e-4 are text in YAML, numbers here."""
+    accepted = "a mapping from names of TrainConfig to values"
     names = [field.name for field in fields(TrainConfig) if field.name not in PARAMETERS]
+    if given == "":  # of notebooks before settings were a mapping
+        return {}
+    if not isinstance(given, Mapping):
+        text = str(given).replace("=", ": ").translate({ord("("): "[", ord(")"): "]"})
+        raise ValueError(accepted + (f', with papermill -y "settings: {{{text}}}"' if isinstance(given, str) else ""))
     for name in given:
         if name not in names:
-            close = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            why = "is a parameter of its own" if name in PARAMETERS else "is none of them"
-            raise ValueError(f"{accepted}: {name} {why}{hint}. They are {', '.join(names)}")
-    return given
+            why = "is a parameter of its own" if name in PARAMETERS else "is none of them" + did_you_mean(name, names)
+            raise ValueError(f"{accepted}: {name} {why}. They are {', '.join(names)}")
+    known = given.keys() & ACCEPTED.keys()  # not radius_cap, which depends on eps_max
+    return {**given, **{n: check(f"{accepted}; {n}", given[n], ACCEPTED[n], parse=True) for n in known}}
 
 
-def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Name):
-        return node.id  # a word, such as step
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        return ast.literal_eval(node.left) / ast.literal_eval(node.right)
-    return ast.literal_eval(node)
-
-
-# What a training notebook's parameters may be, for `check_parameters`; 0 and "" stand for the preset's value
+# What a training notebook's parameters may be, for `check_parameters`; 0, "" and {} stand for the preset's value
 PARAMETERS: dict[str, Any] = {
     "dataset": str,
     "method": tuple(METHODS),
@@ -121,7 +95,7 @@ PARAMETERS: dict[str, Any] = {
     "data_root": str,
     "run_dir": str,
     "budget": BUDGETS,
-    "settings": _readable_settings,
+    "settings": _settings,
 }
 
 
@@ -132,7 +106,7 @@ def config_from_parameters(parameters: Mapping[str, Any]) -> TrainConfig:
         parameters: names and values as `check_parameters` returns them (a training notebook's: by `PARAMETERS`).
             ``dataset``, ``method`` and ``budget`` choose the preset; ``kappa`` and ``seed`` replace its values, and so
             does every other field of `TrainConfig` that is neither 0 nor "" nor None. Other ``epochs`` keep the
-            preset's shares of clean epochs, ramp and milestones. ``settings`` is read by `parse_settings`; they replace
+            preset's shares of clean epochs, ramp and milestones. ``settings`` are further fields by name; they replace
             what the preset and other ``epochs`` say. Names that are no field are passed over.
 
     Raises:
@@ -144,7 +118,7 @@ def config_from_parameters(parameters: Mapping[str, Any]) -> TrainConfig:
     chosen = {n: v for n, v in parameters.items() if n in names and (n in always or v not in (0, "", None))}
     if epochs := chosen.pop("epochs", None):
         config = with_epochs(config, epochs)
-    return replace(config, **chosen | parse_settings(parameters.get("settings", "")))
+    return replace(config, **chosen | check("settings", parameters.get("settings", {}), _settings))
 
 
 def with_epochs(config: TrainConfig, epochs: int) -> TrainConfig:
@@ -164,10 +138,6 @@ def default_run_dir(config: TrainConfig, root: str | Path = "") -> Path:
     return runs_folder(root) / name
 
 
-ALWAYS = ("dataset", "method", "kappa", "seed")  # parameters of notebook 02 that are told in any case
-OPTIONAL = ("eps_max", "model", "width", "epochs", "batch_size")  # and those told where they are not the preset's
-
-
 def config_of(settings: Mapping[str, Any]) -> TrainConfig:
     """The `TrainConfig` in a run's `config.json`, which holds more than that.
 
@@ -178,6 +148,10 @@ def config_of(settings: Mapping[str, Any]) -> TrainConfig:
     if missing := [name for name in names if name not in settings]:
         raise ValueError(f"config: it lacks {', '.join(missing)}, so that the run cannot be repeated")
     return TrainConfig(**{name: settings[name] for name in names})
+
+
+ALWAYS = ("dataset", "method", "kappa", "seed")  # parameters of notebook 02 that are told in any case
+OPTIONAL = ("eps_max", "model", "width", "epochs", "batch_size")  # and those told where they are not the preset's
 
 
 def training_command(config: TrainConfig) -> str:
@@ -193,11 +167,12 @@ def _papermill(wanted: TrainConfig, budget: str) -> str:
     chosen: dict[str, Any] = {name: getattr(wanted, name) for name in ALWAYS} | {"budget": budget}
     chosen |= _differences(wanted, chosen, OPTIONAL)
     others = _differences(wanted, chosen, [field.name for field in fields(TrainConfig) if field.name not in ALWAYS])
+    assert config_from_parameters(chosen | {"settings": others}) == wanted
+    words = [f"-p {name} {shlex.quote(str(value))}" for name, value in chosen.items()]
     if others:
-        chosen["settings"] = ", ".join(f"{name}={value!r}" for name, value in others.items())
-    assert config_from_parameters(chosen) == wanted
-    parameters = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in chosen.items())
-    return f"papermill notebooks/02_training.ipynb out.ipynb {parameters}"
+        written = ", ".join(f"{n}: {v if isinstance(v, str) else json.dumps(v)}" for n, v in others.items())
+        words.append(f"-y {shlex.quote(f'settings: {{{written}}}')}")
+    return " ".join(["papermill notebooks/02_training.ipynb out.ipynb", *words])
 
 
 def _differences(wanted: TrainConfig, chosen: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

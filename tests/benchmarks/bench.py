@@ -25,10 +25,10 @@ from acertlab.data.run import runs_folder
 from acertlab.models.architectures import MODELS
 from acertlab.radius.certified import certified_radius
 from acertlab.radius.rootfind.solvers import SOLVERS
+from acertlab.training.config import preset
 from acertlab.training.loop.session import memory_kept
 from acertlab.training.loop.train import train
 from acertlab.training.parameters import default_run_dir
-from acertlab.training.presets import preset
 from tests.benchmarks import scaling as bench_scaling
 from tests.benchmarks.rows import Case, Figure, bound_pass, eps_at_cap, search, test_set, training_step
 

@@ -32,13 +32,12 @@ from acertlab.data.datasets import ImageData, augment, load_dataset, to_float
 from acertlab.data.files import read_json, write_json
 from acertlab.models.architectures import MODELS
 from acertlab.models.state_dict import normalised
-from acertlab.training.config import TrainConfig
+from acertlab.training.config import TrainConfig, preset
 from acertlab.training.imported_run import import_run
 from acertlab.training.loop.state import learning_rate
 from acertlab.training.loop.train import train
 from acertlab.training.methods.catalogue import name_of
 from acertlab.training.parameters import with_epochs
-from acertlab.training.presets import preset
 
 METHODS = {"fast-ibp": "shi_train_model", "sabr": "sabr_train_model", "mtl-ibp": "mtl_ibp_train_model"}
 

@@ -20,10 +20,10 @@ from torch.utils.flop_counter import flop_registry
 
 from acertlab._text import markdown
 from acertlab.data.datasets import DATASETS, ImageData
-from acertlab.training.config import TrainConfig
+from acertlab.training.config import TrainConfig, preset
 from acertlab.training.loop.state import State, initial_state
 from acertlab.training.loop.step import normalisation, train_step
-from acertlab.training.presets import PAPER, preset
+from acertlab.training.presets import PAPER
 
 FLOPS = 66.9e12  # a second, of an H100 SXM in float32, outside tensor cores (NVIDIA's data sheet)
 BANDWIDTH = 3.35e12  # bytes a second, of its HBM3

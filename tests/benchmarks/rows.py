@@ -22,12 +22,11 @@ from acertlab.bounds.margin import clean_margin, margin_at
 from acertlab.data.datasets import ImageData, to_float
 from acertlab.radius.certified import certified_radius
 from acertlab.radius.search import RadiusResult, RadiusStatus, SearchSettings, search_radius
-from acertlab.training.config import TrainConfig
+from acertlab.training.config import TrainConfig, preset
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.loop.state import State, initial_state
 from acertlab.training.loop.step import train_step
 from acertlab.training.methods.base import Step
-from acertlab.training.presets import preset
 from tests.benchmarks.peers import Batch, FastIBPThroughLirpa, LirpaIBP, brentq_one_by_one, find_root
 
 XTOL = 1e-6  # of every search, pixel units; the relative tolerance is 0

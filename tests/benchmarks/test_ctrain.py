@@ -8,8 +8,8 @@ import torch
 
 import acertlab as al
 from acertlab.data.datasets import to_float
+from acertlab.training.config import preset
 from acertlab.training.methods import catalogue
-from acertlab.training.presets import preset
 from tests.benchmarks import ctrain as bench_ctrain
 
 

@@ -5,21 +5,15 @@ import json
 import time
 import warnings
 
-import nbformat
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from acertlab._validation import Within
 from acertlab.data import files, run_table
 from acertlab.data import run as runs
 from acertlab.data.pack import pack_runs
 from acertlab.models import architectures as models
-from acertlab.training.parameters import check_parameters
 
 
 def result(**changes):
@@ -199,109 +193,3 @@ class TestLoadRuns:
         start = time.perf_counter()
         assert len(run_table.load_runs(tmp_path)) == 1000
         assert time.perf_counter() - start < 2  # 0.07 s on one core
-
-
-SPEC = {
-    "eps_max": Within(0, 1, open_low=True),
-    "kappa": Within(0, 1),
-    "method": ("ibp", "acert"),
-    "epochs": Within(1, kind=int),
-    "seed": int,
-    "out_dir": str,
-    "fast": bool,
-}
-GOOD = {"eps_max": 0.4, "kappa": 0.0, "method": "acert", "epochs": 3, "seed": 0, "out_dir": "", "fast": False}
-
-
-class TestParameters:
-    def test_coerced_in_the_order_of_the_spec(self):
-        values = check_parameters(
-            GOOD | {"eps_max": "8/255", "kappa": 1, "epochs": "5", "fast": "true", "other": 3}, SPEC
-        )
-        assert list(values) == list(SPEC)
-        assert values == GOOD | {"eps_max": 8 / 255, "kappa": 1.0, "epochs": 5, "fast": True}
-        assert isinstance(values["kappa"], float)
-        assert isinstance(values["epochs"], int)
-        assert check_parameters({"eps": "8.8/255"}, {"eps": float}) == {"eps": 8.8 / 255}
-
-    @pytest.mark.parametrize(
-        ("name", "value", "accepted"),
-        [
-            ("eps_max", 0, r"a number \(0.1 or \"8/255\"\) > 0 and <= 1"),
-            ("eps_max", 1.5, "<= 1"),
-            ("eps_max", "8/0", "> 0"),
-            ("eps_max", "large", "> 0"),
-            ("eps_max", float("nan"), "> 0"),
-            ("eps_max", None, "> 0"),
-            ("eps_max", True, "> 0"),
-            ("kappa", -0.1, ">= 0 and <= 1"),
-            ("method", "acret", r"ibp, acert; did you mean 'acert'\?"),
-            ("epochs", 2.5, "a whole number >= 1"),
-            ("epochs", 0, "a whole number >= 1"),
-            ("seed", "x", "a whole number"),
-            ("out_dir", 3, "text"),
-            ("fast", 1, "True or False"),
-        ],
-    )
-    def test_every_fault_names_parameter_value_and_what_is_accepted(self, name, value, accepted):
-        with pytest.raises(ValueError, match=f"parameter {name} = .*: accepted (is|are) .*{accepted}") as error:
-            check_parameters(GOOD | {name: value}, SPEC)
-        assert repr(value) in str(error.value)
-
-    def test_a_function_as_the_check(self):
-        def even(value):
-            if value % 2:
-                raise ValueError("an even number")
-            return value
-
-        assert check_parameters({"a": 2}, {"a": even}) == {"a": 2}
-        with pytest.raises(ValueError, match="parameter a = 3: accepted is an even number"):
-            check_parameters({"a": 3}, {"a": even})
-
-    def test_a_parameter_that_is_not_set(self):
-        with pytest.raises(ValueError, match="does not set kappa"):
-            check_parameters({"eps_max": 0.1}, {"eps_max": float, "kappa": float})
-
-    @given(st.integers(0, 10**6), st.integers(1, 10**6))
-    def test_fractions(self, top, bottom):
-        assert check_parameters({"eps": f"{top}/{bottom}"}, {"eps": float})["eps"] == top / bottom
-
-
-@pytest.fixture(scope="module")
-def notebook(tmp_path_factory):
-    """A notebook with one parameter, whose last cell is run twice over variables of its own."""
-    check = (
-        "from acertlab._validation import Within\nfrom acertlab.training.parameters import check_parameters\n"
-        "(kappa,) = check_parameters(globals(), {'kappa': Within(0, 1)}).values()"
-    )
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    new = nbformat.v4
-    cells = [
-        new.new_code_cell("kappa = 0.0  # share of the clean loss", metadata={"tags": ["parameters"]}),
-        new.new_code_cell(check),
-        new.new_code_cell("own_variable = 3"),
-        new.new_code_cell(check + "\nprint(repr(kappa))"),
-    ]
-    path = tmp_path_factory.mktemp("notebook") / "a.ipynb"
-    nbformat.write(new.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
-    return path
-
-
-def execute(notebook, **parameters):
-    with warnings.catch_warnings():  # papermill's and the kernel's own
-        warnings.simplefilter("ignore")
-        return papermill.execute_notebook(notebook, None, parameters, progress_bar=False, log_output=False)
-
-
-class TestThroughPapermill:
-    def test_a_fraction_arrives_as_a_number(self, notebook):
-        executed = execute(notebook, kappa="1/4")
-        assert executed.cells[-1].outputs[0].text == "0.25\n"
-
-    def test_a_misspelt_name_stops_the_notebook(self, notebook):
-        with pytest.raises(papermill.PapermillExecutionError, match=r"'kapa' is not a parameter.*did you mean 'kappa'"):
-            execute(notebook, kapa=0.5)
-
-    def test_out_of_range(self, notebook):
-        with pytest.raises(papermill.PapermillExecutionError, match="parameter kappa = 2: accepted is a number"):
-            execute(notebook, kappa=2)

@@ -120,7 +120,7 @@ def test_yaml_merge_keys(tmp_path: Path) -> None:
 
 
 def test_other_settings_can_be_swept() -> None:
-    grid = {"method": "mtl-ibp", "settings": ["", "alpha=0.3", "alpha=0.3, scheduler=step"]}
+    grid = {"method": "mtl-ibp", "settings": [{}, {"alpha": 0.3}, {"alpha": 0.3, "scheduler": "step"}]}
     sweep = read_spec({"dataset": "mnist", "grid": grid})
     assert [job.parameters["settings"] for job in sweep.jobs] == grid["settings"]
     assert "settings" in sweep.varied and len({job.name for job in sweep.jobs}) == 3
@@ -149,8 +149,9 @@ def test_a_cell_is_done_when_its_result_is_there_and_was_checked(tmp_path: Path)
     ("spec", "message"),
     [
         ({"methd": "acert"}, r"'methd' is not a parameter .*\(did you mean 'method'\?\); 02_training.ipynb has"),
-        ({"alpha": 0.3}, r'settings; all else of TrainConfig as settings: "NAME=VALUE"'),
-        ({"settings": ["", "alhpa=0.3"]}, "job .*settings = 'alhpa=0.3'.*did you mean alpha"),
+        ({"alpha": 0.3}, "settings; all else of TrainConfig as settings: {NAME: VALUE}"),
+        ({"settings": [{}, {"alhpa": 0.3}]}, "job .*settings = {'alhpa': 0.3}.*did you mean 'alpha'"),
+        ({"settings": "alpha=0.3"}, 'settings = .alpha=0.3.: .* papermill -y "settings: {alpha: 0.3}"'),
         ({"run_dir": "x"}, "'run_dir' is not a parameter that can be swept"),
         ({"grid": {"kappa": [0, 1.5]}}, r"job kappa=1.5: parameter kappa = 1.5: accepted is a number .* <= 1"),
         ({"grid": {"method": ["acert", "acrt"]}}, "job acrt: parameter method = 'acrt': .* did you mean 'acert'"),

@@ -18,13 +18,13 @@ from acertlab.bounds.margin import clean_margin
 from acertlab.data import datasets as data
 from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.radius.search import margin_function
+from acertlab.training.config import preset
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.loop.state import State, initial_state
 from acertlab.training.loop.step import train_step
 from acertlab.training.methods import acert
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.methods.sample_radii import RadiusEstimates, approximate_radius
-from acertlab.training.presets import preset
 from tests.helpers.networks import Trained
 
 BATCH = 80  # of which a search's later passes take a part

@@ -17,20 +17,18 @@ from safetensors.torch import load_file, save_file
 
 from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import margin_at
-from acertlab.data.datasets import DATASETS, load_dataset, to_float
+from acertlab.data.datasets import load_dataset, to_float
 from acertlab.data.run import HISTORY_COLUMNS, RESULT_KEYS, load_run
 from acertlab.data.run_table import load_runs
 from acertlab.models.architectures import MODELS
 from acertlab.radius.certified import certified_radius
 from acertlab.radius.search import RadiusStatus
-from acertlab.training.config import BUDGETS, TrainConfig
+from acertlab.training.config import TrainConfig, preset
 from acertlab.training.loop import step
 from acertlab.training.loop import train as loop
 from acertlab.training.loop.diagnostics import NonFiniteLossError
 from acertlab.training.loop.train import evaluate, train
 from acertlab.training.methods.catalogue import METHODS
-from acertlab.training.parameters import PARAMETERS, check_parameters, config_from_parameters, default_run_dir
-from acertlab.training.presets import preset
 
 SMALL = TrainConfig(eps_max=0.1, model="mlp", width=32, epochs=4, clean_epochs=1, ramp_epochs=2, batch_size=32,
                     lr=1e-2, device="cpu")  # fmt: skip
@@ -62,147 +60,11 @@ def assert_same_weights(a, b):
 # ---- settings
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "accepted"),
-    [
-        ("method", "acrt", "standard, ibp, fast-ibp, crown-ibp, sabr"),
-        ("dataset", "minst", "mnist"),
-        ("dataset", "folder", "folder:PATH"),
-        ("dataset", None, "mnist"),
-        ("model", "resnet", "small_cnn"),
-        ("kappa", 1.5, "<= 1"),
-        ("kappa", float("nan"), ">= 0"),
-        ("kappa", "0.5", "a finite number"),
-        ("eps_max", 0.0, "> 0"),
-        ("eps_max", float("inf"), "a finite number > 0"),
-        ("epochs", 0, ">= 1"),
-        ("epochs", 2.5, "a whole number"),
-        ("batch_size", True, "a whole number"),
-        ("seed", -1, ">= 0"),
-        ("ramp_epochs", 15, "at most epochs - clean_epochs, here 14"),
-        ("ramp", "cubic", "smooth, linear"),
-        ("scheduler", "cosine", "onecycle, step"),
-        ("milestones", (60, 50), "rising epochs"),
-        ("solver", "newton", "brentq"),
-        ("domain", (1.0, 0.0), "low < high"),
-        ("radius_cap", 0.3, ">= 0.4"),
-        ("merged", "yes", "True or False"),
-        ("device", "tpu", "auto, cpu, cuda, mps"),
-        ("lr", -1e-3, "> 0"),
-        ("l1", -1.0, ">= 0"),
-        ("small_box", 1.5, "<= 1"),
-        ("alpha", -0.1, ">= 0"),
-        ("attack_steps", 0, ">= 1"),
-        ("attack_step_size", 0.0, "> 0"),
-        ("beta_end", 2.0, "<= 1"),
-        ("root_iterations", -1, ">= 0"),
-        ("protocol", "paper", "held-out, published"),
-        ("amp", 1, "True or False"),
-    ],
-)
-def test_bad_settings_are_named_with_what_is_accepted(name, value, accepted):
-    with pytest.raises(ValueError) as caught:
-        TrainConfig(**{name: value})
-    assert str(caught.value).startswith(f"{name} = {value!r}")
-    assert accepted in str(caught.value)
-
-
-def test_settings_survive_json_and_standard_is_kappa_one():
-    config = preset("mnist", "fast-ibp")
-    assert TrainConfig(**json.loads(json.dumps(asdict(config)))) == config
-    assert TrainConfig(method="standard", kappa=0.0).kappa == 1.0
-    assert replace(TrainConfig(), eps_max=0.2).cap == pytest.approx(0.25)
-    assert TrainConfig(eps_max=0.9).cap == 1.0
-    assert TrainConfig(radius_cap=0.4).cap == 0.4
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_device_that_is_not_there_is_an_error_before_anything_is_written(few, tmp_path):
     with pytest.raises(ValueError, match="device = 'cuda': accepted is what this machine has"):
         train(replace(SMALL, device="cuda"), few, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("method", METHODS)
-def test_there_is_a_preset_of_every_kind(method, budget):
-    for dataset in (*DATASETS, "folder:somewhere"):
-        config = preset(dataset, method, budget=budget)
-        assert (config.dataset, config.method) == (dataset, method)
-
-
-def test_presets_are_table_4():
-    acert = preset("cifar10", "acert")
-    assert (acert.model, acert.eps_max, acert.batch_size, acert.epochs) == ("cnn7", 8.8 / 255, 128, 200)
-    assert (acert.clean_epochs, acert.ramp_epochs, acert.lr, acert.scheduler) == (1, 80, 2e-3, "onecycle")
-    tiny = preset("tinyimagenet", "acert")
-    assert (tiny.batch_size, tiny.lambda0, tiny.l1, tiny.clip, tiny.eps_max) == (256, 0.2, 1e-4, 10.0, 1 / 255)
-    fast_ibp = preset("mnist", "fast-ibp")
-    assert (fast_ibp.batch_size, fast_ibp.epochs, fast_ibp.milestones) == (256, 70, (50, 60))
-    assert (fast_ibp.scheduler, fast_ibp.lr, fast_ibp.decay) == ("step", 5e-4, 0.2)
-    fair = preset("mnist", "fast-ibp", budget="fast")
-    assert replace(fair, method="acert") == preset("mnist", "acert", budget="fast")
-    with pytest.raises(ValueError, match="budget = 'huge': accepted is smoke, fast, paper"):
-        preset("mnist", "acert", budget="huge")
-
-
-def test_presets_are_the_methods_authors():
-    sabr, mtl, exp = (preset("cifar10", method) for method in ("sabr", "mtl-ibp", "exp-ibp"))
-    assert (sabr.epochs, sabr.milestones, sabr.small_box, sabr.attack_steps, sabr.attack_step_size) == (
-        180, (140, 160), 0.7, 8, 0.5)  # fmt: skip
-    assert (mtl.epochs, mtl.milestones, mtl.alpha, mtl.l1, mtl.attack_steps, mtl.attack_step_size) == (
-        260, (180, 220), 0.5, 1e-7, 1, 10.0)  # fmt: skip
-    assert (exp.l1, exp.alpha, preset("tinyimagenet", "exp-ibp").alpha) == (0.0, 0.5, 0.04)
-    assert [preset("mnist", method).alpha for method in ("mtl-ibp", "cc-ibp")] == [0.08, 0.3]
-    assert preset("mnist", "sabr").small_box == 0.6
-    assert preset("tinyimagenet", "mtl-ibp").l1 == 5e-5
-    assert preset("tinyimagenet", "crown-ibp").epochs == 80
-    ours = preset("cifar10", "acert-sabr")
-    assert ours == replace(preset("cifar10", "acert"), method="acert-sabr", small_box=0.7)
-    for method in ("sabr", "mtl-ibp", "acert-mtl-ibp"):  # equal schedules where two cores must do
-        own = {name: getattr(preset("mnist", method), name) for name in ("small_box", "alpha", "attack_steps",
-                                                                         "attack_step_size")}  # fmt: skip
-        fair = preset("mnist", "acert", budget="fast")
-        assert preset("mnist", method, budget="fast") == replace(fair, method=method, **own)
-
-
-def test_notebook_parameters_replace_a_preset_where_they_are_set():
-    unset = {"dataset": "mnist", "method": "acert", "budget": "fast", "kappa": 0.0, "seed": 0, "eps_max": 0.0,
-             "model": "", "width": 0, "epochs": 0, "batch_size": 0, "device": "auto", "data_root": "",
-             "run_dir": "", "settings": ""}  # fmt: skip
-    assert unset.keys() == PARAMETERS.keys()
-    fast = preset("mnist", "acert", budget="fast")
-    assert config_from_parameters(check_parameters(unset, PARAMETERS)) == fast
-    asked = unset | {"kappa": 0.25, "eps_max": "25.5/255", "width": 8, "epochs": 12, "seed": 3}
-    config = config_from_parameters(check_parameters(asked, PARAMETERS))
-    assert config == replace(fast, kappa=0.25, eps_max=0.1, width=8, epochs=12, ramp_epochs=6, seed=3)
-    paper = config_from_parameters(unset | {"method": "fast-ibp", "budget": "paper", "epochs": 7})
-    assert (paper.epochs, paper.ramp_epochs, paper.milestones) == (7, 2, (5, 6))
-    assert config_from_parameters(unset | {"epochs": 1}).epochs == 1
-    for name, value, accepted in (("budget", "tiny", "smoke, fast, paper"), ("eps_max", "8/0", ">= 0 and <= 1"),
-                                  ("dataset", "minst", "digits, mnist"), ("method", "acrt", "did you mean 'acert'"),
-                                  ("model", "resnet", "small_cnn, cnn7"),
-                                  ("epochs", 2.5, "a whole number")):  # fmt: skip
-        with pytest.raises(ValueError, match=f"{name} = {value!r}: accepted.*{accepted}"):
-            config_from_parameters(check_parameters(unset | {name: value}, PARAMETERS))
-
-
-def test_other_settings_are_read_as_in_a_call():
-    asked = {"dataset": "mnist", "method": "mtl-ibp", "budget": "fast", "kappa": 0.5, "seed": 0, "epochs": 12}
-    text = "alpha=0.3, scheduler=step, milestones=(5, 9), lr=1/500, three_phase=True, ramp_epochs=4, domain=None"
-    config = config_from_parameters(asked | {"settings": text})
-    expected = {"alpha": 0.3, "scheduler": "step", "milestones": (5, 9), "lr": 1 / 500, "three_phase": True,
-                "ramp_epochs": 4, "domain": None, "epochs": 12, "kappa": 0.5}  # fmt: skip
-    assert config == replace(preset("mnist", "mtl-ibp", budget="fast"), **expected)
-    assert PARAMETERS["settings"](text) == text
-    for wrong, what in (("alhpa=0.3", "alhpa is none of them; did you mean alpha"), ("kappa=1", "of its own"),
-                        ("0.3", "NAME=VALUE"), ("alpha=f(x)", "NAME=VALUE"), ("alpha=0.3)(b=1", "NAME=VALUE"),
-                        ("alpha=0.1, alpha=0.2", "NAME=VALUE"), ("**{'alpha': 1}", "NAME=VALUE"),
-                        ("alpha=1/0", "NAME=VALUE"), (0.3, "NAME=VALUE")):  # fmt: skip
-        with pytest.raises(ValueError, match=f"parameter settings = .*accepted.*{what}"):
-            check_parameters(asked | {"settings": wrong}, {"settings": PARAMETERS["settings"]})
-    with pytest.raises(ValueError, match="alpha = 3"):
-        config_from_parameters(asked | {"settings": "alpha=3"})
 
 
 @pytest.mark.parametrize("method", ["acert", "fast-ibp", "crown-ibp"])
@@ -242,14 +104,6 @@ def test_a_run_of_before_a_setting_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_train_epoch", stop)  # nothing is trained again
     again = train(config, data, tmp_path / "old", progress=False)
     assert again.result["art"] == whole.result["art"] and len(again.history) == 4
-
-
-def test_runs_get_folders_of_their_own():
-    config = TrainConfig(dataset="mnist", kappa=0.25, eps_max=0.1, seed=3)
-    assert default_run_dir(config).as_posix().startswith("runs/mnist-acert-kappa0.25-eps0.1-seed3-")
-    assert default_run_dir(config) == default_run_dir(replace(config, device="cpu"))
-    assert default_run_dir(config) != default_run_dir(replace(config, lr=1e-3))
-    assert default_run_dir(replace(config, dataset="folder:/a/b")).name.startswith("b-acert")
 
 
 # ---- one run

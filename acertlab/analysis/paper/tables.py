@@ -24,7 +24,7 @@ from acertlab.radius import metrics
 from acertlab.training.config import TrainConfig
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.parameters import config_from_parameters
-from acertlab.training.presets import LIKE, PAPER
+from acertlab.training.presets import PAPER, PRESET_OF_DATASET
 
 SCORES: tuple[str, ...] = ("Acc", "ACR", "ART")
 STEP, RUNTIME = "step / FastIBP's", "runtime / FastIBP's"  # what Table 6's ratios are called
@@ -166,7 +166,7 @@ def rows(dataset: str, method: str, kappa: float, variant: str = "") -> tuple[Ro
 
 def nearby(dataset: str, method: str, kappa: float, variant: str = "") -> tuple[Row, ...]:
     """`rows`; else, to have something beside ours, those of the dataset that this one is like, or of other kappas."""
-    like = {"digits": "mnist"} | LIKE
+    like = {"digits": "mnist"} | PRESET_OF_DATASET
     other = like.get(dataset.partition(":")[0], dataset)
     return (
         rows(dataset, method, kappa, variant)

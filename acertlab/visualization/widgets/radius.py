@@ -19,7 +19,7 @@ from acertlab.bounds.margin import certified_margin
 from acertlab.data.datasets import ImageData, to_float
 from acertlab.radius.certified import certified_radius
 from acertlab.radius.search import RadiusStatus
-from acertlab.training.presets import preset
+from acertlab.training.config import preset
 from acertlab.visualization.radius import image_grid, logit_intervals, margin_curve
 from acertlab.visualization.widgets.components import WIDE, Explorer, Part, follow, side_by_side, slider
 

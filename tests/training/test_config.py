@@ -1,0 +1,108 @@
+"""Settings of a training run: what is accepted, and that presets are the tables of those who found them."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from acertlab.data.datasets import DATASETS
+from acertlab.training.config import TrainConfig, preset
+from acertlab.training.methods.catalogue import METHODS
+from acertlab.training.presets import BUDGETS
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("method", "acrt", "standard, ibp, fast-ibp, crown-ibp, sabr"),
+        ("dataset", "minst", "mnist"),
+        ("dataset", "folder", "folder:PATH"),
+        ("dataset", None, "mnist"),
+        ("model", "resnet", "small_cnn"),
+        ("kappa", 1.5, "<= 1"),
+        ("kappa", float("nan"), ">= 0"),
+        ("kappa", "0.5", "a finite number"),
+        ("eps_max", 0.0, "> 0"),
+        ("eps_max", float("inf"), "a finite number > 0"),
+        ("epochs", 0, ">= 1"),
+        ("epochs", 2.5, "a whole number"),
+        ("batch_size", True, "a whole number"),
+        ("seed", -1, ">= 0"),
+        ("ramp_epochs", 15, "at most epochs - clean_epochs, here 14"),
+        ("ramp", "cubic", "smooth, linear"),
+        ("scheduler", "cosine", "onecycle, step"),
+        ("milestones", (60, 50), "rising epochs"),
+        ("solver", "newton", "brentq"),
+        ("domain", (1.0, 0.0), "low < high"),
+        ("radius_cap", 0.3, ">= 0.4"),
+        ("merged", "yes", "True or False"),
+        ("device", "tpu", "auto, cpu, cuda, mps"),
+        ("lr", -1e-3, "> 0"),
+        ("l1", -1.0, ">= 0"),
+        ("small_box", 1.5, "<= 1"),
+        ("alpha", -0.1, ">= 0"),
+        ("attack_steps", 0, ">= 1"),
+        ("attack_step_size", 0.0, "> 0"),
+        ("beta_end", 2.0, "<= 1"),
+        ("root_iterations", -1, ">= 0"),
+        ("protocol", "paper", "held-out, published"),
+        ("amp", 1, "True or False"),
+    ],
+)
+def test_bad_settings_are_named_with_what_is_accepted(name, value, accepted):
+    with pytest.raises(ValueError) as caught:
+        TrainConfig(**{name: value})
+    assert str(caught.value).startswith(f"{name} = {value!r}")
+    assert accepted in str(caught.value)
+
+
+def test_settings_survive_json_and_standard_is_kappa_one():
+    config = preset("mnist", "fast-ibp")
+    assert TrainConfig(**json.loads(json.dumps(asdict(config)))) == config
+    assert TrainConfig(method="standard", kappa=0.0).kappa == 1.0
+    assert replace(TrainConfig(), eps_max=0.2).cap == pytest.approx(0.25)
+    assert TrainConfig(eps_max=0.9).cap == 1.0
+    assert TrainConfig(radius_cap=0.4).cap == 0.4
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_there_is_a_preset_of_every_kind(method, budget):
+    for dataset in (*DATASETS, "folder:somewhere"):
+        config = preset(dataset, method, budget=budget)
+        assert (config.dataset, config.method) == (dataset, method)
+
+
+def test_presets_are_table_4():
+    acert = preset("cifar10", "acert")
+    assert (acert.model, acert.eps_max, acert.batch_size, acert.epochs) == ("cnn7", 8.8 / 255, 128, 200)
+    assert (acert.clean_epochs, acert.ramp_epochs, acert.lr, acert.scheduler) == (1, 80, 2e-3, "onecycle")
+    tiny = preset("tinyimagenet", "acert")
+    assert (tiny.batch_size, tiny.lambda0, tiny.l1, tiny.clip, tiny.eps_max) == (256, 0.2, 1e-4, 10.0, 1 / 255)
+    fast_ibp = preset("mnist", "fast-ibp")
+    assert (fast_ibp.batch_size, fast_ibp.epochs, fast_ibp.milestones) == (256, 70, (50, 60))
+    assert (fast_ibp.scheduler, fast_ibp.lr, fast_ibp.decay) == ("step", 5e-4, 0.2)
+    fair = preset("mnist", "fast-ibp", budget="fast")
+    assert replace(fair, method="acert") == preset("mnist", "acert", budget="fast")
+    with pytest.raises(ValueError, match="budget = 'huge': accepted is smoke, fast, paper"):
+        preset("mnist", "acert", budget="huge")
+
+
+def test_presets_are_the_methods_authors():
+    sabr, mtl, exp = (preset("cifar10", method) for method in ("sabr", "mtl-ibp", "exp-ibp"))
+    assert (sabr.epochs, sabr.milestones, sabr.small_box, sabr.attack_steps, sabr.attack_step_size) == (
+        180, (140, 160), 0.7, 8, 0.5)  # fmt: skip
+    assert (mtl.epochs, mtl.milestones, mtl.alpha, mtl.l1, mtl.attack_steps, mtl.attack_step_size) == (
+        260, (180, 220), 0.5, 1e-7, 1, 10.0)  # fmt: skip
+    assert (exp.l1, exp.alpha, preset("tinyimagenet", "exp-ibp").alpha) == (0.0, 0.5, 0.04)
+    assert [preset("mnist", method).alpha for method in ("mtl-ibp", "cc-ibp")] == [0.08, 0.3]
+    assert preset("mnist", "sabr").small_box == 0.6
+    assert preset("tinyimagenet", "mtl-ibp").l1 == 5e-5
+    assert preset("tinyimagenet", "crown-ibp").epochs == 80
+    ours = preset("cifar10", "acert-sabr")
+    assert ours == replace(preset("cifar10", "acert"), method="acert-sabr", small_box=0.7)
+    for method in ("sabr", "mtl-ibp", "acert-mtl-ibp"):  # equal schedules where two cores must do
+        own = {name: getattr(preset("mnist", method), name) for name in ("small_box", "alpha", "attack_steps",
+                                                                         "attack_step_size")}  # fmt: skip
+        fair = preset("mnist", "acert", budget="fast")
+        assert preset("mnist", method, budget="fast") == replace(fair, method=method, **own)
