@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from acertlab._memory import memory_kept
 from acertlab._text import markdown
 from acertlab.data.datasets import DEFAULT_ROOT, ImageData, load_dataset, to_float
 from acertlab.data.files import write_json, written_aside
@@ -26,7 +27,6 @@ from acertlab.models.architectures import MODELS
 from acertlab.radius.certified import certified_radius
 from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.training.config import preset
-from acertlab.training.loop.session import memory_kept
 from acertlab.training.loop.train import train
 from acertlab.training.parameters import default_run_dir
 from tests.benchmarks import scaling as bench_scaling

@@ -34,7 +34,9 @@ class _BoxSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (once_differentiable hides the names)
+        ctx: Any, grad: Tensor, _: Tensor
+    ) -> tuple[Tensor, Tensor]:
         lower, upper, mean, s_on, s_off = ctx.saved_tensors
         n = lower.numel()
         radius, a_on, a_off, v_on, v_off = grad.unbind()

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process while it trains."""
+"""Freed memory stays with the process while it works."""
 
 import subprocess
 import sys
@@ -6,15 +6,15 @@ import sys
 import pytest
 import torch
 
-from acertlab.training.loop import session as module
-from acertlab.training.loop.session import memory_kept
+from acertlab import _memory as module
+from acertlab._memory import memory_kept
 
 glibc = pytest.mark.skipif(not module._mallopt(), reason="needs glibc's malloc")
 
 
 COUNT = """
 import resource, torch
-from acertlab.training.loop.session import memory_kept
+from acertlab._memory import memory_kept
 
 def faults(rounds):  # pages that the operating system had to clear while blocks of 40 MB came and went
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -25,8 +25,10 @@ def faults(rounds):  # pages that the operating system had to clear while blocks
 
 before = faults(5)
 with memory_kept():
-    faults(20)
-    print(before, faults(5))
+    with memory_kept():
+        faults(20)
+    print(before, faults(5))  # the inner block's end changes nothing
+print(faults(20) // 4)
 """
 
 
@@ -40,8 +42,8 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("unset")
 def test_freed_memory_is_used_again() -> None:
     told = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True).stdout
-    before, inside = map(int, told.split())
-    assert before > 20 * (inside + 100), told
+    before, inside, after = map(int, told.split())
+    assert min(before, after) > 20 * (inside + 100), told
 
 
 def test_what_the_environment_says_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
