@@ -118,6 +118,11 @@ class TrainConfig:
             merged=self.merged, domain=self.domain, solver=self.solver, xtol=self.eval_xtol, rtol=self.eval_rtol
         )
 
+    @property
+    def val_search(self) -> SearchSettings:
+        """How the validation radii are searched for: to the paper's tolerances (section 4)."""
+        return replace(self.search, xtol=1e-6, rtol=1e-4)
+
     def objective(self) -> Standard:
         """What the method minimises, with the hyperparameters of the same names; its eps_max is where the ramp ends."""
         kind = METHODS[self.method].objective

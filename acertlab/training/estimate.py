@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from acertlab._text import seconds_text
 from acertlab.data.datasets import ImageData, augment, load_dataset, to_float
 from acertlab.data.run import Run
+from acertlab.radius.search import SearchSettings
 from acertlab.training.config import TrainConfig, preset
 from acertlab.training.loop.session import session
 from acertlab.training.loop.state import State, initial_state
@@ -78,12 +79,14 @@ def estimate(config: TrainConfig, data: ImageData, count: int = COUNT) -> Durati
         state = initial_state(replace(config, scheduler="step", milestones=()), data, device, steps)
         batch = _Batch(data, torch.arange(min(n, config.batch_size)), device)
         state.model.train()
-        step = {phase: _median(partial(batch.step, state, config, eps), device, count)
-                for phase, eps in _phases(config, steps).items()}  # fmt: skip
+        step = {
+            phase: _median(partial(batch.step, state, config, eps), device, count)
+            for phase, eps in _phases(config, steps).items()
+        }
         published = config.protocol == "published"
         watched = data.test_x if published else data.val_x
-        validation = _per_image(state, config, watched, config.eps_max, 1e-6, 1e-4, device) * len(watched)
-        test = _per_image(state, config, data.test_x, config.cap, config.eval_xtol, config.eval_rtol, device)
+        validation = _per_image(state, config, watched, config.eps_max, config.val_search, device) * len(watched)
+        test = _per_image(state, config, data.test_x, config.cap, config.search, device)
     epochs = {"clean": config.clean_epochs, "ramp": config.ramp_epochs}
     epochs["after"] = config.epochs - sum(epochs.values())
     return Duration(steps, step, epochs, validation, test * len(data.test_x))
@@ -184,7 +187,7 @@ def _phases(config: TrainConfig, steps: int) -> dict[str, float]:
 
 
 def _per_image(
-    state: State, config: TrainConfig, images: Tensor, cap: float, xtol: float, rtol: float, device: torch.device
+    state: State, config: TrainConfig, images: Tensor, cap: float, settings: SearchSettings, device: torch.device
 ) -> float:
     """Seconds that the radius of one image takes."""
     x = images[: min(EVALUATED, config.eval_batch) if device.type == "cpu" else config.eval_batch]
@@ -192,7 +195,7 @@ def _per_image(
         return 0.0
     with torch.no_grad():
         y = state.model.eval()(to_float(x, device)).argmax(1).cpu()
-    search = partial(evaluate, state.model, x, y, cap, config, xtol=xtol, rtol=rtol)
+    search = partial(evaluate, state.model, x, y, cap, settings, config.eval_batch)
     if device.type != "cpu":
         search()  # the first one of a shape is slow
     return _seconds(search, device) / len(x)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from acertlab._lock import locked
+from acertlab._validation import refuse
 from acertlab.bounds.rules.affine import Normalize
 from acertlab.data.datasets import ImageData, certified_at, to_float
 from acertlab.data.files import write_json, write_parquet, write_weights
@@ -21,7 +22,6 @@ from acertlab.radius.metrics import summarise
 from acertlab.training.config import TrainConfig
 
 
-# ---- a run
 def import_run(
     model: nn.Module,
     data: ImageData,
@@ -62,10 +62,8 @@ def import_run(
         LockHeldError: another process writes in ``run_dir``.
     """
     if not isinstance(method, str) or not method.strip():
-        raise ValueError(f"method = {method!r}: accepted is a name")
-    settings = TrainConfig(
-        dataset=data.name, eps_max=eps_max, kappa=kappa, seed=seed, radius_cap=radius_cap
-    )  # checks them
+        refuse("method", method, "a name")
+    settings = TrainConfig(data.name, eps_max=eps_max, kappa=kappa, seed=seed, radius_cap=radius_cap)  # checks them
     _check_fits(model, data)
     run_dir, described = Path(run_dir), _described(model, data, settings, method, bound, source)
     with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT):
@@ -121,11 +119,20 @@ def _architecture(model: nn.Module, data: ImageData) -> dict[str, Any]:
 
 def _measure(model: nn.Module, data: ImageData, run_dir: Path, asked: dict[str, Any], progress: bool) -> None:
     """Writes radii, an empty history and weights, and `result.json` last."""
-    search = {name: asked[name] for name in ("merged", "domain", "solver")}
-    search |= {"xtol": asked["eval_xtol"], "rtol": asked["eval_rtol"], "bound": asked["verifier"]}
     batches = run_dir / "certify"  # each of them is kept until the run is complete
-    report = certify(model, (data.test_x, data.test_y), asked["radius_cap"], **search, run_dir=batches,
-                     progress=progress)  # fmt: skip
+    report = certify(
+        model,
+        (data.test_x, data.test_y),
+        asked["radius_cap"],
+        bound=asked["verifier"],
+        merged=asked["merged"],
+        domain=asked["domain"],
+        solver=asked["solver"],
+        xtol=asked["eval_xtol"],
+        rtol=asked["eval_rtol"],
+        run_dir=batches,
+        progress=progress,
+    )
     cap, eps_max = asked["radius_cap"], asked["eps_max"]
     grid = certified_at(data.name, eps_max, cap)
     write_parquet(run_dir / "radii.parquet", report.radii)

@@ -91,9 +91,20 @@ def test_presets_are_table_4():
 def test_presets_are_the_methods_authors():
     sabr, mtl, exp = (preset("cifar10", method) for method in ("sabr", "mtl-ibp", "exp-ibp"))
     assert (sabr.epochs, sabr.milestones, sabr.small_box, sabr.attack_steps, sabr.attack_step_size) == (
-        180, (140, 160), 0.7, 8, 0.5)  # fmt: skip
+        180,
+        (140, 160),
+        0.7,
+        8,
+        0.5,
+    )
     assert (mtl.epochs, mtl.milestones, mtl.alpha, mtl.l1, mtl.attack_steps, mtl.attack_step_size) == (
-        260, (180, 220), 0.5, 1e-7, 1, 10.0)  # fmt: skip
+        260,
+        (180, 220),
+        0.5,
+        1e-7,
+        1,
+        10.0,
+    )
     assert (exp.l1, exp.alpha, preset("tinyimagenet", "exp-ibp").alpha) == (0.0, 0.5, 0.04)
     assert [preset("mnist", method).alpha for method in ("mtl-ibp", "cc-ibp")] == [0.08, 0.3]
     assert preset("mnist", "sabr").small_box == 0.6
@@ -102,7 +113,9 @@ def test_presets_are_the_methods_authors():
     ours = preset("cifar10", "acert-sabr")
     assert ours == replace(preset("cifar10", "acert"), method="acert-sabr", small_box=0.7)
     for method in ("sabr", "mtl-ibp", "acert-mtl-ibp"):  # equal schedules where two cores must do
-        own = {name: getattr(preset("mnist", method), name) for name in ("small_box", "alpha", "attack_steps",
-                                                                         "attack_step_size")}  # fmt: skip
+        own = {
+            name: getattr(preset("mnist", method), name)
+            for name in ("small_box", "alpha", "attack_steps", "attack_step_size")
+        }
         fair = preset("mnist", "acert", budget="fast")
         assert preset("mnist", method, budget="fast") == replace(fair, method=method, **own)

@@ -30,8 +30,14 @@ from tests.helpers.networks import Trained
 BATCH = 80  # of which a search's later passes take a part
 
 aten = torch.ops.aten
-WAITING = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
-           aten.is_nonzero.default, aten._unique2.default}  # fmt: skip
+WAITING = {
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten.equal.default,
+    aten.is_nonzero.default,
+    aten._unique2.default,
+}
 
 
 class NoSync(TorchDispatchMode):

@@ -101,9 +101,12 @@ def notebook(tmp_path_factory):
     )
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     new = nbformat.v4
-    cells = [new.new_code_cell("kappa = 0.0  # share of the clean loss", metadata={"tags": ["parameters"]}),
-             new.new_code_cell(check), new.new_code_cell("own_variable = 3"),
-             new.new_code_cell(check + "\nprint(repr(kappa))")]  # fmt: skip
+    cells = [
+        new.new_code_cell("kappa = 0.0  # share of the clean loss", metadata={"tags": ["parameters"]}),
+        new.new_code_cell(check),
+        new.new_code_cell("own_variable = 3"),
+        new.new_code_cell(check + "\nprint(repr(kappa))"),
+    ]
     path = tmp_path_factory.mktemp("notebook") / "a.ipynb"
     nbformat.write(new.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
     return path
@@ -156,10 +159,14 @@ def test_notebook_parameters_replace_a_preset_where_they_are_set():
     paper = config_from_parameters(unset | {"method": "fast-ibp", "budget": "paper", "epochs": 7})
     assert (paper.epochs, paper.ramp_epochs, paper.milestones) == (7, 2, (5, 6))
     assert config_from_parameters(unset | {"epochs": 1}).epochs == 1
-    for name, value, accepted in (("budget", "tiny", "smoke, fast, paper"), ("eps_max", "8/0", ">= 0 and <= 1"),
-                                  ("dataset", "minst", "digits, mnist"), ("method", "acrt", "did you mean 'acert'"),
-                                  ("model", "resnet", "small_cnn, cnn7"),
-                                  ("epochs", 2.5, "a whole number")):  # fmt: skip
+    for name, value, accepted in (
+        ("budget", "tiny", "smoke, fast, paper"),
+        ("eps_max", "8/0", ">= 0 and <= 1"),
+        ("dataset", "minst", "digits, mnist"),
+        ("method", "acrt", "did you mean 'acert'"),
+        ("model", "resnet", "small_cnn, cnn7"),
+        ("epochs", 2.5, "a whole number"),
+    ):
         with pytest.raises(ValueError, match=f"{name} = {value!r}: accepted.*{accepted}"):
             config_from_parameters(check_parameters(unset | {name: value}, PARAMETERS))
 

@@ -30,8 +30,9 @@ from acertlab.training.loop.diagnostics import NonFiniteLossError
 from acertlab.training.loop.train import evaluate, train
 from acertlab.training.methods.catalogue import METHODS
 
-SMALL = TrainConfig(eps_max=0.1, model="mlp", width=32, epochs=4, clean_epochs=1, ramp_epochs=2, batch_size=32,
-                    lr=1e-2, device="cpu")  # fmt: skip
+SMALL = TrainConfig(
+    eps_max=0.1, model="mlp", width=32, epochs=4, clean_epochs=1, ramp_epochs=2, batch_size=32, lr=1e-2, device="cpu"
+)
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +198,19 @@ def test_the_same_seed_gives_the_same_numbers(done, few, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scheduler", ["onecycle", "step"])
 def test_every_method_runs(method, scheduler, few, tmp_path):
-    config = replace(SMALL, method=method, model="small_cnn", width=4, epochs=2, clean_epochs=0, ramp_epochs=1,
-                     scheduler=scheduler, milestones=(1,), l1=1e-5, merged=scheduler == "step")  # fmt: skip
+    config = replace(
+        SMALL,
+        method=method,
+        model="small_cnn",
+        width=4,
+        epochs=2,
+        clean_epochs=0,
+        ramp_epochs=1,
+        scheduler=scheduler,
+        milestones=(1,),
+        l1=1e-5,
+        merged=scheduler == "step",
+    )
     run = train(config, replace(few, val_x=few.val_x[:0], val_y=few.val_y[:0]), tmp_path, progress=False)
     assert run.history[["val_acc", "val_acr", "val_art"]].isna().all(axis=None)
     assert run.result["kappa"] == (1.0 if method == "standard" else 0.0)
@@ -240,8 +252,14 @@ CHILD = textwrap.dedent("""
 @pytest.mark.parametrize("history", [False, True])
 def test_a_killed_run_goes_on_bit_for_bit(history, digits, tmp_path):
     """SIGKILL at a random moment after the first epoch; the same command again; compared with a run left in peace."""
-    config = replace(preset("digits", "acert", budget="fast"), width=2, batch_size=128, epochs=10, ramp_epochs=5,
-                     radius_history=history)  # fmt: skip
+    config = replace(
+        preset("digits", "acert", budget="fast"),
+        width=2,
+        batch_size=128,
+        epochs=10,
+        ramp_epochs=5,
+        radius_history=history,
+    )
     killed = tmp_path / "killed"
     command = [sys.executable, "-c", CHILD, str(killed), repr(asdict(replace(config, device="cpu")))]
     with subprocess.Popen(command) as process:
@@ -428,8 +446,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(few, tmp_path, monkeypatch):
 
 
 def test_a_history_is_kept_where_the_search_makes_use_of_it(few):
-    for method, solver, kept in (("acert", "log-secant", True), ("acert-sabr", "log-secant", True),
-                                 ("acert", "brentq", False), ("fast-ibp", "log-secant", False)):  # fmt: skip
+    for method, solver, kept in (
+        ("acert", "log-secant", True),
+        ("acert-sabr", "log-secant", True),
+        ("acert", "brentq", False),
+        ("fast-ibp", "log-secant", False),
+    ):
         config = replace(SMALL, method=method, solver=solver, radius_history=True)
         state = loop.initial_state(config, few, torch.device("cpu"), steps=7)
         assert (state.radii is not None) == kept

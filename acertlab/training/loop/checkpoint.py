@@ -39,8 +39,13 @@ def save_checkpoint(state: State, root: Path, owner: str) -> None:
     tensors |= {f"best.{name}": value for name, value in (state.best_weights or {}).items()}
     tensors |= {f"optimizer.{i}.{name}": v for i, values in optimizer["state"].items() for name, v in values.items()}
     tensors |= {f"radii.{name}": value for name, value in state.radii._asdict().items()} if state.radii else {}
-    plain = {"owner": owner, "param_groups": optimizer["param_groups"], "scheduler": state.scheduler.state_dict(),
-             "history": state.history, "best_epoch": state.best_epoch}  # fmt: skip
+    plain = {
+        "owner": owner,
+        "param_groups": optimizer["param_groups"],
+        "scheduler": state.scheduler.state_dict(),
+        "history": state.history,
+        "best_epoch": state.best_epoch,
+    }
     final = root / f"epoch-{len(state.history):04d}"
     aside = root / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:

@@ -55,6 +55,12 @@ def learning_rate(config: TrainConfig, optimizer: Optimizer, steps: int) -> LRSc
     if config.scheduler == "step":
         return LambdaLR(optimizer, lambda t: config.decay ** sum(t >= m * steps for m in config.milestones))
     return OneCycleLR(
-        optimizer, config.lr, total_steps=config.epochs * steps, anneal_strategy="linear", pct_start=config.pct_start,
-        div_factor=config.div, final_div_factor=config.final_div, three_phase=config.three_phase,
-    )  # fmt: skip
+        optimizer,
+        config.lr,
+        total_steps=config.epochs * steps,
+        anneal_strategy="linear",
+        pct_start=config.pct_start,
+        div_factor=config.div,
+        final_div_factor=config.final_div,
+        three_phase=config.three_phase,
+    )

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -130,7 +130,7 @@ def evaluate(
     model.eval()
     batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
     table = pd.concat([certify_batch(model, *batch, cap, settings) for batch in batches], ignore_index=True)
-    return table.assign(index=range(len(table)))[list(RADII_COLUMNS)]
+    return pd.DataFrame(table.assign(index=range(len(table))), columns=list(RADII_COLUMNS))
 
 
 # ---- one epoch
@@ -161,16 +161,26 @@ def _train_epoch(
             eps = RAMPS[config.ramp](bad, ramp_first, ramp_last, config.train_eps)
             raise NonFiniteLossError(
                 f"the loss or its gradient stopped being finite in epoch {epoch} at step {bad} (learning rate about "
-                f"{lr:.3g}, eps_t {eps:.4g}); a smaller lr, a longer ramp_epochs or a smaller clip may help", eps,
-            )  # fmt: skip
+                f"{lr:.3g}, eps_t {eps:.4g}); a smaller lr, a longer ramp_epochs or a smaller clip may help",
+                eps,
+            )
     loss, clean, robust, regulariser, correct, zero, cap, radius, passes = (totals / n).tolist()
     zero, cap = zero * n / max(1, bounded), cap * n / max(1, bounded)
     shares = (zero, max(0.0, 1 - zero - cap), cap) if bounded else (None, None, None)
     return {
-        "loss": loss, "clean_loss": clean, "robust_loss": robust, "regulariser": regulariser, "lr": lr, "eps_t": eps,
-        "train_acc": correct, "share_zero": shares[0], "share_inside": shares[1], "share_cap": shares[2],
-        "radius_mean": radius, "passes": passes,
-    }  # fmt: skip
+        "loss": loss,
+        "clean_loss": clean,
+        "robust_loss": robust,
+        "regulariser": regulariser,
+        "lr": lr,
+        "eps_t": eps,
+        "train_acc": correct,
+        "share_zero": shares[0],
+        "share_inside": shares[1],
+        "share_cap": shares[2],
+        "radius_mean": radius,
+        "passes": passes,
+    }
 
 
 def _mixed_seed(seed: int, epoch: int) -> int:
@@ -183,8 +193,7 @@ def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[st
     x, y = (data.test_x, data.test_y) if published else (data.val_x, data.val_y)
     if not len(x):
         return {"val_acc": None, "val_acr": None, "val_art": None}
-    settings = replace(config.search, xtol=1e-6, rtol=1e-4)  # the paper's
-    table = evaluate(model, x, y, config.eps_max, settings, config.eval_batch)
+    table = evaluate(model, x, y, config.eps_max, config.val_search, config.eval_batch)
     if published:
         scores = mean_of_batches(table, config.eps_max, config.batch_size)
     else:
@@ -213,8 +222,13 @@ def _warn_of_spiral(state: State) -> None:
     log.warning(
         "epoch %d: the share of training samples with a positive radius fell from %.2f to %.2f, their mean radius is "
         "%.4g (at best %.4g). A ramp that is too quick makes radii shrink: more ramp_epochs, a larger kappa or a "
-        "smaller eps_max help", state.history[-1]["epoch"], max(positive), positive[-1], radii[-1], max(radii),
-    )  # fmt: skip
+        "smaller eps_max help",
+        state.history[-1]["epoch"],
+        max(positive),
+        positive[-1],
+        radii[-1],
+        max(radii),
+    )
 
 
 # ---- beginning and end of a run
@@ -252,8 +266,8 @@ def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path) -
     write_parquet(run_dir / "radii.parquet", table)
     write_weights(run_dir / "model.safetensors", state.model.state_dict())
     device = next(state.model.parameters()).device
-    asked = ("dataset", "method", "kappa", "eps_max", "seed", "merged", "domain", "epochs", "batch_size", "model",
-             "width", "train_eps_factor")  # fmt: skip
+    asked = ("dataset", "method", "kappa", "eps_max", "seed", "merged", "domain")
+    asked += ("epochs", "batch_size", "model", "width", "train_eps_factor")
     result = {name: getattr(config, name) for name in asked} | summarise(table, config.eps_max, grid, config.cap)
     result |= {"verifier": "ibp", "radius_cap": config.cap, "protocol": config.protocol}
     if state.best_weights:
