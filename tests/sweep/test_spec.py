@@ -154,7 +154,10 @@ def test_a_cell_is_done_when_its_result_is_there_and_was_checked(tmp_path: Path)
         ({"settings": "alpha=0.3"}, 'settings = .alpha=0.3.: .* papermill -y "settings: {alpha: 0.3}"'),
         ({"run_dir": "x"}, "'run_dir' is not a parameter that can be swept"),
         ({"grid": {"kappa": [0, 1.5]}}, r"job kappa=1.5: parameter kappa = 1.5: accepted is a number .* <= 1"),
-        ({"grid": {"method": ["acert", "acrt"]}}, "job acrt: parameter method = 'acrt': .* did you mean 'acert'"),
+        (
+            {"grid": {"method": ["acert", "acrt"]}},
+            r"job acrt: parameter method = 'acrt': accepted is .* \(did you mean 'acert'\?\)",
+        ),
         ({"dataset": "minst"}, "dataset = 'minst': accepted is digits, mnist"),
         ({"seed": -1}, "parameter seed = -1: accepted is a whole number >= 0"),
         ({"grid": {"kappa": []}}, r"kappa = \[\]: accepted is a text, a number"),
