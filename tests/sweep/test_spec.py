@@ -86,7 +86,8 @@ def test_equal_trainings_written_differently_are_one_job() -> None:
         return job.name.rpartition("-")[2]
 
     assert name(kappa=0.3) == name(kappa=0.1 + 0.2) != name(kappa=0.3 + 1e-9)
-    assert name(settings="alpha=0.3, lr=0.001") == name(settings="lr=1e-3,alpha=3/10") != name(settings="alpha=0.3")
+    one = name(settings={"alpha": 0.3, "lr": 0.001})
+    assert one == name(settings={"lr": "1e-3", "alpha": "3/10"}) != name(settings={"alpha": 0.3})
     with pytest.raises(ValueError, match="is there twice"):
         read_spec({"dataset": "mnist", "grid": {"kappa": [0.3, 0.1 + 0.2]}})
 
