@@ -22,10 +22,10 @@ class Within:
     """A finite number between two ends, both accepted unless open.
 
     Attributes:
-        low, high: The ends.
+        low, high: the ends.
         kind: float or int.
-        open_low, open_high: Whether the end itself is refused.
-        says: What is accepted, in words, where the ends alone do not say it.
+        open_low, open_high: whether the end itself is refused.
+        says: what is accepted, in words, where the ends alone do not say it.
     """
 
     low: float = -math.inf
@@ -54,11 +54,11 @@ def check(name: str, value: Any, accepted: Accepted, *, parse: bool = False) -> 
     """The value of an argument, once it is known to be acceptable; numpy's numbers become Python's.
 
     Args:
-        name: The argument, as the message calls it.
-        value: What was given.
+        name: the argument, as the message calls it.
+        value: what was given.
         accepted: A `Within`; `int` or `float`, any finite number of that kind; `bool` or `str`; some words; or a
             function that returns the value to use or raises ValueError with what is accepted as its message.
-        parse: Whether what a command line or a notebook hands over will do: "8/255" and "5" as numbers, 5.0 as a whole
+        parse: whether what a command line or a notebook hands over will do: "8/255" and "5" as numbers, 5.0 as a whole
             number, "true" as a truth value.
 
     Raises:

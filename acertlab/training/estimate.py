@@ -219,7 +219,7 @@ def _wait(device: torch.device) -> None:
         getattr(torch, device.type).synchronize()
 
 
-# ---- the command
+# ---- in words
 def peak_memory(device: torch.device) -> float:
     """GiB that this process held at most: of the device's tensors on CUDA, else of the machine's memory."""
     if device.type == "cuda":

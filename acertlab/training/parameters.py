@@ -29,15 +29,15 @@ def check_parameters(namespace: Mapping[str, Any], spec: Mapping[str, Accepted])
             "eps_max": Within(0, 1, open_low=True), "method": ("ibp", "acert"), "seed": int}).values()
 
     Args:
-        namespace: The notebook's `globals()`.
-        spec: From a parameter's name to what it may be: `str`, `bool`, `int` or `float`; a tuple of the words
+        namespace: the notebook's `globals()`.
+        spec: from a parameter's name to what it may be: `str`, `bool`, `int` or `float`; a tuple of the words
             accepted; a `Within`; or a function, as for `check`.
 
     Returns:
         The values, by name, in the order of `spec`.
 
     Raises:
-        ValueError: A parameter is missing, of the wrong kind or out of range, or papermill injected a name that is
+        ValueError: a parameter is missing, of the wrong kind or out of range, or papermill injected a name that is
             not in `spec`; the message names the parameter, the value and what is accepted.
     """
     for name in _injected_names(namespace):
@@ -142,7 +142,7 @@ def config_of(settings: Mapping[str, Any]) -> TrainConfig:
     """The `TrainConfig` in a run's `config.json`, which holds more than that.
 
     Raises:
-        ValueError: Fields are missing; the message names them. And as `TrainConfig`.
+        ValueError: fields are missing; the message names them. And as `TrainConfig`.
     """
     names, settings = [field.name for field in fields(TrainConfig)], DEFAULTS_BEFORE | dict(settings)
     if missing := [name for name in names if name not in settings]:

@@ -24,7 +24,7 @@ from acertlab.training.loop.state import State, initial_state
 from acertlab.training.loop.step import train_step
 from acertlab.training.methods import acert
 from acertlab.training.methods.catalogue import METHODS
-from acertlab.training.methods.sample_radii import RadiusEstimates, approximate_radius
+from acertlab.training.methods.sample_radii import RadiusEstimates, SampleSearch, approximate_radius
 from tests.helpers.networks import Trained
 
 BATCH = 80  # of which a search's later passes take a part
@@ -84,7 +84,11 @@ def state_of(device: str, method: str = "acert", **changes) -> tuple[State, obje
 def test_no_operation_of_a_training_step_waits(
     solver: str, history: bool, monkeypatch: pytest.MonkeyPatch, method: str = "acert"
 ) -> None:
-    monkeypatch.setattr(acert, "approximate_radius", lambda *a, **k: approximate_radius(*a, **(k | {"compact": False})))
+    monkeypatch.setattr(
+        acert,
+        "approximate_radius",
+        lambda *call, **more: approximate_radius(*call[:4], call[4]._replace(compact=False), **more),
+    )
     state, config, batch = state_of("cpu", method, solver=solver, radius_history=history)
     monkeypatch.setitem(vars(sys.modules[torch.optim.Adam.__module__]), "_get_value", host_value)
     for _ in range(2):  # the optimiser's first step makes its buffers
@@ -122,7 +126,8 @@ def test_loss_and_gradient_trace_into_one_graph() -> None:
             logits, statistics = clean_pass(state.model, x)
             frozen, clean = freeze(state.traced, statistics), clean_margin(logits.detach(), y)
             margin = margin_function(frozen, True, (0.0, 1.0))
-            radii = approximate_radius(margin, (x, y), clean, eps, maxiter=3, compact=False, halve_after=1).radius
+            settings = SampleSearch(maxiter=3, compact=False, halve_after=1)
+            radii = approximate_radius(margin, (x, y), clean, eps, settings).radius
             loss = F.cross_entropy(frozen.margins(ball(x, radii), y), y)
             return loss, radii, *torch.autograd.grad(loss, values[: len(parameters)])
 

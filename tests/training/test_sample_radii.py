@@ -16,7 +16,7 @@ from acertlab.radius.rootfind.log_secant import SLACK
 from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.radius.search import CLOSE, POINTS, MarginGrowth, margin_function
 from acertlab.training.methods.acert import BRACKET, HALVE_AFTER, HISTORY_BRACKET, HISTORY_HALVE_AFTER
-from acertlab.training.methods.sample_radii import RadiusEstimates, approximate_radius
+from acertlab.training.methods.sample_radii import RadiusEstimates, SampleSearch, approximate_radius
 from tests.helpers.networks import Trained
 from tests.helpers.problems import SHAPES, solvers_view
 
@@ -37,7 +37,7 @@ def test_estimates_are_as_good_as_they_say(batch: tuple) -> None:
     call, exact = batch
     spent = []
     for tolerance, mean in ((4e-2, 1e-3), (1e-2, 1e-4), (1e-3, 5e-6), (1e-5, 5e-6)):
-        found = approximate_radius(*call, xtol=tolerance * 0.2, rtol=0.0, maxiter=30)
+        found = approximate_radius(*call, SampleSearch(xtol=tolerance * 0.2, rtol=0.0, maxiter=30))
         error = (found.radius - exact).abs() / 0.2
         assert error.max() < tolerance and error.mean() < mean  # the reference keeps some roundings from the root
         assert torch.equal(found.radius == 0, exact == 0) and torch.equal(found.radius == 0.2, exact == exact.max())
@@ -57,8 +57,8 @@ def test_the_networks_own_growth_saves_passes(batch: tuple, digits_net: Trained,
     exact = certified_radius(digits_net.model, *args, cap).radius
     with torch.no_grad():
         growth = MarginGrowth.of(freeze(digits_net.model), args[0], cap, True, (0.0, 1.0))
-    settings = {"xtol": 1e-5, "compact": compact}
-    found, plain = (approximate_radius(margin, args, clean, cap, **settings, growth=g) for g in (growth, None))
+    settings = SampleSearch(xtol=1e-5, compact=compact)
+    found, plain = (approximate_radius(margin, args, clean, cap, settings, growth=g) for g in (growth, None))
     inside = (exact > 0) & (exact < cap)
     spent = [f.calls[inside].double().mean() for f in (found, plain)]
     assert inside.sum() > 50 and spent[0] < spent[1] - 0.5, spent
@@ -68,10 +68,11 @@ def test_the_networks_own_growth_saves_passes(batch: tuple, digits_net: Trained,
 @pytest.mark.parametrize("compact", [True, False])
 def test_a_history_saves_passes(batch: tuple, growth: MarginGrowth, compact: bool) -> None:
     (margin, args, clean, cap), exact = batch
-    settings = {"xtol": 0.04 * cap, "compact": compact, "growth": growth}
-    cold = approximate_radius(margin, args, clean, cap, **settings)
+    settings = SampleSearch(xtol=0.04 * cap, compact=compact)
+    cold = approximate_radius(margin, args, clean, cap, settings, growth=growth)
     drift = 1 + 0.05 * torch.randn(len(exact), generator=torch.Generator().manual_seed(0))
-    warm = approximate_radius(margin, args, clean, cap, **settings, history=cold._replace(factor=cold.factor * drift))
+    known = cold._replace(factor=cold.factor * drift)
+    warm = approximate_radius(margin, args, clean, cap, settings, history=known, growth=growth)
     inside = (exact > 0) & (exact < cap)
     assert inside.sum() > 50
     assert warm.calls[inside].double().mean() < 0.8 * cold.calls[inside].double().mean()
@@ -82,7 +83,7 @@ def test_a_history_saves_passes(batch: tuple, growth: MarginGrowth, compact: boo
 def test_the_factor_leads_back_to_the_radius(batch: tuple, growth: MarginGrowth) -> None:
     """Unless the network or the sample change, the next guess is the radius; at the cap as well."""
     (margin, args, clean, cap), exact = batch
-    found = approximate_radius(margin, args, clean, cap, xtol=1e-4 * cap, growth=growth)
+    found = approximate_radius(margin, args, clean, cap, SampleSearch(xtol=1e-4 * cap), growth=growth)
     guess, correct = growth.guess(clean * found.factor), exact > 0
     expected = torch.where(exact > CLOSE * cap, cap, exact)
     torch.testing.assert_close(guess[correct], expected[correct], rtol=0.02, atol=0.0)
@@ -94,7 +95,8 @@ def test_a_wrong_history_costs_passes_and_nothing_else(batch: tuple, growth: Mar
     none = RadiusEstimates.fixed(torch.zeros_like(exact))
     for factor in (1e-9, 1e-2, 1e2, 1e9, math.nan):
         history = none._replace(factor=torch.full_like(exact, factor))
-        found = approximate_radius(margin, args, clean, cap, xtol=2e-3 * cap, growth=growth, history=history)
+        settings = SampleSearch(xtol=2e-3 * cap)
+        found = approximate_radius(margin, args, clean, cap, settings, growth=growth, history=history)
         assert (found.radius - exact).abs().max() < 2e-3 * cap, factor
 
 
@@ -102,7 +104,8 @@ def test_what_is_misclassified_now_keeps_its_history(batch: tuple, growth: Margi
     (margin, args, clean, cap), _ = batch
     known = RadiusEstimates.fixed(torch.full_like(clean, 0.1))._replace(factor=torch.rand_like(clean) + 1)
     for compact in (True, False):
-        found = approximate_radius(margin, args, clean, cap, xtol=0.01, compact=compact, growth=growth, history=known)
+        settings = SampleSearch(xtol=0.01, compact=compact)
+        found = approximate_radius(margin, args, clean, cap, settings, growth=growth, history=known)
         wrong = clean >= 0
         assert wrong.any() and torch.equal(found.factor[wrong], known.factor[wrong])
         assert (found.radius[wrong] == 0).all() and (found.calls[wrong] == 0).all()
@@ -123,8 +126,8 @@ def test_no_shape_takes_many_more_passes_than_bisection(name: str, tolerance: fl
     for exponent, factor in ((None, 1.0), (1.0, 1.0), (0.2, 30.0), (5.0, 0.03), (1.0, 1e-6)):
         growth = None if exponent is None else power(exponent, CAP, top)
         history = RadiusEstimates.fixed(levels)._replace(factor=torch.full_like(levels, factor))
-        settings = {"xtol": tolerance * CAP, "rtol": 0.0, "maxiter": 100, "compact": compact}
-        found = approximate_radius(f, (levels,), -levels, CAP, **settings, growth=growth, history=history)
+        settings = SampleSearch(xtol=tolerance * CAP, rtol=0.0, maxiter=100, compact=compact)
+        found = approximate_radius(f, (levels,), -levels, CAP, settings, growth=growth, history=history)
         assert found.calls.max() <= math.ceil(math.log2(1 / tolerance) + SLACK) + 1
         r, away = found.radius, tolerance * CAP * (1 + 1e-9)
         assert (f((r - away).clamp(min=0.0), levels) < 0).all()
@@ -164,9 +167,8 @@ def test_no_estimate_is_believed_without_a_bracket(f: Callable, exponent: float 
         seen.append(torch.stack([root, eps, f(eps, root)]))
         return f(eps, root)
 
-    found = approximate_radius(
-        margin, (root,), clean, cap, xtol=0.03 * cap, rtol=0.0, compact=compact, growth=growth, history=history
-    )
+    settings = SampleSearch(xtol=0.03 * cap, rtol=0.0, compact=compact)
+    found = approximate_radius(margin, (root,), clean, cap, settings, growth=growth, history=history)
     exact = torch.tensor(
         [scipy.optimize.brentq(lambda e, r=r: float(f(torch.tensor(e, dtype=F64), r)), 0, cap) for r in root.double()]
     )
@@ -207,11 +209,12 @@ def test_ever_fewer_samples_take_part_where_the_host_does_not_ask(trained: Train
         growth = MarginGrowth.of(frozen, x, cap, True, (0.0, 1.0))
     margin, which, n = margin_function(frozen, True, (0.0, 1.0)), torch.arange(len(x)), len(x)
     bracket, after = (HISTORY_BRACKET, HISTORY_HALVE_AFTER) if known else (BRACKET, HALVE_AFTER)
-    settings = {"xtol": bracket * cap, "rtol": 0.0, "growth": growth, "halve_after": after}
-    history = approximate_radius(margin, (x, y), clean, cap, **settings) if known else None
+    settings = SampleSearch(xtol=bracket * cap, rtol=0.0, halve_after=after)
+    history = approximate_radius(margin, (x, y), clean, cap, settings, growth=growth) if known else None
     recorded = Recorded(margin)
-    asked = approximate_radius(margin, (x, y), clean, cap, **settings, history=history)
-    found = approximate_radius(recorded, (x, y, which), clean, cap, **settings, history=history, compact=False)
+    asked = approximate_radius(margin, (x, y), clean, cap, settings, history=history, growth=growth)
+    settings = settings._replace(compact=False)
+    found = approximate_radius(recorded, (x, y, which), clean, cap, settings, history=history, growth=growth)
     expected = [max(TILE, math.ceil(n / 2 ** (max(0, k + 2 - after) // 2))) for k in range(len(recorded.sizes))]
     assert n > 8 * TILE and recorded.sizes == expected and sum(expected) < 6 * n
     apart = (asked.radius - found.radius).abs() / cap
@@ -224,8 +227,8 @@ def test_whose_turn_does_not_come_keeps_his_bracket(f: Callable) -> None:
     n, cap = 8 * TILE, 0.4
     root = torch.linspace(0.05, 0.38, n)
     recorded = Recorded(f)
-    settings = {"xtol": 1e-3 * cap, "rtol": 0.0, "maxiter": 30, "compact": False, "halve_after": 2}
-    found = approximate_radius(recorded, (root, torch.arange(n)), f(0 * root, root), cap, **settings)
+    settings = SampleSearch(xtol=1e-3 * cap, rtol=0.0, maxiter=30, compact=False, halve_after=2)
+    found = approximate_radius(recorded, (root, torch.arange(n)), f(0 * root, root), cap, settings)
     lower, upper = recorded.brackets(n)
     left = upper - lower > 1e-3 * cap
     assert left.any() and (~left).any()
@@ -241,11 +244,11 @@ def test_with_enough_iterations_they_are_the_certified_ones(digits_net: Trained,
         frozen, clean = freeze(model), clean_margin(model(x), y)
     call = (margin_function(frozen, True, (0.0, 1.0)), (x, y), clean, 0.2)
     for compact in (True, False):
-        radius = approximate_radius(*call, solver=solver, maxiter=30, compact=compact).radius
+        radius = approximate_radius(*call, SampleSearch(solver, maxiter=30, compact=compact)).radius
         assert (radius - exact).abs().max() < 2e-4 * 0.2
-    fast = approximate_radius(*call, solver=solver, maxiter=0).radius
+    fast = approximate_radius(*call, SampleSearch(solver, maxiter=0)).radius
     assert torch.equal(fast, torch.where(clean < 0, 0.2, 0.0))
-    two = approximate_radius(*call, solver=solver, maxiter=2).radius
+    two = approximate_radius(*call, SampleSearch(solver, maxiter=2)).radius
     assert (two - exact).abs().mean() < (0.5 if solver == "bisect" else 0.25) * (fast - exact).abs().mean()
 
 

@@ -26,7 +26,7 @@ from acertlab.radius.search import SearchSettings, margin_function, search_radiu
 from acertlab.training import estimate
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.methods.catalogue import name_of
-from acertlab.training.methods.sample_radii import approximate_radius
+from acertlab.training.methods.sample_radii import SampleSearch, approximate_radius
 from acertlab.training.parameters import config_of
 
 DATASET = "cifar10"  # of the paper's ablations
@@ -173,16 +173,8 @@ def radius_errors(run: Run, data: ImageData, iterations: Sequence[int], samples:
         exact = search_radius(frozen, x, y, clean, config.eps_max, SearchSettings(solver="brentq", rtol=0.0)).radius
         margin = margin_function(frozen, config.merged, config.domain)
         for most in iterations:
-            found = approximate_radius(
-                margin,
-                (x, y),
-                clean,
-                config.eps_max,
-                solver="brentq",
-                xtol=config.xtol,
-                rtol=config.rtol,
-                maxiter=most,
-            )
+            settings = SampleSearch("brentq", config.xtol, config.rtol, most)
+            found = approximate_radius(margin, (x, y), clean, config.eps_max, settings)
             error = 100 * (found.radius - exact).abs() / config.eps_max
             rows.append((most, float(error.mean()), float(error.max()), float(found.calls.double().mean())))
     return pd.DataFrame(rows, columns=["iterations", "mean", "largest", "passes"])

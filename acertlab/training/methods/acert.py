@@ -12,7 +12,7 @@ from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.radius.search import MarginGrowth, margin_function
 from acertlab.training.methods.base import Step
 from acertlab.training.methods.ibp import FastIBP
-from acertlab.training.methods.sample_radii import RadiusEstimates, approximate_radius
+from acertlab.training.methods.sample_radii import RadiusEstimates, SampleSearch, approximate_radius
 
 BRACKET = 1e-2  # of eps_{max,t}: tolerance of the log secant. Errors: at most that; 2e-3 once in a thousand radii
 HISTORY_BRACKET = 4e-2  # the same, where the last epoch's radii tell where to begin. Mean error: 1e-4 to 5e-4
@@ -20,7 +20,6 @@ HALVE_AFTER = 3  # passes of the whole batch on a GPU; after them a quarter to a
 HISTORY_HALVE_AFTER = 2  # the same with the history: a tenth to a third
 
 
-# ---- radii of each sample's own
 @dataclass(frozen=True)
 class ACERTFast(FastIBP):
     """ACERT-fast: ACERT with no root finding; radius = eps_{max,t} if correctly classified, else 0 (Table 6, row 2)."""
@@ -62,23 +61,13 @@ class ACERT(FastIBP):
         """Radii in [0, eps_{max,t}] to the training tolerance, which need not be certified."""
         if step.eps == 0:
             return RadiusEstimates.fixed(step.x.new_zeros(len(step.y)))
-        margin, args = self.searched(step)
-        xtol, rtol, halve_after = self.xtol, self.rtol, None
+        compact = step.x.device.type == "cpu"
+        settings = SampleSearch(self.solver, self.xtol, self.rtol, self.root_iterations, compact)
         if SOLVERS[self.solver].extrapolates:
             known = step.history is not None
-            xtol, rtol = step.eps * (HISTORY_BRACKET if known else BRACKET), 0.0
-            halve_after = HISTORY_HALVE_AFTER if known else HALVE_AFTER
+            xtol, halve_after = (HISTORY_BRACKET, HISTORY_HALVE_AFTER) if known else (BRACKET, HALVE_AFTER)
+            settings = settings._replace(xtol=step.eps * xtol, rtol=0.0, halve_after=halve_after)
+        clean = clean_margin(step.logits.detach(), step.y)
         return approximate_radius(
-            margin,
-            args,
-            clean_margin(step.logits.detach(), step.y),
-            step.eps,
-            solver=self.solver,
-            xtol=xtol,
-            rtol=rtol,
-            maxiter=self.root_iterations,
-            compact=step.x.device.type == "cpu",
-            halve_after=halve_after,
-            history=step.history,
-            growth=self.growth(step),
+            *self.searched(step), clean, step.eps, settings, history=step.history, growth=self.growth(step)
         )

@@ -19,7 +19,6 @@ from acertlab.training.methods.pgd import training_attack
 SMALLEST = 1e-12  # of a loss that is raised to a power below 1, whose gradient is infinite at 0
 
 
-# ---- successors of IBP, which attack the network as well
 @dataclass(frozen=True)
 class Adversarial(FastIBP):
     """FastIBP that knows an adversarial example x_adv at eps_{max,t} of every sample; by itself it makes no use of it.

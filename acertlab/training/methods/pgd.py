@@ -1,4 +1,4 @@
-"""PGD inside a training step: cheap, unchecked and without a witness, unlike `acertlab.attack`'s."""
+"""PGD inside a training step: cheap, unchecked and without a witness, unlike `acertlab.pgd`."""
 
 import torch
 import torch.nn.functional as F

@@ -42,28 +42,10 @@ class RadiusEstimates(NamedTuple):
             row.index_copy_(0, index, value)
 
 
-def approximate_radius(
-    margin: Callable[..., Tensor],
-    args: tuple[Tensor, ...],
-    clean: Tensor,
-    eps_max: float,
-    *,
-    solver: str = "log-secant",
-    xtol: float = 1e-6,
-    rtol: float = 1e-4,
-    maxiter: int = 10,
-    compact: bool = True,
-    halve_after: int | None = None,
-    history: RadiusEstimates | None = None,
-    growth: MarginGrowth | None = None,
-) -> RadiusEstimates:
-    """Certified radii of a batch, estimated to a tolerance and capped by eps_max.
+class SampleSearch(NamedTuple):
+    """How the radii of a training step are searched for.
 
-    Args:
-        margin: margin(eps, *args) -> (B,) at radii eps (B,), such as `margin_function`'s.
-        args: tensors with leading dimension B, cut down together with eps as samples are done.
-        clean: (B,) the margins at 0; < 0: correctly classified.
-        eps_max: the largest radius of interest, pixel units.
+    Attributes:
         solver: "log-secant", or another key of `SOLVERS`.
         xtol, rtol: tolerances (pixel units, relative). The log secant stops at a bracket of xtol + rtol * radius: no
             error is larger, unless maxiter comes first, and most are far smaller. The other solvers stop by their own
@@ -74,28 +56,58 @@ def approximate_radius(
             synchronisation.
         halve_after: without ``compact``, after so many passes half as many samples take part, and half as many again
             every other pass, down to `TILE`: those with the widest brackets. Should more want to go on, they keep the
-            brackets that they have. None: the whole batch takes part in all passes. For solver="log-secant".
-        growth: what tells where to begin; None: the cap. For solver="log-secant".
+            brackets that they have. None: the whole batch takes part in all passes. For the log secant.
+    """
+
+    solver: str = "log-secant"
+    xtol: float = 1e-6
+    rtol: float = 1e-4
+    maxiter: int = 10
+    compact: bool = True
+    halve_after: int | None = None
+
+
+def approximate_radius(
+    margin: Callable[..., Tensor],
+    args: tuple[Tensor, ...],
+    clean: Tensor,
+    eps_max: float,
+    settings: SampleSearch,
+    *,
+    history: RadiusEstimates | None = None,
+    growth: MarginGrowth | None = None,
+) -> RadiusEstimates:
+    """Certified radii of a batch, estimated to a tolerance and capped by eps_max.
+
+    Args:
+        margin: margin(eps, *args) -> (B,) at radii eps (B,), such as `margin_function`'s.
+        args: tensors with leading dimension B, cut down together with eps as samples are done.
+        clean: (B,) the margins at 0; < 0: correctly classified.
+        eps_max: the largest radius of interest, pixel units.
+        settings: solver and tolerances, and who takes part in which pass.
         history: of the same samples, an epoch ago, by which ``growth`` is corrected. A bad one costs passes.
+        growth: what tells where to begin; None: the cap. For the log secant.
     """
     with torch.no_grad():
         clean = clean.detach()
         correct = clean < 0
-        if maxiter == 0:
+        if settings.maxiter == 0:
             return RadiusEstimates.fixed(torch.where(correct, torch.full_like(clean, eps_max), 0.0))
         nobody = RadiusEstimates.fixed(torch.zeros_like(clean))
         rest = nobody if history is None else nobody._replace(factor=history.factor.clone())
+        stop = StoppingRule(settings.xtol, settings.rtol, settings.maxiter)
 
         def search(
             args: tuple[Tensor, ...], clean: Tensor, factor: Tensor, wanted: Tensor | None = None
         ) -> RadiusEstimates:
             problem = RootProblem(margin, args, clean, eps_max, *first_guess(growth, clean * factor))
-            halved = None if compact or halve_after is None else partial(_size, len(clean), halve_after)
-            found = SOLVERS[solver].estimate(problem, StoppingRule(xtol, rtol, maxiter), wanted, halved)
+            after = None if settings.compact else settings.halve_after
+            halved = None if after is None else partial(_size, len(clean), after)
+            found = SOLVERS[settings.solver].estimate(problem, stop, wanted, halved)
             factor = factor if growth is None else growth.factor(found.log_eps, found.log_growth, clean)
             return RadiusEstimates(found.root, factor, found.calls)
 
-        if not compact:
+        if not settings.compact:
             below = torch.where(correct, clean, -1.0)  # of samples that are not searched for
             found = search(args, below, rest.factor, correct)
             return RadiusEstimates._make(torch.where(correct, b, a) for a, b in zip(rest, found, strict=True))
