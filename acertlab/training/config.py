@@ -124,7 +124,7 @@ class TrainConfig:
         return replace(self.search, xtol=1e-6, rtol=1e-4)
 
     def objective(self) -> Standard:
-        """What the method minimises, with the hyperparameters of the same names; its eps_max is where the ramp ends."""
+        """The method's objective, with the hyperparameters of the same names; its eps_max is where the ramp ends."""
         kind = METHODS[self.method].objective
         own = {field.name: getattr(self, field.name) for field in fields(kind)}
         return kind(**own | ({"eps_max": self.train_eps} if "eps_max" in own else {}))

@@ -1,4 +1,4 @@
-"""How long a run will take, from ten of its own steps in each phase; what a step costs beside another method's.
+"""Estimated duration of a run, from ten of its own steps in each phase; cost of a step beside another method's.
 
     acertlab estimate cifar10 acert --budget paper --steps 3   # and how much memory
 
@@ -39,7 +39,7 @@ Name = TypeVar("Name")
 
 @dataclass(frozen=True)
 class Duration:
-    """What a run takes on the device on which it was measured."""
+    """Durations of a run's parts, on the device on which they were measured."""
 
     steps: int  # an epoch
     step: dict[str, float]  # seconds a step, by phase: "clean", "ramp", "after"
@@ -68,7 +68,7 @@ class Duration:
 
 
 def estimate(config: TrainConfig, data: ImageData, count: int = COUNT) -> Duration:
-    """What ``train(config, data, ...)`` will take, from ``count`` steps a phase and the radii of some images.
+    """Estimated duration of ``train(config, data, ...)``, from ``count`` steps a phase and the radii of some images.
 
     The run itself is not begun, and no random state is touched. Validation and test are measured as if every image were
     classified correctly, so that a radius is searched for each of them: rather too much than too little.

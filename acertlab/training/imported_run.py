@@ -1,4 +1,4 @@
-"""A network of others as a run beside one's own."""
+"""A network that others trained, as a run beside one's own."""
 
 import json
 import shutil
@@ -101,7 +101,7 @@ def _described(
 
 
 def _architecture(model: nn.Module, data: ImageData) -> dict[str, Any]:
-    """What `Run.load_model` needs to rebuild the network."""
+    """Settings by which `Run.load_model` rebuilds the network."""
     front = next((m for m in model.modules() if isinstance(m, Normalize)), None)
     mean, std = (front.mean.tolist(), front.std.tolist()) if front else (None, None)
     width = next((len(m.weight) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), 1)

@@ -51,7 +51,7 @@ def check_parameters(namespace: Mapping[str, Any], spec: Mapping[str, Accepted])
 
 
 def _injected_names(namespace: Mapping[str, Any]) -> list[str]:
-    """What papermill's own cell assigns. Other variables are the notebook's: its cells may be run in any order."""
+    """Names that papermill's own cell assigns. Other variables are the notebook's: its cells may be run in any order."""
     cells = [source for source in namespace.get("In", ()) if source.startswith("# Parameters")]
     nodes = [node for source in cells for node in ast.parse(source).body if isinstance(node, ast.Assign)]
     return [target.id for node in nodes for target in node.targets if isinstance(target, ast.Name)]
@@ -130,7 +130,7 @@ def with_epochs(config: TrainConfig, epochs: int) -> TrainConfig:
 
 
 def default_run_dir(config: TrainConfig, root: str | Path = "") -> Path:
-    """Where a run goes if nobody says: below `runs_folder`, named by its main settings and a hash of all of them."""
+    """Default folder of a run: below `runs_folder`, named by its main settings and a hash of all of them."""
     dataset = Path(config.dataset).name if ":" in config.dataset else config.dataset
     settings = json.dumps({name: value for name, value in asdict(config).items() if name != "device"})
     key = hashlib.sha256(settings.encode()).hexdigest()[:6]

@@ -1,4 +1,4 @@
-"""Where a training run stopped being finite: the layer, found by training the epoch again and looking at every step."""
+"""The layer in which a training run stopped being finite: the epoch is trained again, looking at every step."""
 
 from collections.abc import Callable
 from contextlib import ExitStack

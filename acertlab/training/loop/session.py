@@ -1,4 +1,4 @@
-"""What training steps run in: memory that is kept from step to step, random numbers of their own, full precision."""
+"""The context of training steps: memory kept from step to step, random numbers of their own, full precision."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""What training changes, and its state before the first step."""
+"""The state of training, and what it is before the first step."""
 
 from dataclasses import dataclass, field
 from typing import Any

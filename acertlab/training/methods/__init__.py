@@ -1,3 +1,3 @@
-"""What each training method minimises."""
+"""Training methods: the loss that each minimises."""
 
 from acertlab.training.methods.catalogue import METHODS as METHODS

@@ -1,4 +1,4 @@
-"""What every training method is: a loss of one step of the loop.
+"""The interface of a training method: the loss of one step of the loop.
 
 Each method is a frozen dataclass of the hyperparameters that its loss needs, under `TrainConfig`'s own names, and is
 called with a `Step`. Eq. (11) is common to all: L = kappa CE(f(x), y) + (1 - kappa) L_rob, and each method changes one
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Step:
-    """What a training method sees of one step."""
+    """Inputs of a training method in one step."""
 
     x: Tensor  # (B, C, H, W) pixels in [0, 1]
     y: Tensor  # (B,) int64 labels
@@ -54,7 +54,7 @@ def _given(value: T | None, name: str) -> T:
 
 
 class StepLog(NamedTuple):
-    """What the loss of a step was made of, detached."""
+    """Parts of a step's loss, detached."""
 
     clean: Tensor  # ()
     robust: Tensor  # ()

@@ -59,7 +59,7 @@ def _parts(*tensors: Tensor) -> zip:
 
 
 def box_sums(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """What the regularisers need of the box at a ReLU, with c = (l + u) / 2, the active l > 0, the inactive u < 0.
+    """Sums over the box at a ReLU from which both regularisers follow, with c = (l + u) / 2, the active l > 0, the inactive u < 0.
 
     Returns:
         (5,): mean of the radius, mean(c [active]), mean(c [inactive]), sum((c - mean c)^2 [active]) and

@@ -1,4 +1,4 @@
-"""The radii that training uses (Eq. 9): estimates, which need NOT be certified, from few passes, and their history.
+"""The radii of a training step (Eq. 9): estimates, which need NOT be certified, from few passes, and their history.
 
 Each lies between two radii that were evaluated, one certified and one not, at most a tolerance apart (on a GPU, where
 the number of passes is fixed, nearly each). Predictions of a secant's error can mostly be believed, but not always:
@@ -29,7 +29,7 @@ class RadiusEstimates(NamedTuple):
 
     @classmethod
     def fixed(cls, radius: Tensor) -> "RadiusEstimates":
-        """Radii (B,) that nobody searched for."""
+        """Given radii (B,), without a search."""
         return cls(radius, torch.ones_like(radius), torch.zeros_like(radius, dtype=torch.int64))
 
     def of(self, index: Tensor) -> "RadiusEstimates":
@@ -118,6 +118,6 @@ def approximate_radius(
 
 
 def _size(rows: int, halve_after: int, n: int) -> int:
-    """How many rows of a batch are left in round n; never fewer than a tile, if there are so many."""
+    """Rows of a batch that take part in round n; never fewer than a tile, if there are so many."""
     halved = max(0, n - halve_after + 2) // 2
     return max(min(rows, TILE), math.ceil(rows / 2**halved))
