@@ -51,7 +51,7 @@ def check_parameters(namespace: Mapping[str, Any], spec: Mapping[str, Accepted])
 
 
 def _injected_names(namespace: Mapping[str, Any]) -> list[str]:
-    """Names that papermill's own cell assigns. Other variables are the notebook's: its cells may be run in any order."""
+    """Names in papermill's own cell. Other variables are the notebook's: its cells may be run in any order."""
     cells = [source for source in namespace.get("In", ()) if source.startswith("# Parameters")]
     nodes = [node for source in cells for node in ast.parse(source).body if isinstance(node, ast.Assign)]
     return [target.id for node in nodes for target in node.targets if isinstance(target, ast.Name)]
