@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,8 +23,10 @@ class LockHeldError(RuntimeError):
 
 
 @contextmanager
-def locked(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock on a file while the block runs.
+def locked(path: Path, what: str, *, wait: float = 0.0) -> Iterator[Callable[[], bool]]:
+    """Hold the lock on a file while the block runs; yields whether the file is still the one that was locked.
+
+    It is not once its folder was deleted or moved: then the lock keeps nobody out.
 
     Args:
         path: The file; made, with its folder, if it is not there. It tells who holds the lock.
@@ -42,15 +44,28 @@ def locked(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
         raise LockHeldError(f"{what} is in use by {_holder(path)}") from None
     except (OSError, NotImplementedError) as error:
         log.warning("%s cannot be locked (%s): nothing keeps two processes apart", path, error)
+    file = _identity(path)
+
+    def held() -> bool:
+        return _identity(path) == file
+
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     with suppress(OSError):  # Windows lets nobody write to a locked file
         path.write_text(json.dumps(holder), encoding="utf-8")
     try:
-        yield
+        yield held
     finally:
         with suppress(OSError):
-            path.write_text("", encoding="utf-8")
+            if held():
+                path.write_text("", encoding="utf-8")
         lock.release()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        return path.stat().st_dev, path.stat().st_ino  # of no other file while this one is open
+    except OSError:
+        return None
 
 
 def _holder(path: Path) -> str:

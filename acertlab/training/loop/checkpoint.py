@@ -1,6 +1,7 @@
 """Checkpoints from which a killed run goes on bit for bit: safetensors and JSON, never pickle.
 
-checkpoint/epoch-0003/{state.safetensors, state.json, sha256.json}, renamed into place as a whole; two are kept.
+checkpoint/epoch-0003/{state.safetensors, state.json, sha256.json}, renamed into place as a whole; two are kept. What
+else lies there is left alone.
 """
 
 import errno
@@ -8,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -26,6 +28,12 @@ from acertlab.training.methods.sample_radii import RadiusEstimates
 KEEP = 2  # the last, and the one before in case the last is damaged
 STATE = ("state.safetensors", "state.json")
 log = logging.getLogger(__name__)
+
+
+def _checkpoints(root: Path) -> dict[Path, int]:
+    """The folders of checkpoints, from the oldest to the newest, and after how many epochs each was written."""
+    names = (re.fullmatch(r"epoch-(\d+)", path.name) for path in (root.iterdir() if root.is_dir() else ()))
+    return {root / name.string: int(name[1]) for name in sorted(filter(None, names), key=lambda name: int(name[1]))}
 
 
 def save_checkpoint(state: State, root: Path, owner: str) -> None:
@@ -57,15 +65,15 @@ def save_checkpoint(state: State, root: Path, owner: str) -> None:
         os.replace(aside, final)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    keep = sorted(root.glob("epoch-*"))[-KEEP:]
-    for folder in root.iterdir():
-        if folder not in keep:
-            shutil.rmtree(folder)
+    there = _checkpoints(root)  # later ones than this are damaged, or another run's
+    keep = [folder for folder, epochs in there.items() if epochs <= len(state.history)][-KEEP:]
+    for folder in [folder for folder in there if folder not in keep] + list(root.glob(".epoch-*.tmp")):
+        shutil.rmtree(folder, ignore_errors=True)  # on a network disk a file that is open stays, as .nfs...
 
 
 def restore(state: State, root: Path, owner: str) -> None:
     """Takes up the newest checkpoint that is whole and belongs to this run; says which ones are not, and why."""
-    for folder in sorted(root.glob("epoch-*"), reverse=True):
+    for folder in reversed(_checkpoints(root)):
         try:
             plain, tensors = _read(state, folder, owner)
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
@@ -118,7 +126,7 @@ def full_disk_explained(run_dir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        kept = sorted(folder.name for folder in (run_dir / "checkpoint").glob("epoch-*"))
-        what = f"the checkpoint {kept[-1]} is whole" if kept else "no checkpoint was written yet"
+        kept = list(_checkpoints(run_dir / "checkpoint"))
+        what = f"the checkpoint {kept[-1].name} is whole" if kept else "no checkpoint was written yet"
         advice = "make room and give the same command again, the run goes on from there"
         raise OSError(error.errno, f"{error.strerror}; {what}; {advice}", str(run_dir)) from error

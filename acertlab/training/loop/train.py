@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -70,17 +71,38 @@ def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: boo
         FileExistsError: ``resume`` is False and ``run_dir`` holds a run.
         LockHeldError: another process trains in ``run_dir``.
         NonFiniteLossError: the message names epoch, step, learning rate, eps and the layer.
-        OSError: the disk is full; the last checkpoint is whole, and the same call goes on from it.
+        OSError: the disk is full; the last checkpoint is whole, and the same call goes on from it. Or the folder was
+            deleted or moved while it was trained in.
     """
     _check_data(config, data)
     device, run_dir, described = config.torch_device(), Path(run_dir), _described(config, data)
     if (run_dir / "result.json").is_file() and (finished := open_folder(run_dir, described, resume)):
         return finished  # needs no lock, which a read-only folder could not give
-    with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT), full_disk_explained(run_dir):
-        return open_folder(run_dir, described, resume) or _train(config, data, run_dir, device, progress)
+    with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT) as held, full_disk_explained(run_dir):
+        if finished := open_folder(run_dir, described, resume):
+            return finished
+
+        def ready() -> None:
+            """Refuse to write into a folder that is no longer ours; write what was taken out of ours."""
+            if not held():
+                raise FileNotFoundError(
+                    f"run_dir: {run_dir} was deleted, moved or replaced while it was trained in; nothing more is "
+                    "written. Where it was moved, the same call with its new path goes on"
+                )
+            if not (run_dir / "config.json").is_file():
+                write_json(run_dir / "config.json", described)
+
+        return _train(config, data, run_dir, device, progress, ready)
 
 
-def _train(config: TrainConfig, data: ImageData, run_dir: Path, device: torch.device, progress: bool) -> Run:
+def _train(
+    config: TrainConfig,
+    data: ImageData,
+    run_dir: Path,
+    device: torch.device,
+    progress: bool,
+    ready: Callable[[], None],
+) -> Run:
     owner = _owner(config, data)
     steps = math.ceil(len(data.train_x) / config.batch_size)
     train_x, train_y = data.train_x.to(device), data.train_y.to(device)
@@ -106,9 +128,10 @@ def _train(config: TrainConfig, data: ImageData, run_dir: Path, device: torch.de
                     shown = {"Acc": row["val_acc"], "ACR": row["val_acr"], "ART": row["val_art"]}
                     bar.set_postfix({name: f"{100 * value:.1f}" for name, value in shown.items()})
                 _warn_of_spiral(state)
+                ready()
                 write_parquet(run_dir / "history.parquet", history_table(state.history))
                 save_checkpoint(state, run_dir / "checkpoint", owner)
-        _finish(state, config, data, run_dir)
+        _finish(state, config, data, run_dir, ready)
     return load_run(run_dir)
 
 
@@ -237,6 +260,14 @@ def _check_data(config: TrainConfig, data: ImageData) -> None:
         raise ValueError(f"data: holds {data.name!r}, but config.dataset = {config.dataset!r}; they must be the same")
     if len(data.train_x) < 2 or not len(data.test_x):
         raise ValueError(f"data: {len(data.train_x)} training and {len(data.test_x)} test images; at least 2 and 1")
+    if data.num_classes < 2:
+        raise ValueError(f"data: {data.name!r} has one class ({', '.join(data.classes)}); at least 2")
+    smallest = len(data.train_x) // math.ceil(len(data.train_x) / config.batch_size)
+    if smallest < 2 and config.model != "mlp":  # which has no BatchNorm
+        raise ValueError(
+            f"batch_size = {config.batch_size}: {len(data.train_x)} training images come to a batch of one, of which "
+            "BatchNorm has no statistics; accepted is a size that leaves at least 2 in every batch"
+        )
 
 
 def _described(config: TrainConfig, data: ImageData) -> dict[str, Any]:
@@ -256,13 +287,15 @@ def _owner(config: TrainConfig, data: ImageData) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path) -> None:
+def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path, ready: Callable[[], None]) -> None:
     """Reads the test part once; writes radii and weights, and `result.json` last."""
     started = time.perf_counter()
     if state.best_weights:
         state.model.load_state_dict(state.best_weights)
     table = evaluate(state.model, data.test_x, data.test_y, config.cap, config.search, config.eval_batch)
     grid = certified_at(config.dataset, config.eps_max, config.cap)
+    ready()
+    write_parquet(run_dir / "history.parquet", history_table(state.history))  # it may be gone since
     write_parquet(run_dir / "radii.parquet", table)
     write_weights(run_dir / "model.safetensors", state.model.state_dict())
     device = next(state.model.parameters()).device
