@@ -9,7 +9,7 @@ cover; `acertlab.analysis.fronts` resamples those, too.
 import numpy as np
 import pandas as pd
 
-from acertlab.analysis.seeds import check_comparable
+from acertlab.analysis.seeds import check_comparable, check_seeds
 from acertlab.analysis.tradeoff import front_acr
 from acertlab.data.run import DEFAULTS_BEFORE
 from acertlab.radius.metrics import front_places
@@ -35,7 +35,7 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
     Raises:
         ValueError: Runs of several datasets or eps_max; a method that is not there; seeds that differ; one seed only.
     """
-    check_comparable(runs, "dataset", "eps_max")
+    check_comparable(runs, "dataset", "eps_max", "verifier", "merged", "domain", "split")
     seeds = [sorted(set(runs.seed[runs.method == name].tolist())) for name in (method, other)]
     if not all(seeds):
         raise ValueError(
@@ -45,8 +45,7 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
         raise ValueError(f"runs: at least two seeds, the same for both methods; got {seeds[0]} and {seeds[1]}")
     varied = [name for name in VARIED if name in runs]
     runs = runs.fillna({name: DEFAULTS_BEFORE[name] for name in varied if name in DEFAULTS_BEFORE})
-    if (twice := runs.duplicated([*varied, "method", "seed"])).any():
-        raise ValueError(f"runs: {runs.path[twice].iloc[0]} is there twice, by {', '.join(varied)}, method and seed")
+    check_seeds(runs, ["dataset", "eps_max", "method", *varied])
     of_seeds = [
         [tuple(runs.loc[(runs.method == name) & (runs.seed == s), ["acc", "acr"]].to_numpy().T) for s in seeds[0]]
         for name in (method, other)

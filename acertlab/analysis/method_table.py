@@ -12,10 +12,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from acertlab._text import eps_text
-from acertlab.analysis.seeds import check_comparable, mean_over_seeds, tuned_kappa, validation_art
+from acertlab.analysis.seeds import check_comparable, check_seeds, mean_over_seeds, tuned_kappa, validation_art
 from acertlab.data.datasets import ImageData, load_dataset, to_float
 from acertlab.data.files import read_json, write_json
-from acertlab.data.run import Run, load_run
+from acertlab.data.run import Run, check_tested_on, load_run
 from acertlab.radius.attack import adversarial_accuracy
 from acertlab.radius.metrics import FLOAT32_ROUNDING, correct
 from acertlab.training.methods.catalogue import name_of
@@ -54,9 +54,11 @@ def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
         runs: Of one dataset and eps_max, as `load_runs` gives them; the history of each has validation scores.
 
     Raises:
-        ValueError: Runs of several datasets or eps_max, or one without validation; the message names it.
+        ValueError: Runs of several datasets, eps_max or verifiers, runs that are no seeds of one setting, or one
+            without validation; the message names it.
     """
-    check_comparable(runs, "dataset", "eps_max")
+    check_comparable(runs, "dataset", "eps_max", "verifier", "merged", "domain", "split")
+    check_seeds(runs)
     runs = runs.assign(val_art=validation_art(runs))
     if runs.val_art.isna().any():
         raise ValueError(
@@ -81,12 +83,13 @@ def attack_run(
         steps, restarts: As in `acertlab.attack.pgd`.
 
     Raises:
-        ValueError: An eps beyond `radius_cap`; the run is packed.
+        ValueError: An eps beyond `radius_cap`; the run is packed; `data` is not what it was measured on.
     """
     if beyond := [value for value in eps if not 0 < value <= run.result["radius_cap"]]:
         raise ValueError(
             f"eps = {beyond[0]!r}: accepted is > 0 and <= {run.result['radius_cap']:g}, up to where radii are known"
         )
+    check_tested_on(run, data)
     attack = {"steps": steps, "restarts": restarts}
     known = run.result.get("adv_acc", {}) if run.result.get("attack") == attack else {}
     missing = [value for value in eps if str(value) not in known]

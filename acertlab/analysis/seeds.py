@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
+from acertlab.data.run import DEFAULTS_BEFORE, NOT_IDENTIFYING
 from acertlab.data.run_table import load_histories
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import METHODS
 
 SETTING = ["dataset", "eps_max", "method", "kappa"]
-TRAINING = ("model", "width", "epochs", "batch_size", "train_eps_factor")  # what seeds have in common,
-MEASURED = ("verifier", "merged", "domain", "n", "split")  # and what they were measured by
+# What seeds have in common, with all else in config.json; how they were measured; and what of config.json is their own
+TRAINING = ("model", "width", "epochs", "batch_size", "train_eps_factor")
+MEASURED = ("verifier", "merged", "domain", "n", "split", "protocol", "radius_cap")
+FREE = ("seed", *NOT_IDENTIFYING, "eval_batch", "network", "source")
 
 
 def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +34,7 @@ def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: Runs that would be averaged differ in more than their seed, or a seed occurs twice.
     """
-    _check_seeds(runs)
+    check_seeds(runs)
     scores = ("acc", "acr", "art")
     means = {name: (name, "mean") for name in scores}
     deviations = {f"{name}_std": (name, "std") for name in scores}
@@ -40,14 +45,29 @@ def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
     return table.assign(place=place).sort_values(by, ignore_index=True).drop(columns="place")
 
 
-def _check_seeds(runs: pd.DataFrame) -> None:
-    for column in (name for name in (*TRAINING, *MEASURED) if name in runs):
-        kinds = runs.assign(**{column: runs[column].astype(str)}).drop_duplicates([*SETTING, column])
-        if (several := kinds.duplicated(SETTING)).any():
-            which = _named(kinds.loc[several].iloc[0], SETTING)
-            raise ValueError(f"runs: those with {which} differ in {column}, so that they are not seeds of one setting")
-    if (twice := runs.duplicated([*SETTING, "seed"])).any():
-        which = _named(runs.loc[twice].iloc[0], [*SETTING, "seed"])
+def check_seeds(runs: pd.DataFrame, by: Sequence[str] = SETTING) -> None:
+    """Refuse runs that are no seeds of settings: what is averaged differs in nothing but the seed.
+
+    Args:
+        runs: A row a run, as `load_runs` gives it; what a run does not say, as one of an earlier version, is let pass.
+        by: Which columns make a setting.
+
+    Raises:
+        ValueError: Two runs of a setting differ in something else, which the message names; or have the same seed.
+    """
+    of_result = [name for name in (*TRAINING, *MEASURED) if name in runs and name not in by]
+    skipped = {*FREE, *MEASURED, *by, *of_result}
+    configs = runs.get("config", pd.Series([{}] * len(runs), runs.index))
+    said = [{name: config[name] for name in config if name not in skipped} for config in configs]
+    known = pd.DataFrame([DEFAULTS_BEFORE | one for one in said], runs.index).drop(columns=list(by), errors="ignore")
+    known = known.assign(**{name: runs[name].fillna(DEFAULTS_BEFORE.get(name, np.nan)) for name in of_result})
+    known = known.map(partial(json.dumps, sort_keys=True, default=str)).replace("NaN", np.nan)
+    values = known.groupby([runs[key] for key in by]).nunique()
+    for column in values.columns[(values > 1).any()]:
+        which = _named(values.index.to_frame()[values[column] > 1].iloc[0], by)
+        raise ValueError(f"runs: those with {which} differ in {column}, so that they are not seeds of one setting")
+    if (twice := runs.duplicated([*by, "seed"])).any():
+        which = _named(runs.loc[twice].iloc[0], [*by, "seed"])
         raise ValueError(f"runs: there are two with {which}; keep one")
 
 

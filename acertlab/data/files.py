@@ -35,6 +35,23 @@ def from_clone(path: str) -> Path:
     return found
 
 
+def shown(name: str) -> bool:
+    """Whether a file or folder is the user's: neither hidden (.ipynb_checkpoints, ._x) nor left by an archive."""
+    return not name.startswith((".", "__MACOSX"))
+
+
+def walk(folder: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk` in the order of the names, into links too; each folder once, none that is not `shown`."""
+    seen = set()
+    for path, below, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(filter(shown, below))
+        yield path, below, sorted(filter(shown, files))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The table of names and values in a JSON file; ValueError, naming the file, if there is none."""
     try:

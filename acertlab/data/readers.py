@@ -12,15 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
+
+from acertlab.data.files import shown, walk
 
 DEFAULT_CACHE = "~/.cache/acertlab"
 # What a reader returns: train_x, train_y, test_x, test_y, classes; None where the place does not hold the dataset.
@@ -41,12 +45,13 @@ def read_digits(place: Path) -> Raw:
 
 def read_idx_folder(place: Path, classes: Sequence[str]) -> Raw | None:
     """The four files of MNIST and its kin, each plain or gzipped."""
-    files = []
+    files, missing = [], []
     for stem in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         found = [f for f in (place / f"{stem}-ubyte", place / f"{stem}-ubyte.gz") if f.is_file()]
-        if not found:
-            return None
-        files.append(found[0])
+        files += found[:1]
+        missing += [] if found else [f"{stem}-ubyte"]
+    if missing:
+        return _incomplete(place, missing) if files else None
     parts = []
     for images, labels in (files[:2], files[2:]):
         x, y = _read_idx(images, 3).unsqueeze(1), _read_idx(labels, 1).long()
@@ -56,6 +61,10 @@ def read_idx_folder(place: Path, classes: Sequence[str]) -> Raw | None:
             raise ValueError(f"{labels}: expected labels 0 to {len(classes) - 1}, got {int(y.max())}")
         parts += [x, y]
     return *parts, tuple(classes)
+
+
+def _incomplete(place: Path, missing: Sequence[str]) -> NoReturn:
+    raise FileNotFoundError(f"{place} lacks {', '.join(missing)}")
 
 
 def _read_idx(path: Path, ndim: int) -> Tensor:
@@ -95,8 +104,10 @@ def read_cifar_batches(place: Path) -> Raw | None:
 def read_tinyimagenet(place: Path) -> Raw | None:
     """The original layout; labels are positions in the sorted WNIDs, as everywhere that ImageFolder is used."""
     annotations, words = place / "val" / "val_annotations.txt", place / "words.txt"
-    if not (annotations.is_file() and words.is_file() and (place / "train").is_dir()):
-        return None
+    needed = {"words.txt": words.is_file(), "train": (place / "train").is_dir()}
+    needed["val/val_annotations.txt"] = annotations.is_file()
+    if not all(needed.values()):
+        return _incomplete(place, [name for name in needed if not needed[name]]) if any(needed.values()) else None
     (train, wnids), test = _list_images(place / "train"), []
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     for number, line in enumerate(annotations.read_text().splitlines(), start=1):
@@ -128,7 +139,7 @@ def read_any_folder(place: Path) -> Raw:
     accepted = f"accepted: {place}/{{train,test}}/CLASS/*.png|jpg or {place}/CLASS/*.png|jpg"
     if not place.is_dir():
         raise FileNotFoundError(f"folder {place} does not exist; {accepted}")
-    nested = [part for part in ("train", "test") if any(f.is_dir() for f in (place / part).glob("*"))]
+    nested = [part for part in ("train", "test") if any(f.is_dir() and shown(f.name) for f in (place / part).glob("*"))]
     if len(nested) == 1:
         raise ValueError(f"folder {place} has {nested[0]}/CLASS only; {accepted}")
     if nested:
@@ -145,19 +156,33 @@ def read_any_folder(place: Path) -> Raw:
 
 def _list_images(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
     """(path, label) of every image of folder/CLASS, in a fixed shuffled order, and the classes."""
-    try:
-        images = ImageFolder(folder)
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder}: {error}") from error
-    return [images.samples[i] for i in permutation(len(images)).tolist()], images.classes
+    real = folder.resolve()
+    inside = [path for path in folder.iterdir() if path.is_dir() and shown(path.name)]
+    classes = sorted(path.name for path in inside if not real.is_relative_to(path.resolve()))  # no link to itself
+    if not classes:
+        raise ValueError(f"{folder}: Couldn't find any class folder")
+    samples = [
+        (os.path.join(path, file), label)
+        for label, name in enumerate(classes)
+        for path, _, files in sorted(walk(folder / name))
+        for file in files
+        if file.lower().endswith(IMG_EXTENSIONS)
+    ]
+    if empty := [name for i, name in enumerate(classes) if i not in {label for _, label in samples}]:
+        extensions = ", ".join(IMG_EXTENSIONS)
+        raise ValueError(f"{folder}: Found no valid file for the classes {', '.join(empty)}; accepted are {extensions}")
+    return [samples[i] for i in permutation(len(samples)).tolist()], classes
 
 
 def _decoded(folder: Path, classes: tuple[str, ...], train: list[tuple[str, int]], test: list[tuple[str, int]]) -> Raw:
     """All images of a folder as tensors: from the cache if no file has changed since, else decoded and cached."""
-    digest = hashlib.sha256(json.dumps(["acertlab 1", len(train), classes]).encode())
+    digest = hashlib.sha256(json.dumps(["acertlab 2", len(train), classes]).encode())
     for path, label in train + test:
         stat = os.stat(path)
-        digest.update(f"{os.path.relpath(path, folder)}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        # size and mtime can be kept when a file is replaced (cp -p, rsync -t); its number and the time of its last
+        # change cannot
+        known = (os.path.relpath(path, folder), label, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        digest.update(f"{known}\n".encode())
     fingerprint = digest.hexdigest()
     root = Path(os.environ.get("ACERTLAB_CACHE") or DEFAULT_CACHE).expanduser()
     # One file per folder, so that a folder that changes does not leave a gigabyte behind each time.
@@ -171,15 +196,19 @@ def _decoded(folder: Path, classes: tuple[str, ...], train: list[tuple[str, int]
 
 
 def _decode(paths: list[str], description: str) -> Tensor:
-    """Image files -> uint8 (N, 3, H, W); grey images are repeated in three channels."""
+    """Image files -> uint8 (N, 3, H, W), turned as their EXIF says; grey images are repeated in three channels."""
+    transparent: list[str] = []
 
     def decode(path: str) -> Tensor:
         try:
             with Image.open(path) as image:
                 if image.mode.startswith(("I", "F")):
                     raise ValueError(f"{path}: expected 8 bits a channel, got Pillow's mode {image.mode}")
-                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        except (OSError, SyntaxError) as error:  # Pillow raises the latter for some damaged PNGs
+                if image.has_transparency_data:
+                    transparent.append(path)
+                upright = ImageOps.exif_transpose(image)
+                return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # some damaged PNGs are a SyntaxError
             raise ValueError(f"{path}: not a readable image ({error})") from error
 
     first = decode(paths[0])
@@ -195,6 +224,9 @@ def _decode(paths: list[str], description: str) -> Tensor:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the GIL
         for _ in tqdm(pool.map(fill, range(len(paths))), description, len(paths), disable=len(paths) < 1000):
             pass
+    if transparent:
+        count = len(set(transparent))
+        warnings.warn(f"{count} images have transparency, as {min(transparent)}: it is dropped", stacklevel=2)
     return x
 
 

@@ -12,18 +12,26 @@ packed run is the packed folder and its name below it, as if it were a folder th
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from acertlab._validation import tidy
 from acertlab.data.files import CLONE, read_json, read_parquet, write_json
 from acertlab.models.architectures import MODELS
+
+if TYPE_CHECKING:
+    from acertlab.data.datasets import ImageData
+
+log = logging.getLogger(__name__)
 
 FILES = ("config.json", "history.parquet", "radii.parquet", "model.safetensors", "result.json")
 RADII_COLUMNS = ("index", "label", "predicted", "radius", "upper", "status")
@@ -31,6 +39,7 @@ RESULT_KEYS = (
     *("dataset", "method", "kappa", "eps_max", "seed", "acc", "acr", "art", "cert_acc"),
     *("verifier", "merged", "domain", "n", "split", "epochs", "seconds", "version", "radius_cap"),
 )
+NUMBERS = ("kappa", "eps_max", "seed", "acc", "acr", "art", "n", "radius_cap")  # of RESULT_KEYS, in any case
 HISTORY_COLUMNS = (
     "epoch",  # 0, 1, ...
     "loss",  # the whole loss, mean over the epoch's samples, as are the next three
@@ -144,7 +153,9 @@ def load_run(path: str | Path) -> Run:
         raise FileNotFoundError(f"the run folder {path} {state}: {holds}")
     radii = _checked_radii(read_parquet(path / "radii.parquet"), path / "radii.parquet")
     config, history = read_json(path / "config.json"), read_parquet(path / "history.parquet")
-    return Run(path, config, history, radii, read_result(path / "result.json"))
+    result = read_result(path / "result.json")
+    check_radii(radii, result["n"], result["radius_cap"], path)
+    return Run(path, config, history, radii, result)
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -160,7 +171,19 @@ def _checked_result(result: dict[str, Any], where: str) -> dict[str, Any]:
         cert_acc = {float(eps): float(value) for eps, value in result["cert_acc"].items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: cert_acc = {result['cert_acc']!r} is not a table from eps to a number") from error
+    for key in NUMBERS:
+        if isinstance(result[key], bool) or not isinstance(result[key], (int, float)):
+            raise ValueError(f"{where}: {key} = {result[key]!r} is not a number")
     return result | {"cert_acc": cert_acc}
+
+
+def check_radii(radii: pd.DataFrame, n: int, cap: float, where: str | Path) -> None:
+    """Refuse radii that are not a run's, by a ValueError: too few or many, not numbers, or beyond where it searched."""
+    if len(radii) != n:
+        raise ValueError(f"{where}: radii.parquet has {len(radii)} rows of this run, and its result is of {n} images")
+    values = radii["radius"].to_numpy(float)
+    if not ((values >= 0) & (values <= cap * (1 + 1e-6))).all():
+        raise ValueError(f"{where}: radii.parquet holds radii that are no numbers from 0 to radius_cap = {cap:g}")
 
 
 def _checked_radii(radii: pd.DataFrame, where: Path) -> pd.DataFrame:
@@ -199,7 +222,8 @@ def _load_packed_run(folder: Path, path: Path) -> Run:
         read_parquet(folder / file, filters=[("run", "==", name)]).drop(columns="run")
         for file in ("radii.parquet", "history.parquet")
     )
-    return Run(path, config, history, _checked_radii(radii, folder / "radii.parquet"), result)
+    check_radii(_checked_radii(radii, folder / "radii.parquet"), result["n"], result["radius_cap"], path)
+    return Run(path, config, history, radii, result)
 
 
 def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run | None:
@@ -229,8 +253,9 @@ def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run |
         differs = [
             f"{key} = {before.get(key)!r} there, {value!r} here"
             for key, value in described.items()
-            if key not in NOT_IDENTIFYING and before.get(key, DEFAULTS_BEFORE.get(key)) != value
+            if key not in (*NOT_IDENTIFYING, "data") and tidy(before.get(key, DEFAULTS_BEFORE.get(key))) != value
         ]
+        differs += other_parts(before, described["data"])
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"run_dir: {path} cannot be read ({error}); give another folder") from error
     if differs:
@@ -238,7 +263,26 @@ def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run |
             f"run_dir: {run_dir} holds a run of another configuration: {'; '.join(differs)}. "
             "Give another folder, or the same configuration"
         )
+    if "data" not in before:
+        log.warning("%s is of version 0.1.0, which did not note its images: taken for those that are here", run_dir)
     return load_run(run_dir) if "result.json" in there else None
+
+
+def other_parts(config: Mapping[str, Any], here: Mapping[str, str]) -> list[str]:
+    """The parts of a dataset that are others than a run's, by `ImageData.digests`; of version 0.1.0's runs none."""
+    there = config.get("data", {})
+    return [f"other images or labels for {part}" for part in here if there.get(part, here[part]) != here[part]]
+
+
+def check_tested_on(run: Run, data: ImageData) -> None:
+    """Refuse a dataset whose test part is not the one on which a run was measured, by a ValueError."""
+    index, here = run.radii["index"].to_numpy(), {"test": data.digests()["test"]}
+    if len(index) and index.max() >= len(data.test_y):
+        raise ValueError(f"data: there are fewer test images of {data.name} here than {run.path} was measured on")
+    if (data.test_y.cpu().numpy()[index] != run.radii["label"]).any():
+        raise ValueError(f"data: the test images of {data.name} have other labels here than {run.path} was measured on")
+    if other_parts(run.config, here):
+        raise ValueError(f"data: the test images of {data.name} are others here than {run.path} was measured on")
 
 
 def history_table(history: list[dict[str, float | None]]) -> pd.DataFrame:

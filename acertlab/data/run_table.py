@@ -9,12 +9,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from acertlab.data.files import read_json, read_parquet
-from acertlab.data.run import PACKED, RADII_COLUMNS, RESULT_KEYS, packed_folder, read_packed, read_result
+from acertlab.data.files import read_json, read_parquet, walk
+from acertlab.data.run import (
+    PACKED,
+    RADII_COLUMNS,
+    RESULT_KEYS,
+    check_radii,
+    packed_folder,
+    read_packed,
+    read_result,
+)
+
+INSIDE_RUN = ("checkpoint", "certify")  # folders of a run that hold no runs
 
 
 def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
-    """Every finished run below a folder, as a table; only `result.json` and `packed.json` files are read.
+    """Every finished run below a folder, as a table; their radii and histories are not read.
 
     Args:
         root: A folder that holds run folders or packed folders, at any depth, or is a packed folder itself.
@@ -22,8 +32,9 @@ def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
 
     Returns:
         A row a run, in the order of the paths: `path` (str), everything in `result.json` (`cert_acc` as a dict
-        from eps to a fraction). Folders with a `config.json` and no `result.json` are unfinished runs: they are
-        left out and listed in `.attrs["unfinished"]`. No finished run: an empty table with the same columns.
+        from eps to a fraction) and `config`, the content of `config.json`. Folders with a run's `config.json` and no
+        `result.json` are unfinished runs: they are left out and listed in `.attrs["unfinished"]`. No finished run: an
+        empty table with the same columns.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -32,22 +43,24 @@ def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder of runs {root}")
-    if (root / "config.json").is_file():
+    if _is_run(root, os.listdir(root)):
         raise ValueError(f"{root} is one run's folder: use load_run({str(root)!r}), or give the folder above it")
     rows, unfinished = [], []
     for folder, files in _run_folders(root):
         if PACKED in files:
             rows += [
-                {"path": str(folder / name), **{s: config.get(s) for s in settings}, **result}
+                {**{s: config.get(s) for s in settings}, **result, "config": config, "path": str(folder / name)}
                 for name, (result, config) in read_packed(folder).items()
             ]
-        elif "result.json" in files:
-            config = read_json(folder / "config.json") if settings else {}
+        if "result.json" in files:
+            config = read_json(folder / "config.json") if "config.json" in files else {}
             chosen = {name: config.get(name) for name in settings}
-            rows.append({"path": str(folder), **chosen, **read_result(folder / "result.json")})
-        else:
+            result = read_result(folder / "result.json")
+            rows.append({**chosen, **result, "config": config, "path": str(folder)})
+        elif PACKED not in files:
             unfinished.append(str(folder))
-    table = pd.DataFrame(rows, columns=None if rows else ["path", *RESULT_KEYS])
+    rows = [{"path": row["path"]} | row for row in rows]  # the first column
+    table = pd.DataFrame(rows, columns=None if rows else ["path", *RESULT_KEYS, "config"])
     table.attrs["unfinished"] = unfinished
     return table
 
@@ -60,7 +73,10 @@ def load_finished(*roots: str | Path) -> pd.DataFrame:
         ValueError: As `load_runs`.
     """
     tables = [load_runs(root) for root in roots]
-    runs = pd.concat(tables, ignore_index=True)
+    runs = pd.concat(tables)
+    runs = runs[~runs.path.map(os.path.realpath).duplicated()].reset_index(
+        drop=True
+    )  # a folder given twice counts once
     runs.attrs["unfinished"] = unfinished = [path for table in tables for path in table.attrs["unfinished"]]
     if runs.empty:
         more = f" ({len(unfinished)} unfinished)" if unfinished else ""
@@ -86,7 +102,11 @@ def load_samples(runs: pd.DataFrame, columns: Sequence[str] = RADII_COLUMNS) -> 
     Raises:
         ValueError: A table cannot be read, or lacks a column or a run; the message names the file.
     """
-    return _load_tables(runs, "radii.parquet", list(columns))
+    tables = _load_tables(runs, "radii.parquet", list(columns))
+    if "radius" in columns and {"n", "radius_cap"} <= set(runs):
+        for path, n, cap in zip(runs.path, runs.n, runs.radius_cap, strict=True):
+            check_radii(tables[path], n, cap, path)
+    return tables
 
 
 def load_histories(runs: pd.DataFrame, columns: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -115,8 +135,17 @@ def _load_tables(runs: pd.DataFrame, file: str, columns: list[str]) -> dict[str,
 
 def _run_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """The folders that hold a run or packed runs, each with the names of its files."""
-    for folder, below, files in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        if not {"config.json", "result.json", PACKED}.isdisjoint(files):
-            below.clear()  # a run holds no runs
+    for folder, below, files in walk(root):
+        if "result.json" in files or PACKED in files or _is_run(Path(folder), files):
+            below[:] = [name for name in below if name not in INSIDE_RUN]
             yield Path(folder), files
+
+
+def _is_run(folder: Path, files: Sequence[str]) -> bool:
+    """Whether a folder with a `config.json` is a run's: other programs have such files, too."""
+    if "config.json" not in files or "result.json" in files:
+        return "result.json" in files
+    try:
+        return "dataset" in read_json(folder / "config.json")
+    except ValueError:  # it is being written, or damaged
+        return True

@@ -20,6 +20,8 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -180,16 +182,38 @@ def _gpus() -> list[str]:
 
 def _check_this_machine(sweep: Sweep) -> None:
     """The datasets and devices are there: found out once, before anything starts. Downloads what is missing."""
-    asked = [job.parameters for job in sweep.jobs if not job.done and is_training(job.parameters)]
-    if not asked:
+    trainings = [job for job in sweep.jobs if is_training(job.parameters)]
+    if not trainings:
         return
-    from acertlab.data.datasets import load_dataset
+    from acertlab.data.datasets import PARTS, load_dataset
+    from acertlab.data.files import read_json
+    from acertlab.data.run import other_parts
     from acertlab.training.parameters import config_from_parameters
 
+    asked = [job.parameters for job in trainings if not job.done]
     for device in {parameters.get("device", "auto") for parameters in asked}:
         config_from_parameters(asked[0] | {"device": device}).torch_device()
     for dataset, root in {(parameters["dataset"], parameters.get("data_root", "")) for parameters in asked}:
         load_dataset(dataset, root=root or None)
+
+    @cache
+    def digests(dataset: str, root: str, *counts: int) -> dict[str, str]:
+        share = counts[1] / (counts[0] + counts[1])
+        try:
+            data = load_dataset(dataset, root=root or None, val_fraction=share, download=False)
+        except FileNotFoundError:  # it was asked for above, unless all is done
+            return {}
+        cut = {f"{p}_{k}": getattr(data, f"{p}_{k}")[:n] for p, n in zip(PARTS, counts, strict=True) for k in "xy"}
+        return replace(data, **cut).digests()
+
+    for job in trainings:
+        path = job.folder / "config.json"
+        config = read_json(path) if path.is_file() else {}
+        if "data" not in config:  # of version 0.1.0
+            continue
+        where = job.parameters["dataset"], job.parameters.get("data_root", "")
+        if others := other_parts(config, digests(*where, *(config[f"n_{part}"] for part in PARTS))):
+            raise ValueError(f"{job.folder}: {where[0]} has {' and '.join(others)} here; give another out")
 
 
 # ---- execution

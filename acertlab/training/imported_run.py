@@ -96,6 +96,7 @@ def _described(
     asked = {name: getattr(settings, name) for name in names}
     asked |= {"method": method, "radius_cap": settings.cap, "verifier": bound, "source": source}
     asked |= {"in_shape": data.in_shape, "classes": data.num_classes, "n_test": len(data.test_x)}
+    asked |= {"data": {"test": data.digests()["test"]}}
     asked |= _architecture(model, data) | {"network": fingerprint(model), "version": version("acertlab")}
     return json.loads(json.dumps(asked))
 

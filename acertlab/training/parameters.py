@@ -131,11 +131,12 @@ def with_epochs(config: TrainConfig, epochs: int) -> TrainConfig:
 
 def default_run_dir(config: TrainConfig, root: str | Path = "") -> Path:
     """Default folder of a run: below `runs_folder`, named by its main settings and a hash of all of them."""
-    dataset = Path(config.dataset).name if ":" in config.dataset else config.dataset
+    dataset = Path(config.dataset).name
     settings = json.dumps({name: value for name, value in asdict(config).items() if name != "device"})
     key = hashlib.sha256(settings.encode()).hexdigest()[:6]
     name = f"{dataset}-{config.method}-kappa{config.kappa:g}-eps{config.eps_max:.4g}-seed{config.seed}-{key}"
-    return runs_folder(root) / name
+    folder = runs_folder(root) / name  # with a colon where version 0.1.0 was given folder:NAME
+    return folder if folder.is_dir() else folder.with_name(name.replace(":", "_"))  # which Windows has no files with
 
 
 def config_of(settings: Mapping[str, Any]) -> TrainConfig:

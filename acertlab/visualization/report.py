@@ -62,8 +62,10 @@ def write_report(root: str | Path, output: str | Path, resamples: int = 1000, pr
 
     Raises:
         FileNotFoundError: There is no such folder, or no finished run in it.
-        ValueError: Nothing could be analysed; nothing is written.
+        ValueError: Nothing could be analysed, or `output` is a folder; nothing is written.
     """
+    if Path(output).is_dir():
+        raise ValueError(f"output: {output} is a folder; give the name of an HTML file")
     runs = load_finished(root)
     parts, failed = [], []
     groups = [

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,11 @@ def save_checkpoint(state: State, root: Path, owner: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # on a network disk a file that is open stays, as .nfs...
 
 
-def restore(state: State, root: Path, owner: str) -> None:
+def restore(state: State, root: Path, owners: Sequence[str]) -> None:
     """Takes up the newest checkpoint that is whole and belongs to this run; says which ones are not, and why."""
     for folder in reversed(_checkpoints(root)):
         try:
-            plain, tensors = _read(state, folder, owner)
+            plain, tensors = _read(state, folder, owners)
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             log.warning("checkpoint %s is passed over: %s", folder, error)
             continue
@@ -98,14 +98,14 @@ def restore(state: State, root: Path, owner: str) -> None:
         return
 
 
-def _read(state: State, folder: Path, owner: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(state: State, folder: Path, owners: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a checkpoint holds, after all that could be wrong with it was looked at; ValueError and its like name it."""
     sums = json.loads((folder / "sha256.json").read_text())
     for name in STATE:
         if _sha256(folder / name) != sums.get(name):
             raise ValueError(f"it is damaged: {name} does not match its checksum")
     plain, tensors = json.loads((folder / STATE[1]).read_text()), load_file(folder / STATE[0])
-    if plain.get("owner") != owner:
+    if plain.get("owner") not in owners:
         raise ValueError("it belongs to another run (other settings, data or version)")
     for name, value in state.model.state_dict().items():
         held = tensors[f"model.{name}"]  # a KeyError names it

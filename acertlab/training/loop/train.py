@@ -103,13 +103,13 @@ def _train(
     progress: bool,
     ready: Callable[[], None],
 ) -> Run:
-    owner = _owner(config, data)
+    owners = _owners(config, data)
     steps = math.ceil(len(data.train_x) / config.batch_size)
     train_x, train_y = data.train_x.to(device), data.train_y.to(device)
     label = f"{config.method} kappa={config.kappa:g}"
     with session(device):
         state = initial_state(config, data, device, steps)
-        restore(state, run_dir / "checkpoint", owner)
+        restore(state, run_dir / "checkpoint", owners)
         done = len(state.history) * steps
         with tqdm(total=config.epochs * steps, initial=done, desc=label, disable=not progress, mininterval=1.0) as bar:
             for epoch in range(len(state.history), config.epochs):
@@ -118,7 +118,7 @@ def _train(
                     row = {"epoch": epoch} | _train_epoch(state, config, data, train_x, train_y, epoch, bar)
                 except NonFiniteLossError as error:
                     state = initial_state(config, data, device, steps)
-                    restore(state, run_dir / "checkpoint", owner)
+                    restore(state, run_dir / "checkpoint", owners)
                     again = partial(_train_epoch, state, config, data, train_x, train_y, epoch, bar)
                     raise NonFiniteLossError(f"{error}. {find_layer(state, error, again)}", error.eps) from error
                 row |= _validate(state.model, config, data)
@@ -130,7 +130,7 @@ def _train(
                 _warn_of_spiral(state)
                 ready()
                 write_parquet(run_dir / "history.parquet", history_table(state.history))
-                save_checkpoint(state, run_dir / "checkpoint", owner)
+                save_checkpoint(state, run_dir / "checkpoint", owners[0])
         _finish(state, config, data, run_dir, ready)
     return load_run(run_dir)
 
@@ -274,17 +274,23 @@ def _described(config: TrainConfig, data: ImageData) -> dict[str, Any]:
     """`config.json`: what the run was asked to do, and what it takes to rebuild the network; in JSON's own types."""
     parts = {f"n_{part}": len(getattr(data, f"{part}_x")) for part in ("train", "val", "test")}
     network = {"in_shape": data.in_shape, "classes": data.num_classes, "mean": data.mean, "std": data.std}
-    return json.loads(json.dumps(asdict(config) | network | parts | {"version": version("acertlab")}))
+    described = asdict(config) | network | parts | {"data": data.digests(), "version": version("acertlab")}
+    return json.loads(json.dumps(described))
 
 
-def _owner(config: TrainConfig, data: ImageData) -> str:
-    """What a checkpoint must have been made for: all of `_described` but where it ran; of older versions the same."""
-    described = {
+def _owners(config: TrainConfig, data: ImageData) -> tuple[str, str]:
+    """What a checkpoint must have been made for: all of `_described` but where it ran; and as version 0.1.0 had it."""
+    described = _described(config, data)
+    settings = {
         name: value
-        for name, value in _described(config, data).items()
-        if name not in NOT_IDENTIFYING and (name not in DEFAULTS_BEFORE or value != DEFAULTS_BEFORE[name])
+        for name, value in described.items()
+        if name not in (*NOT_IDENTIFYING, "data") and not (name in DEFAULTS_BEFORE and value == DEFAULTS_BEFORE[name])
     }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    digest, before = (
+        hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        for content in (settings | {"data": described["data"]}, settings)
+    )
+    return digest, before
 
 
 def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path, ready: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 from acertlab.data.datasets import ImageData, load_dataset, to_float
-from acertlab.data.run import Run, load_run
+from acertlab.data.run import Run, check_tested_on, load_run
 from acertlab.radius.attack import attacked_radius
 from acertlab.visualization.radius import image_grid
 
@@ -80,10 +80,7 @@ def _gallery(path: str, data_root: str | None) -> Gallery:
         if not len(index):
             raise ValueError("none has a certified radius above 0")
         data = _dataset(str(run.result["dataset"]), data_root)
-        if (index >= len(data.test_y)).any():
-            raise ValueError("the dataset that is here has fewer test images than the run was measured on")
-        if not torch.equal(data.test_y[index], label):
-            raise ValueError("the dataset that is here has other labels than the run was measured on")
+        check_tested_on(run, data)
         images, names = to_float(data.test_x[index]), [data.classes[y] for y in names]
     except (FileNotFoundError, ValueError) as error:
         note = f"No images are shown: {error}"
