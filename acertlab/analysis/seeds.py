@@ -71,7 +71,7 @@ def check_seeds(runs: pd.DataFrame, by: Sequence[str] = SETTING) -> None:
         raise ValueError(f"runs: there are two with {which}; keep one")
 
 
-def _named(run: pd.Series, columns: list[str]) -> str:
+def _named(run: pd.Series, columns: Sequence[str]) -> str:
     return ", ".join(f"{column} = {run[column]}" for column in columns)
 
 
