@@ -29,7 +29,7 @@ MOST_BYTES = {runs.SHIPPED: 5e6, DATA: 9e6}  # of what 03 shows, and of everythi
 def root(tmp_path: Path) -> Path:
     """Three runs at two depths, one of them in float64, and one that is unfinished."""
     for i, name in enumerate(("a", "grid/b", "grid/c")):
-        write_run(tmp_path / "runs" / name, seed=i)
+        write_run(tmp_path / "runs" / name, seed=i, n=200 if name == "a" else 4)
     table = pd.read_parquet(tmp_path / "runs/a/radii.parquet").astype({"radius": "float32", "upper": "float32"})
     table = pd.concat([table] * 50, ignore_index=True).assign(index=range(200))
     files.write_parquet(tmp_path / "runs/a/radii.parquet", table)
