@@ -118,8 +118,9 @@ def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame
             every seed.
 
     Raises:
-        ValueError: An eps at which certified accuracy was not measured.
+        ValueError: An eps at which certified accuracy was not measured; runs that are no seeds of one setting.
     """
+    check_seeds(runs)
     rows, seconds = [], []
     for _, group in runs.groupby(["method", "kappa"], sort=False):
         row = {"method": name_of(group.method.iloc[0]), "kappa": f"{group.kappa.iloc[0]:g}", **scores(group)}

@@ -55,6 +55,7 @@ def check_seeds(runs: pd.DataFrame, by: Sequence[str] = SETTING) -> None:
     Raises:
         ValueError: Two runs of a setting differ in something else, which the message names; or have the same seed.
     """
+    runs = runs.reset_index(drop=True)
     of_result = [name for name in (*TRAINING, *MEASURED) if name in runs and name not in by]
     skipped = {*FREE, *MEASURED, *by, *of_result}
     configs = runs.get("config", pd.Series([{}] * len(runs), runs.index))
@@ -76,10 +77,10 @@ def _named(run: pd.Series, columns: Sequence[str]) -> str:
 
 
 def check_comparable(runs: pd.DataFrame, *columns: str) -> None:
-    """Refuse a table without runs, or with several values in one of these columns, by a ValueError."""
+    """Refuse a table without runs, or with several values in one of these columns (that it has), by a ValueError."""
     if runs.empty:
         raise ValueError("runs: the table is empty; there is no finished run in it")
-    for column in columns:
+    for column in filter(runs.columns.__contains__, columns):
         if len(found := sorted(runs[column].astype(str).unique())) > 1:
             raise ValueError(f"runs: several {column} ({', '.join(found)}); choose one, as runs[runs.{column} == ...]")
 
