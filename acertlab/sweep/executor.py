@@ -8,8 +8,6 @@ command again goes on: jobs that are done are kept, the others resume from their
 must see the output folder under the same path; `acertlab.sweep.clusters` has examples for Slurm, SSH and Kubernetes.
 """
 
-import ast
-import inspect
 import json
 import logging
 import os
@@ -20,8 +18,6 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +31,8 @@ from acertlab._lock import LockHeldError, locked
 from acertlab._text import seconds_text
 from acertlab.sweep.job import Job, KernelDiedError, run_job
 from acertlab.sweep.progress import ProgressTable
-from acertlab.sweep.spec import Sweep, describe, is_training, read_spec
+from acertlab.sweep.spec import Sweep, describe, read_spec
+from acertlab.sweep.start import check_main_guard, check_this_machine
 
 RETRIES = 2  # of a job whose kernel died
 LOST_AFTER = 20.0  # seconds without the scheduler
@@ -86,10 +83,10 @@ def run(
         SchedulerLostError: the scheduler ended. This, as KeyboardInterrupt, leaves everything resumable.
     """
     if scheduler is None:
-        _check_main_guard()
+        check_main_guard()
     sweep = read_spec(spec, out=out)
     if scheduler is None:
-        _check_this_machine(sweep)
+        check_this_machine(sweep)
     with locked(sweep.out / ".sweep.lock", f"the sweep's folder {sweep.out}", wait=1.0):
         progress = ProgressTable(sweep, show)
         for job in sweep.jobs:
@@ -100,22 +97,6 @@ def run(
             with _connected(waiting, scheduler, security, workers) as client:
                 _execute(client, progress, waiting)
         return _table(progress)
-
-
-def _check_main_guard() -> None:
-    """Refuse a script that calls this outside of `if __name__ == "__main__":` before its workers run it, too."""
-    script, frame = getattr(sys.modules["__main__"], "__file__", None), inspect.currentframe()
-    while frame and (frame.f_code.co_name != "<module>" or frame.f_code.co_filename != script):
-        frame = frame.f_back
-    if frame is None or not os.path.isfile(script):
-        return  # a notebook, a prompt, a program of Windows
-    tree = ast.parse(Path(script).read_bytes())
-    at = [node for node in tree.body if node.lineno <= frame.f_lineno <= (node.end_lineno or 0)]
-    if not any(isinstance(node, ast.If) and "__name__" in ast.unparse(node.test) for node in at):
-        raise RuntimeError(
-            f'{script}, line {frame.f_lineno}: a sweep on this machine belongs below `if __name__ == "__main__":`, '
-            "since each of its workers runs the script anew"
-        )
 
 
 # ---- workers
@@ -178,42 +159,6 @@ def _gpus() -> list[str]:
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())]
-
-
-def _check_this_machine(sweep: Sweep) -> None:
-    """The datasets and devices are there: found out once, before anything starts. Downloads what is missing."""
-    trainings = [job for job in sweep.jobs if is_training(job.parameters)]
-    if not trainings:
-        return
-    from acertlab.data.datasets import PARTS, load_dataset
-    from acertlab.data.files import read_json
-    from acertlab.data.run import other_parts
-    from acertlab.training.parameters import config_from_parameters
-
-    asked = [job.parameters for job in trainings if not job.done]
-    for device in {parameters.get("device", "auto") for parameters in asked}:
-        config_from_parameters(asked[0] | {"device": device}).torch_device()
-    for dataset, root in {(parameters["dataset"], parameters.get("data_root", "")) for parameters in asked}:
-        load_dataset(dataset, root=root or None)
-
-    @cache
-    def digests(dataset: str, root: str, *counts: int) -> dict[str, str]:
-        share = counts[1] / (counts[0] + counts[1])
-        try:
-            data = load_dataset(dataset, root=root or None, val_fraction=share, download=False)
-        except FileNotFoundError:  # it was asked for above, unless all is done
-            return {}
-        cut = {f"{p}_{k}": getattr(data, f"{p}_{k}")[:n] for p, n in zip(PARTS, counts, strict=True) for k in "xy"}
-        return replace(data, **cut).digests()
-
-    for job in trainings:
-        path = job.folder / "config.json"
-        config = read_json(path) if path.is_file() else {}
-        if "data" not in config:  # of version 0.1.0
-            continue
-        where = job.parameters["dataset"], job.parameters.get("data_root", "")
-        if others := other_parts(config, digests(*where, *(config[f"n_{part}"] for part in PARTS))):
-            raise ValueError(f"{job.folder}: {where[0]} has {' and '.join(others)} here; give another out")
 
 
 # ---- execution

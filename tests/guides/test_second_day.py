@@ -25,8 +25,8 @@ from acertlab.data.files import read_json, write_json, write_parquet
 from acertlab.data.pack import pack_runs
 from acertlab.data.run import load_run
 from acertlab.data.run_table import load_finished, load_radii, load_runs
-from acertlab.sweep.executor import _check_this_machine
 from acertlab.sweep.spec import read_spec
+from acertlab.sweep.start import check_this_machine
 from acertlab.training.config import TrainConfig
 from acertlab.training.imported_run import import_run
 from acertlab.training.loop import checkpoint
@@ -222,16 +222,20 @@ class TestIdentity:
         write_images(tmp_path / "images", 0)
         spec = {"dataset": f"folder:{tmp_path / 'images'}", "model": "mlp", "epochs": 2, "out": str(tmp_path / "out")}
         sweep = read_spec(spec)
-        _check_this_machine(sweep)
+        check_this_machine(sweep)
         (job,) = sweep.jobs
         train(config_from_parameters(job.parameters), load_dataset(spec["dataset"]), job.folder, progress=False)
         assert job.done
-        _check_this_machine(sweep)
+        check_this_machine(sweep)
+        shutil.rmtree(job.folder)  # as 05 cuts its images
+        cut = load_dataset(spec["dataset"]).first(20)
+        train(config_from_parameters(job.parameters), cut, job.folder, progress=False)
+        check_this_machine(sweep)
         shutil.rmtree(tmp_path / "images")
-        _check_this_machine(sweep)  # all is done, and the images are no longer needed
+        check_this_machine(sweep)  # all is done, and the images are no longer needed
         write_images(tmp_path / "images", 1)
-        with pytest.raises(ValueError, match=r"has other images or labels for .*train.* here; give another out"):
-            _check_this_machine(sweep)
+        with pytest.raises(ValueError, match=r"has other images or labels for .* here; give another out"):
+            check_this_machine(sweep)
 
     def test_a_replaced_image_is_decoded_though_size_and_time_are_the_same(self, tmp_path):
         write_images(tmp_path / "images", 0)
