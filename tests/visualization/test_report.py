@@ -87,7 +87,7 @@ def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert main(["report", str(root), "--output", str(page), "--resamples", "30"]) == 0 and page.is_file()
     assert capsys.readouterr().out.strip() == str(page)
     (tmp_path / "empty/half").mkdir(parents=True)
-    (tmp_path / "empty/half/config.json").write_text("{}")
+    (tmp_path / "empty/half/config.json").write_text('{"dataset": "digits"}')
     for folder, message in (
         ("empty", "there is no finished run below .*empty .1 unfinished"),
         ("nowhere", "there is no folder of runs .*nowhere"),
