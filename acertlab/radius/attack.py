@@ -14,12 +14,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from acertlab._validation import Within, check
 from acertlab.bounds.box import Domain, ball, check_eps
 from acertlab.bounds.checks import check_samples, full_precision
 from acertlab.bounds.margin import clean_logits, clean_margin
 from acertlab.radius.batching import in_chunks
 from acertlab.radius.rootfind.brent import brentq
-from acertlab.radius.search import check_eps_max
+from acertlab.radius.search import AT_LEAST_ONE, EPS_MAX
 
 ANY_CLASS = -1  # a target that stands for whichever class is closest
 LAST_STEP = 0.05  # the last step of an ascent, relative to its first
@@ -176,17 +177,16 @@ def attacked_radius(
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
     """
     check_budget(steps=steps, restarts=restarts, step_size=step_size, seed=seed, batch_size=batch_size)
-    check_eps_max(eps_max)
+    eps_max = check("eps_max", eps_max, EPS_MAX)
     for name, value in (("xtol", xtol), ("rtol", rtol)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise ValueError(f"{name}: {value!r} is not a finite number > 0")
+        check(name, value, Within(0, open_low=True))
     check_samples(model, x, y, domain)
     generator = torch.Generator().manual_seed(seed)
     ascent = _Ascent(model, domain, steps, step_size)
 
     def attack(part: slice) -> tuple[Tensor, ...]:
         with _attacking(x[part], y[part]) as (xs, ys):
-            search = _Search(ascent, xs, ys, float(eps_max), xtol, rtol)
+            search = _Search(ascent, xs, ys, eps_max, xtol, rtol)
             search.run(restarts, generator)
             return search.radius, search.witness, search.margin, search.evaluations
 
@@ -369,9 +369,6 @@ def rounded(value: Tensor, dtype: torch.dtype, towards: float) -> Tensor:
 
 def check_budget(**numbers: float) -> None:
     """Refuses steps, restarts, batch_size, seed and step_size that are none."""
+    accepted = {"seed": Within(0, kind=int), "step_size": Within(0, open_low=True)}
     for name, value in numbers.items():
-        if name == "step_size":
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise ValueError(f"step_size: {value!r} is not a finite number > 0 (relative to eps)")
-        elif isinstance(value, bool) or not isinstance(value, int) or value < (name != "seed"):
-            raise ValueError(f"{name}: {value!r} is not a whole number >= {int(name != 'seed')}")
+        check(name, value, accepted.get(name, AT_LEAST_ONE))

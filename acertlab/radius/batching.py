@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm.auto import tqdm
 
+from acertlab._validation import check
 from acertlab.bounds.checks import out_of_memory
 from acertlab.bounds.ibp import Network
 from acertlab.bounds.margin import margin_at
-from acertlab.radius.search import SearchSettings, check_whole
+from acertlab.radius.search import AT_LEAST_ONE, SearchSettings
 
 Part = TypeVar("Part")
 
@@ -32,8 +33,8 @@ class Chunks:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        check_whole("batch_size", 1 if self.size is None else self.size)
-        check_whole("memory", self.memory)
+        check("batch_size", 1 if self.size is None else self.size, AT_LEAST_ONE)
+        check("memory", self.memory, AT_LEAST_ONE)
 
 
 ALL_THAT_FIT = Chunks()

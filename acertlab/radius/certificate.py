@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from acertlab._validation import Within, check
 from acertlab.bounds.box import Domain
 from acertlab.bounds.checks import full_precision
 from acertlab.bounds.margin import Sound
@@ -30,7 +31,7 @@ from acertlab.data.files import read_json, write_json, write_parquet, written_as
 from acertlab.data.run import RADII_COLUMNS
 from acertlab.radius.certified import find_radii
 from acertlab.radius.metrics import correct, summarise
-from acertlab.radius.search import RadiusStatus, SearchSettings, check_eps_max
+from acertlab.radius.search import EPS_MAX, RadiusStatus, SearchSettings
 
 if TYPE_CHECKING:
     from plotly import graph_objects as go
@@ -149,7 +150,10 @@ def certify(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
-    grid, eps_max = _check_request(eps_max, eps_grid, worst), float(eps_max)
+    eps_max, worst = check("eps_max", eps_max, EPS_MAX), check("worst", worst, Within(0, kind=int))
+    grid = [float(eps) for eps in (np.linspace(0, eps_max, 11) if eps_grid is None else eps_grid)]
+    if not all(0 <= eps <= eps_max for eps in grid):
+        raise ValueError(f"eps_grid: {grid} has values outside [0, eps_max = {eps_max}], where radii are searched")
     settings = SearchSettings(bound, merged, domain, sound, solver, xtol, rtol, maxiter)
     asked = {"eps_max": eps_max, **asdict(settings), "model": fingerprint(model), "version": version("acertlab")}
     folder = None if run_dir is None else _Folder(Path(run_dir), asked, resume)
@@ -176,16 +180,6 @@ def certify(
     if kept is None:
         raise ValueError("loader: gave no samples (empty, or a generator that was used up before)")
     return _report(pd.concat(parts, ignore_index=True), kept, grid, asked, model)
-
-
-def _check_request(eps_max: float, eps_grid: Sequence[float] | None, worst: int) -> list[float]:
-    check_eps_max(eps_max)
-    if isinstance(worst, bool) or not isinstance(worst, int) or worst < 0:
-        raise ValueError(f"worst: must be a whole number >= 0, not {worst!r}")
-    grid = [float(eps) for eps in (np.linspace(0, eps_max, 11) if eps_grid is None else eps_grid)]
-    if not all(0 <= eps <= eps_max for eps in grid):
-        raise ValueError(f"eps_grid: {grid} has values outside [0, eps_max = {eps_max}], where radii are searched")
-    return grid
 
 
 def _pairs(loader: Any) -> int | None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from acertlab._validation import check
 from acertlab.bounds.box import Domain
 from acertlab.bounds.checks import check_dense, check_samples, full_precision
 from acertlab.bounds.crown.auto_lirpa import BOUNDS
@@ -12,10 +13,10 @@ from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import Sound, clean_logits, clean_margin, margin_at, prepare_checked
 from acertlab.radius.batching import ALL_THAT_FIT, Chunks, chunk_size, in_chunks
 from acertlab.radius.search import (
+    EPS_MAX,
     RadiusResult,
     RadiusStatus,
     SearchSettings,
-    check_eps_max,
     search_radius,
 )
 
@@ -96,11 +97,10 @@ def find_radii(
     chunks: Chunks = ALL_THAT_FIT,
 ) -> RadiusResult:
     """`certified_radius` by settings in one object, without its gradient."""
-    check_eps_max(eps_max)
+    eps_max, sound = check("eps_max", eps_max, EPS_MAX), settings.sound
     check_samples(model, x, y, settings.domain)
     if warm_start is not None:
         _check_warm_start(warm_start, y)
-    eps_max, sound = float(eps_max), settings.sound
 
     def search(part: slice) -> RadiusResult:
         xs, ys = x[part].double() if sound else x[part], y[part].long()

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from acertlab._validation import Within, check
 from acertlab.bounds.box import Domain, ball, check_domain
 from acertlab.bounds.ibp import Network
 from acertlab.bounds.margin import Sound, check_bound, margin_at
@@ -23,6 +23,15 @@ PERIOD = 14  # pixels from one blob to the next
 STEEPEST = 20.0  # exponents between 1 / STEEPEST and this are believed
 MOST = 100.0  # factors between 1 / MOST and this are believed
 CLOSE = 0.7  # of eps_max: from there on a search begins at eps_max itself
+
+# What is accepted of arguments that several functions have
+EPS_MAX = Within(
+    low=torch.finfo(torch.float32).smallest_normal,
+    high=torch.finfo(torch.float32).max,
+    says="a finite number > 0 that float32 holds (pixel units, such as 0.4 or 8 / 255)",
+)
+XTOL, RTOL = Within(0, 1, open_low=True, open_high=True), Within(0, 1, open_high=True)
+AT_LEAST_ONE = Within(1, kind=int)
 
 
 @dataclass(frozen=True)
@@ -51,39 +60,14 @@ class SearchSettings:
     def __post_init__(self) -> None:
         check_bound(self.bound, self.sound)
         check_domain(self.domain)
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver: {self.solver!r} is unknown; choose from {', '.join(map(repr, SOLVERS))}")
-        for name, value in (("xtol", self.xtol), ("rtol", self.rtol)):
-            if not _is_a(Real, value) or not 0 <= value < 1 or (name == "xtol" and value == 0):
-                raise ValueError(
-                    f"{name}: {value!r} is not a tolerance; 0 {'<' if name == 'xtol' else '<='} {name} < 1"
-                )
-        check_whole("maxiter", self.maxiter)
+        accepted = {"solver": SOLVERS, "xtol": XTOL, "rtol": RTOL, "maxiter": AT_LEAST_ONE}
+        for name, what in accepted.items():
+            object.__setattr__(self, name, check(name, getattr(self, name), what))
 
     @property
     def stop(self) -> StoppingRule:
         """When the solver stops."""
         return StoppingRule(self.xtol, self.rtol, self.maxiter)
-
-
-def check_eps_max(eps_max: float) -> None:
-    """Refuses what cannot be the end of a search."""
-    held = torch.finfo(torch.float32)
-    if not _is_a(Real, eps_max) or not held.smallest_normal <= eps_max <= held.max:
-        raise ValueError(
-            f"eps_max: {eps_max!r} is not a finite number > 0 that float32 holds (pixel units, such as 0.4 or 8 / 255)"
-        )
-
-
-def check_whole(name: str, value: int) -> None:
-    """Refuses what is not a whole number >= 1."""
-    if not _is_a(Integral, value) or value < 1:
-        raise ValueError(f"{name}: {value!r} is not a whole number >= 1")
-
-
-def _is_a(kind: type, value: object) -> bool:
-    """Whether it is a number of this kind, of Python's or numpy's; truth values are none."""
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class MarginGrowth(NamedTuple):

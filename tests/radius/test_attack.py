@@ -210,16 +210,16 @@ GOOD = {"x": torch.full((3, 4), 0.5), "y": torch.tensor([0, 1, 2]), "eps_max": 0
 @pytest.mark.parametrize(
     "bad, kind, told",
     [
-        ({"eps_max": 0.0}, ValueError, "eps_max: 0.0"),
-        ({"eps_max": float("nan")}, ValueError, "eps_max: nan"),
-        ({"eps_max": "8/255"}, ValueError, "eps_max: '8/255'"),
-        ({"steps": 0}, ValueError, "steps: 0 .* >= 1"),
-        ({"restarts": 2.0}, ValueError, "restarts: 2.0"),
-        ({"batch_size": True}, ValueError, "batch_size: True"),
-        ({"seed": -1}, ValueError, "seed: -1 .* >= 0"),
-        ({"step_size": 0}, ValueError, "step_size: 0"),
-        ({"xtol": 0.0}, ValueError, "xtol: 0.0"),
-        ({"rtol": -1.0}, ValueError, "rtol: -1.0"),
+        ({"eps_max": 0.0}, ValueError, "eps_max = 0.0"),
+        ({"eps_max": float("nan")}, ValueError, "eps_max = nan"),
+        ({"eps_max": "8/255"}, ValueError, "eps_max = '8/255'"),
+        ({"steps": 0}, ValueError, "steps = 0: .* >= 1"),
+        ({"restarts": 2.0}, ValueError, "restarts = 2.0"),
+        ({"batch_size": True}, ValueError, "batch_size = True"),
+        ({"seed": -1}, ValueError, "seed = -1: .* >= 0"),
+        ({"step_size": 0}, ValueError, "step_size = 0"),
+        ({"xtol": 0.0}, ValueError, "xtol = 0.0"),
+        ({"rtol": -1.0}, ValueError, "rtol = -1.0"),
         ({"y": torch.tensor([0, 1, 3])}, ValueError, "y: holds labels from 0 to 3"),
         ({"x": torch.full((3, 4), 1.5)}, ValueError, "lie outside the domain"),
         ({"x": torch.full((3, 4), 0.5).double()}, ValueError, "x: dtype"),
@@ -239,7 +239,7 @@ def test_clear_errors_of_pgd() -> None:
         pgd(model, x, y, -0.1)
     with pytest.raises(ValueError, match=r"start: .* \(3, 4\)"):
         pgd(model, x, y, 0.1, start=x[:2])
-    with pytest.raises(ValueError, match="steps: 0"):
+    with pytest.raises(ValueError, match="steps = 0"):
         adversarial_accuracy(model, x, y, 0.1, steps=0)
     with pytest.raises(ValueError, match="x: holds no samples"):
         adversarial_accuracy(model, x[:0], y[:0], 0.1)

@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from numbers import Integral, Real
+from numbers import Real
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from acertlab._validation import Within, check
 from acertlab.radius.rootfind.iterate import Rows, StoppingRule, iterate, unfinished
 
 _DTYPES = (torch.float32, torch.float64)
@@ -202,15 +203,9 @@ def _check_call(f: object, args: object, stop: StoppingRule) -> None:
         raise TypeError(f"f is {_kind(f)}; accepted: a function f(x, *args)")
     if not isinstance(args, tuple | list) or not all(isinstance(arg, Tensor) for arg in args):
         raise TypeError(f"args is {_kind(args)}; accepted: a tuple of tensors of leading dimension B")
-    for name, value, kind, accepted in (
-        ("xtol", stop.xtol, Real, "a finite number > 0"),
-        ("rtol", stop.rtol, Real, "a finite number >= 0"),
-        ("maxiter", stop.maxiter, Integral, "an integer >= 0"),
-    ):
-        if isinstance(value, bool) or not isinstance(value, kind):
-            raise TypeError(f"{name} is {_kind(value)}; accepted: {accepted}")
-        if not 0 <= value < math.inf or (value == 0 and name == "xtol"):
-            raise ValueError(f"{name} is {value}; accepted: {accepted}")
+    check("xtol", stop.xtol, Within(0, open_low=True))
+    check("rtol", stop.rtol, Within(0))
+    check("maxiter", stop.maxiter, Within(0, kind=int))
 
 
 def _batch(ends: Ends, args: Rows) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
