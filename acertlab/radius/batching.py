@@ -1,40 +1,27 @@
 """Any number of samples in bounded memory."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm.auto import tqdm
 
-from acertlab._validation import check
 from acertlab.bounds.checks import out_of_memory
 from acertlab.bounds.ibp import Network
 from acertlab.bounds.margin import margin_at
-from acertlab.radius.search import AT_LEAST_ONE, SearchSettings
+from acertlab.radius.search import SearchSettings
 
 Part = TypeVar("Part")
 
 
-@dataclass(frozen=True)
-class Chunks:
-    """How a call works through its samples.
+class Chunks(NamedTuple):
+    """How a call works through its samples."""
 
-    Attributes:
-        size: samples at once; None: as many as fit into ``memory``.
-        memory: bytes of activations, roughly.
-        progress: show a progress bar.
-    """
-
-    size: int | None = None
-    memory: int = 2**29
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        check("batch_size", 1 if self.size is None else self.size, AT_LEAST_ONE)
-        check("memory", self.memory, AT_LEAST_ONE)
+    size: int | None = None  # samples at once; None: as many as fit into the memory
+    memory: int = 2**29  # bytes of activations, roughly
+    progress: bool = False  # show a progress bar
 
 
 ALL_THAT_FIT = Chunks()

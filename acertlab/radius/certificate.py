@@ -260,16 +260,8 @@ def _report(table: pd.DataFrame, kept: Worst, grid: list[float], asked: dict[str
     worst, images = kept
     columns = [*RADII_COLUMNS, "evaluations"]
     images = to_float(images) if images.dtype == torch.uint8 else images
-    return Report(
-        accuracy=scores["acc"],
-        acr=scores["acr"],
-        art=scores["art"],
-        cert_acc=scores["cert_acc"],
-        radii=table.loc[:, columns],
-        worst=worst.loc[:, columns],
-        images=images,
-        settings=settings,
-    )
+    acc, acr, art, shares = (scores[name] for name in ("acc", "acr", "art", "cert_acc"))
+    return Report(acc, acr, art, shares, table.loc[:, columns], worst.loc[:, columns], images, settings)
 
 
 class _Folder:

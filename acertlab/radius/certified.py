@@ -13,6 +13,7 @@ from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import Sound, clean_logits, clean_margin, margin_at, prepare_checked
 from acertlab.radius.batching import ALL_THAT_FIT, Chunks, chunk_size, in_chunks
 from acertlab.radius.search import (
+    AT_LEAST_ONE,
     EPS_MAX,
     RadiusResult,
     RadiusStatus,
@@ -77,6 +78,8 @@ def certified_radius(
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
     """
     settings = SearchSettings(bound, merged, domain, sound, solver, xtol, rtol, maxiter)
+    for name, value in (("batch_size", 1 if batch_size is None else batch_size), ("memory", memory)):
+        check(name, value, AT_LEAST_ONE)
     if differentiable and (bound != "ibp" or sound):
         raise ValueError("differentiable: the gradient is that of bound='ibp' with sound=False; choose these")
     if differentiable and torch.is_inference_mode_enabled():
@@ -119,14 +122,9 @@ def find_radii(
         networks = prepare_checked(model, bounds, sound, x, y.long())
         size = chunks.size or chunk_size(model, networks[-1], x[:1], y[:1].long(), eps_max, settings, chunks.memory)
         parts = in_chunks(search, len(x), size, desc="certified radii", progress=chunks.progress)
-    return RadiusResult(
-        radius=torch.cat([part.radius for part in parts]),
-        margin=torch.cat([part.margin for part in parts]),
-        upper=torch.cat([part.upper for part in parts]),
-        status=torch.cat([part.status for part in parts]),
-        evaluations=torch.cat([part.evaluations for part in parts]),
-        monotone=networks[-1].monotone,
-    )
+    names = ("radius", "margin", "upper", "status", "evaluations")
+    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return RadiusResult(**columns, monotone=networks[-1].monotone)
 
 
 def _attach_gradient(model: nn.Module, x: Tensor, y: Tensor, result: RadiusResult, settings: SearchSettings) -> Tensor:

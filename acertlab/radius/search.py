@@ -268,28 +268,23 @@ def polish_bracket(problem: RootProblem, found: Bracket, stop: StoppingRule) -> 
         below = root - away
         far = root - found.lower > torch.maximum(2 * away, tolerance / 256)
         close = found.lower > root - away / 2
-        at = (found.converged & (far | close) & (below > 0)).nonzero().squeeze(1)
-        if not len(at):
+        ask = found.converged & (far | close) & (below > 0)
+        if not ask.any():
             break
-        value, eps = problem.evaluate(below, at), below[at]
-        low, high = at[value < 0], at[(value > 0) & (eps > found.lower[at])]
+        value = problem.evaluate(below, ask)
+        low, high = value < 0, (value > 0) & (below > found.lower)
         found = found._replace(
-            lower=found.lower.index_put((low,), below[low]),
-            f_lower=found.f_lower.index_put((low,), value[value < 0]),
-            upper=found.upper.index_put((high,), below[high]),
-            f_upper=found.f_upper.index_put((high,), value[(value > 0) & (eps > found.lower[at])]),
-            calls=found.calls.index_add(0, at, torch.ones_like(at)),
+            lower=torch.where(low, below, found.lower),
+            f_lower=torch.where(low, value, found.f_lower),
+            upper=torch.where(high, below, found.upper),
+            f_upper=torch.where(high, value, found.f_upper),
+            calls=found.calls + ask,
         )
     root, away, _ = _crossing(found, stop)
     above = root + away
-    at = (found.converged & (found.upper < above)).nonzero().squeeze(1)
-    if len(at):
-        broken = at[problem.evaluate(above, at) > 0]
-        found = found._replace(
-            upper=found.upper.index_put((broken,), above[broken]),
-            calls=found.calls.index_add(0, at, torch.ones_like(at)),
-        )
-    return found
+    ask = found.converged & (found.upper < above)
+    broken = problem.evaluate(above, ask) > 0
+    return found._replace(upper=torch.where(broken, above, found.upper), calls=found.calls + ask)
 
 
 def _crossing(found: Bracket, stop: StoppingRule) -> tuple[Tensor, Tensor, Tensor]:

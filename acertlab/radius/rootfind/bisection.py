@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from acertlab.radius.rootfind.bracketed import MAXITER, RTOL, XTOL, Ends, RootResult, solve
+from acertlab.radius.rootfind.bracketed import MAXITER, RTOL, XTOL, RootResult, solve
 from acertlab.radius.rootfind.iterate import StoppingRule
 
 
@@ -28,7 +28,7 @@ def bisect(
     Stopping rule, asked after each evaluation of a midpoint: f(root) == 0, or the halved width < xtol + rtol |root|,
     where root is that midpoint. At MAXITER root is the end of the bracket on a's side, as in scipy.
     """
-    return solve(_Bisect, f, Ends(a, b, fa, fb), args, StoppingRule(xtol, rtol, maxiter), compact)
+    return solve(_Bisect, f, (a, b, fa, fb), args, StoppingRule(xtol, rtol, maxiter), compact)
 
 
 class _Bisect(NamedTuple):

@@ -5,11 +5,11 @@ A *point* is a (2, B) tensor: x in row 0, f(x) in row 1. A method is a state of 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from numbers import Real
-from typing import NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class RootStatus(IntEnum):
     NONFINITE = -3, "An end of the bracket (or their distance) is not finite, or f returned NaN."
 
 
+Ends = tuple[Tensor | float, Tensor | float, Tensor | float | None, Tensor | float | None]  # a, b, f(a), f(b)
 _RUNNING = RootStatus.MAXITER  # what an element is called until something else happens to it
 
 
@@ -70,67 +71,14 @@ class RootResult:
         return self.status == RootStatus.CONVERGED
 
 
-class Ends(NamedTuple):
-    """The ends of the brackets as they were given, and f there where it is known."""
-
-    a: Tensor | float
-    b: Tensor | float
-    fa: Tensor | float | None = None
-    fb: Tensor | float | None = None
-
-
-class Method(Protocol):
-    """A method's state: a NamedTuple of points (2, B) and numbers (B,)."""
-
-    @property
-    def asks_ends(self) -> bool:
-        """Whether the stopping rule is asked of the ends alone."""
-        ...
-
-    @property
-    def asks_last(self) -> bool:
-        """Whether it is asked of the last evaluation."""
-        ...
-
-    @classmethod
-    def start(cls, a: Tensor, b: Tensor) -> "Method":
-        """The state of brackets between two points."""
-        ...
-
-    @classmethod
-    def _make(cls, iterable: Iterable[Tensor]) -> "Method": ...
-
-    def __iter__(self) -> Iterator[Tensor]: ...
-
-    def propose(self, xtol: float, rtol: float) -> tuple["Method", Tensor, Tensor]:
-        """The state, where to look next, and which elements have finished."""
-        ...
-
-    def accept(self, new: Tensor) -> "Method":
-        """The state after one more point."""
-        ...
-
-    @property
-    def cur(self) -> Tensor:
-        """The newest point."""
-        ...
-
-    @property
-    def root(self) -> Tensor:
-        """The best point."""
-        ...
-
-    @property
-    def ends(self) -> tuple[Tensor, Tensor]:
-        """The points between which the root lies."""
-        ...
-
-
 @torch.no_grad()
 def solve(
-    method: type[Method], f: Callable[..., Tensor], ends: Ends, args: Rows, stop: StoppingRule, compact: bool
+    method: Any, f: Callable[..., Tensor], ends: Ends, args: Rows, stop: StoppingRule, compact: bool
 ) -> RootResult:
-    """Checks the call, then runs one method over the batch; see `brentq` for the arguments."""
+    """Checks the call, then runs one method over the batch; see `brentq` for the arguments.
+
+    ``method`` is the class of its states: a NamedTuple of points (2, B) and numbers (B,), such as `_Brent`.
+    """
     _check_call(f, args, stop)
     a, b, fa, fb = _batch(ends, args)
     info = torch.finfo(a.dtype)
@@ -146,7 +94,7 @@ def solve(
     status = torch.full_like(a, RootStatus.SIGN_ERROR, dtype=torch.int8).masked_fill(exact, RootStatus.CONVERGED)
     status = status.masked_fill(started, _RUNNING).masked_fill(~finite, RootStatus.NONFINITE)
 
-    def proposed(state: Method, status: Tensor, ask: bool) -> Rows:
+    def proposed(state: Any, status: Tensor, ask: bool) -> Rows:
         state, x, done = state.propose(xtol, rtol)
         status = status.masked_fill(done & (status == _RUNNING), RootStatus.CONVERGED) if ask else status
         return status, x, *state
@@ -210,7 +158,8 @@ def _check_call(f: object, args: object, stop: StoppingRule) -> None:
 
 def _batch(ends: Ends, args: Rows) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """a, b, fa, fb as own (B,) tensors of one dtype and device (None stays None), or one clear error."""
-    given = {name: value for name, value in ends._asdict().items() if value is not None or name in ("a", "b")}
+    a, b, fa, fb = ends
+    given = {"a": a, "b": b} | {name: value for name, value in (("fa", fa), ("fb", fb)) if value is not None}
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, Tensor | Real):
             raise TypeError(f"{name} is {_kind(value)}; accepted: a tensor (B,) or a number")
@@ -237,7 +186,6 @@ def _batch(ends: Ends, args: Rows) -> tuple[Tensor, Tensor, Tensor | None, Tenso
         value = value if isinstance(value, Tensor) else torch.full((), float(value), dtype=dtype, device=like.device)
         return value.to(dtype).expand(size).clone()
 
-    a, b, fa, fb = ends
     return own(a), own(b), None if fa is None else own(fa), None if fb is None else own(fb)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from acertlab.radius.rootfind.bracketed import MAXITER, RTOL, XTOL, Ends, RootResult, solve
+from acertlab.radius.rootfind.bracketed import MAXITER, RTOL, XTOL, RootResult, solve
 from acertlab.radius.rootfind.iterate import StoppingRule
 
 
@@ -56,7 +56,7 @@ def brentq(
     Source: R. P. Brent, Algorithms for Minimization without Derivatives (1973), ch. 4; P. O. J. Scherer, Computational
         Physics, "Roots and Extremal Points"; decisions checked against scipy.optimize.brentq.
     """
-    return solve(_Brent, f, Ends(a, b, fa, fb), args, StoppingRule(xtol, rtol, maxiter), compact)
+    return solve(_Brent, f, (a, b, fa, fb), args, StoppingRule(xtol, rtol, maxiter), compact)
 
 
 class _Brent(NamedTuple):

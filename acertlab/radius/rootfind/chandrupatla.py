@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from acertlab.radius.rootfind.bracketed import MAXITER, RTOL, XTOL, Ends, RootResult, solve
+from acertlab.radius.rootfind.bracketed import MAXITER, RTOL, XTOL, RootResult, solve
 from acertlab.radius.rootfind.iterate import StoppingRule
 
 
@@ -35,7 +35,7 @@ def chandrupatla(
     Source: T. R. Chandrupatla, Advances in Engineering Software 28(3), 145-149 (1997), Figure 1; P. O. J. Scherer,
         Computational Physics, "Roots and Extremal Points".
     """
-    return solve(_Chandrupatla, f, Ends(a, b, fa, fb), args, StoppingRule(xtol, rtol, maxiter), compact)
+    return solve(_Chandrupatla, f, (a, b, fa, fb), args, StoppingRule(xtol, rtol, maxiter), compact)
 
 
 class _Chandrupatla(NamedTuple):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Rows = tuple[Tensor, ...]  # what is known of B elements
+Sizes = Callable[[int], int] | None  # with how many elements each round may go on, no more than the one before
 
 
 class StoppingRule(NamedTuple):
@@ -27,9 +28,11 @@ class RootProblem(NamedTuple):
     guess: Tensor | None = None  # (B,) where roots are expected, and where a search may begin
     slope: Tensor | None = None  # (B,) d log eps / d log(f(eps) - f(0)) there
 
-    def evaluate(self, eps: Tensor, index: Tensor) -> Tensor:
-        """f of the elements at ``index``, at their own of the (B,) ``eps``."""
-        return self.f(eps[index], *(arg[index] for arg in self.args))
+    def evaluate(self, eps: Tensor, where: Tensor) -> Tensor:
+        """(B,) f at ``eps`` (B,) of the elements ``where`` (B,) asks; NaN for the others."""
+        at = where.nonzero().squeeze(1)
+        values = torch.full_like(eps, torch.nan)
+        return values.index_put((at,), self.f(eps[at], *(arg[at] for arg in self.args))) if len(at) else values
 
 
 class Bracket(NamedTuple):

@@ -18,6 +18,7 @@ from acertlab.radius.rootfind.iterate import (
     RootEstimate,
     RootProblem,
     Rows,
+    Sizes,
     StoppingRule,
     iterate,
     unfinished,
@@ -203,13 +204,7 @@ class LogSecant:
         narrow = state.done(cap, xtol, rtol) & state.upper.isfinite()
         return Bracket(state.lower, state.f_lower, state.upper, state.f_upper, narrow, calls)
 
-    def estimate(
-        self,
-        problem: RootProblem,
-        stop: StoppingRule,
-        wanted: Tensor | None = None,
-        size: Callable[[int], int] | None = None,
-    ) -> RootEstimate:
+    def estimate(self, problem: RootProblem, stop: StoppingRule, wanted: Tensor | None, size: Sizes) -> RootEstimate:
         """Roots inside brackets of the tolerance's width, few of which take more passes than a bisection would.
 
         See `Solver.estimate`. No error is larger than the tolerance, unless maxiter comes first; most are far smaller.
@@ -242,7 +237,7 @@ def _iterate(
     rounds: int,
     going_on: Callable[[SecantState], Tensor],
     propose: Callable[[SecantState, int], tuple[SecantState, Tensor]],
-    size: Callable[[int], int] | None = None,
+    size: Sizes = None,
 ) -> tuple[SecantState, Tensor]:
     """Rounds of evaluations, where ``propose`` says, of the elements that are ``going_on``.
 

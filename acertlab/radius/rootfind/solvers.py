@@ -11,7 +11,7 @@ from acertlab.radius.rootfind.bisection import bisect
 from acertlab.radius.rootfind.bracketed import RootResult
 from acertlab.radius.rootfind.brent import brentq
 from acertlab.radius.rootfind.chandrupatla import chandrupatla
-from acertlab.radius.rootfind.iterate import Bracket, RootEstimate, RootProblem, StoppingRule
+from acertlab.radius.rootfind.iterate import Bracket, RootEstimate, RootProblem, Sizes, StoppingRule
 from acertlab.radius.rootfind.log_secant import LogSecant
 
 
@@ -32,20 +32,14 @@ class Solver(Protocol):
         """
         ...
 
-    def estimate(
-        self,
-        problem: RootProblem,
-        stop: StoppingRule,
-        wanted: Tensor | None = None,
-        size: Callable[[int], int] | None = None,
-    ) -> RootEstimate:
+    def estimate(self, problem: RootProblem, stop: StoppingRule, wanted: Tensor | None, size: Sizes) -> RootEstimate:
         """Roots from few evaluations, for a training step.
 
         Args:
             problem, stop: as in `narrow`.
             wanted: (B,) bool: these elements alone matter, and the host must not wait for the device; the number of
                 evaluations is fixed then. None: all matter, and finished ones are dropped.
-            size: with ``wanted``: with how many elements each round may go on, no more than the one before.
+            size: with ``wanted``: with how many elements each round may go on; None: with all.
         """
         ...
 
@@ -76,13 +70,7 @@ class FromBothEnds:
         rows = [old.index_put((inside,), end) for old, end in zip(found[:5], ends, strict=True)]
         return Bracket._make([*rows, found.calls.index_add(0, inside, root.function_calls)])
 
-    def estimate(
-        self,
-        problem: RootProblem,
-        stop: StoppingRule,
-        wanted: Tensor | None = None,
-        size: Callable[[int], int] | None = None,
-    ) -> RootEstimate:
+    def estimate(self, problem: RootProblem, stop: StoppingRule, wanted: Tensor | None, size: Sizes) -> RootEstimate:
         """The method's last iterate, by its own stopping rule; see `Solver.estimate`."""
         zero, cap = torch.zeros_like(problem.at_zero), torch.full_like(problem.at_zero, problem.cap)
         at_cap = problem.f(cap, *problem.args)
@@ -94,20 +82,15 @@ class FromBothEnds:
 
 def evaluate_at(problem: RootProblem, bracket: Bracket, point: Tensor, where: Tensor) -> Bracket:
     """Evaluates ``point`` (B,) ``where`` asked, and moves to it the ends of the brackets that it lies in."""
-    at = where.nonzero().squeeze(1)
-    if not len(at):
-        return bracket
-    value, eps = problem.evaluate(point, at), point[at]
-    lower, f_lower, upper, f_upper = (end[at] for end in bracket[:4])
-    rise, fall = (value < 0) & (eps > lower), (value > 0) & (eps < upper)
-    ends = (
-        torch.where(rise, eps, lower),
-        torch.where(rise, value, f_lower),
-        torch.where(fall, eps, upper),
-        torch.where(fall, value, f_upper),
+    value = problem.evaluate(point, where)
+    low, high = (value < 0) & (point > bracket.lower), (value > 0) & (point < bracket.upper)
+    return bracket._replace(
+        lower=torch.where(low, point, bracket.lower),
+        f_lower=torch.where(low, value, bracket.f_lower),
+        upper=torch.where(high, point, bracket.upper),
+        f_upper=torch.where(high, value, bracket.f_upper),
+        calls=bracket.calls + where,
     )
-    rows = [old.index_put((at,), end) for old, end in zip(bracket[:4], ends, strict=True)]
-    return Bracket._make([*rows, bracket.converged, bracket.calls.index_add(0, at, torch.ones_like(at))])
 
 
 SOLVERS: dict[str, Solver] = {
