@@ -1,4 +1,3 @@
 """Methods compared by their fronts."""
 
-from acertlab.analysis.fronts import Analysis as Analysis
-from acertlab.analysis.fronts import analyse as analyse
+from acertlab.analysis.fronts import Analysis as Analysis, analyse as analyse

@@ -2,20 +2,10 @@
 
 from acertlab.models.architectures import (
     MODELS as MODELS,
-)
-from acertlab.models.architectures import (
     ResidualBlock as ResidualBlock,
-)
-from acertlab.models.architectures import (
     cnn7 as cnn7,
-)
-from acertlab.models.architectures import (
     mlp as mlp,
-)
-from acertlab.models.architectures import (
     residual_cnn as residual_cnn,
-)
-from acertlab.models.architectures import (
     small_cnn as small_cnn,
 )
 from acertlab.models.initialisation import ibp_init_ as ibp_init_

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from acertlab.analysis import method_table
 from acertlab.analysis.acr_breakdown import EASIEST, acr_breakdown, cap_sensitivity, order_sentence

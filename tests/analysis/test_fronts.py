@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from acertlab.analysis import method_table
 from acertlab.analysis.bootstrap import Samples, Scores, draw, resampled_scores

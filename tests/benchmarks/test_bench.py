@@ -18,9 +18,7 @@ from acertlab.models.initialisation import ibp_init_
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.methods.base import Step
 from acertlab.training.methods.ibp import FastIBP
-from tests.benchmarks import bench
-from tests.benchmarks import rows as bench_rows
-from tests.benchmarks import scaling as bench_scaling
+from tests.benchmarks import bench, rows as bench_rows, scaling as bench_scaling
 from tests.benchmarks.peers import Batch, FastIBPThroughLirpa, LirpaIBP, brentq_one_by_one, find_root
 from tests.benchmarks.rows import Case, Figure
 from tests.benchmarks.scaling import PeakMemory, Point, peak_memory

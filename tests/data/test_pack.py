@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from acertlab.__main__ import main
-from acertlab.data import files, pack, run_table
-from acertlab.data import run as runs
+from acertlab.data import files, pack, run as runs, run_table
 from acertlab.data.pack import pack_runs
 from acertlab.data.run import DEFAULTS_BEFORE
 from acertlab.radius.metrics import summarise

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from acertlab.data import files, run_table
-from acertlab.data import run as runs
+from acertlab.data import files, run as runs, run_table
 from acertlab.data.pack import pack_runs
 from acertlab.models import architectures as models
 

@@ -29,8 +29,7 @@ from acertlab.sweep.spec import read_spec
 from acertlab.sweep.start import check_this_machine
 from acertlab.training.config import TrainConfig
 from acertlab.training.imported_run import import_run
-from acertlab.training.loop import checkpoint
-from acertlab.training.loop import train as loop
+from acertlab.training.loop import checkpoint, train as loop
 from acertlab.training.loop.train import train
 from acertlab.training.parameters import config_from_parameters, default_run_dir
 from acertlab.visualization.widgets.gallery import gallery_of

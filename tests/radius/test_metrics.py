@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from acertlab.radius.metrics import accuracy, acr, art, certified_accuracy, hypervolume, pareto_front, summarise

@@ -7,8 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import optimize
 from scipy.optimize import elementwise
 from torch.utils._python_dispatch import TorchDispatchMode

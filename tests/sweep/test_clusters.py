@@ -11,8 +11,7 @@ import dask
 import pytest
 from distributed import Client, LocalCluster, Security
 
-from acertlab.sweep import clusters
-from acertlab.sweep import executor as sweep
+from acertlab.sweep import clusters, executor as sweep
 from tests.helpers.notebooks import ROOT, wait_for, write_notebook
 
 TRIVIAL = [

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from acertlab.sweep import executor as sweep
-from acertlab.sweep import job as jobs
+from acertlab.sweep import executor as sweep, job as jobs
 from tests.helpers.notebooks import ROOT, WAIT, write_notebook
 from tests.sweep.test_executor import QUICK
 

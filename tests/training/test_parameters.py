@@ -9,8 +9,7 @@ import nbformat
 import papermill
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from acertlab._validation import Within
 from acertlab.training.config import TrainConfig, preset

@@ -24,8 +24,7 @@ from acertlab.models.architectures import MODELS
 from acertlab.radius.certified import certified_radius
 from acertlab.radius.search import RadiusStatus
 from acertlab.training.config import TrainConfig, preset
-from acertlab.training.loop import step
-from acertlab.training.loop import train as loop
+from acertlab.training.loop import step, train as loop
 from acertlab.training.loop.diagnostics import NonFiniteLossError
 from acertlab.training.loop.train import evaluate, train
 from acertlab.training.methods.catalogue import METHODS

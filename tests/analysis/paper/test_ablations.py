@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import acertlab as al
-from acertlab.analysis.paper import ablations
-from acertlab.analysis.paper import tables as paper
+from acertlab.analysis.paper import ablations, tables as paper
 from acertlab.analysis.paper.ablations import ACERT, ACERT_FAST, FAST_IBP, NO_RAMP, RAMP, Setting
 from acertlab.training import estimate
 from tests.helpers.synthetic_runs import run_of
