@@ -10,11 +10,10 @@ import torch
 
 from acertlab.analysis import tradeoff
 from acertlab.data import datasets as data
-from acertlab.data.files import write_json, write_parquet
 from acertlab.data.run_table import load_radii, load_runs
 from acertlab.models.architectures import small_cnn
-from acertlab.radius import metrics
 from tests.helpers.networks import Trained, train_quickly
+from tests.helpers.synthetic_runs import CAP, write_sweep
 
 torch.set_num_threads(1)  # two-thread torch slows down many-fold where another process runs
 
@@ -46,24 +45,14 @@ def trained(request: pytest.FixtureRequest) -> Trained:
 
 @pytest.fixture(scope="session")
 def synthetic_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two methods, one with two kappa of which one has two seeds; 40 samples each."""
-    cap = 0.25
-    root, rng = tmp_path_factory.mktemp("runs"), np.random.default_rng(0)
-    for method, kappa, seed in [("acert", 0.0, 0), ("acert", 0.0, 1), ("acert", 0.5, 0), ("standard", 1.0, 0)]:
-        radii = rng.uniform(0, 0.02 if method == "standard" else 0.4, 40).clip(max=cap)
-        radii[:4] = 0.0
-        acr = float(metrics.acr(np.minimum(radii, 0.2), 0.2))
-        path = root / f"{method}-{kappa}-{seed}"
-        write_json(path / "config.json", {})
-        label = np.arange(40) % 10
-        columns = {"index": range(40), "label": label, "predicted": np.where(radii > 0, label, 10), "radius": radii,
-                   "upper": radii, "status": 1}  # fmt: skip
-        write_parquet(path / "radii.parquet", pd.DataFrame(columns))
-        write_json(path / "result.json", {
-            "dataset": "digits", "method": method, "kappa": kappa, "eps_max": 0.2, "seed": seed, "acc": 0.9,
-            "acr": acr, "art": (0.9 * acr) ** 0.5, "cert_acc": {}, "verifier": "ibp", "merged": True,
-            "domain": [0, 1], "n": 40, "split": "test", "epochs": 1, "seconds": 1, "version": "0", "radius_cap": cap,
-        })  # fmt: skip
+    """Runs of two methods, one with two kappa of which one has two seeds; 40 samples each, no weights."""
+    radii, rng = {}, np.random.default_rng(0)
+    for of in [("acert", 0.0, 0), ("acert", 0.0, 1), ("acert", 0.5, 0), ("standard", 1.0, 0)]:
+        radii[of] = rng.uniform(0, 0.02 if of[0] == "standard" else 0.4, 40).clip(max=CAP)
+        radii[of][:4] = 0.0
+    root = write_sweep(tmp_path_factory.mktemp("runs"), radii)
+    for weights in root.glob("*/model.safetensors"):
+        weights.unlink()
     return root
 
 

@@ -1,4 +1,4 @@
-"""What an ACR is made of, by samples, classes and radii; and how ART depends on eps_max.
+"""Breakdown of an ACR by samples, classes and radii, and ART as a function of eps_max.
 
 ACR is criticised for three things: easy samples, whose radius reaches eps_max anyway, make most of it; it depends on
 where the radii are cut; and it says nothing of the robustness at one eps. Each is measured here, from stored radii.
@@ -74,7 +74,7 @@ class CapSensitivity:
 
     @property
     def sentence(self) -> str:
-        """What a different eps_max would have said."""
+        """The order of the methods at other eps_max, in words."""
         low = float(self.table.eps_max.min())
         if self.table.method.nunique() == 1:
             return f"One method: between eps_max = {low:.4g} and {self.cap:.4g} there is no order to change."
@@ -225,7 +225,7 @@ def acr_breakdown(
 
 
 def order_sentence(breakdowns: Sequence[ACRBreakdown]) -> str:
-    """Whether the order by ACR holds at each fixed eps; intervals that overlap do not count as an order."""
+    """Sentence: whether the order by ACR holds at each fixed eps; intervals that overlap do not count as an order."""
     ranked = sorted(breakdowns, key=lambda p: -p.acr)
     if len(ranked) < 2:
         return "One method: there is no order that a fixed eps could change."

@@ -77,7 +77,7 @@ def _grid(low: float, high: float, step: float) -> np.ndarray:
 
 
 def ratio_table(runs: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
-    """`ratios_by_seed` for people: both ACR in percent, their ratio with its standard error, and the seeds' range."""
+    """`ratios_by_seed` as text: both ACR in percent, their ratio with its standard error, and the seeds' range."""
     a, b = name_of(method), name_of(other)
     rows = [
         {

@@ -136,7 +136,7 @@ class EqualAccuracy:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whose front has the higher ACR, at which accuracies.
+    """Two methods' fronts compared: which has the higher ACR, at which accuracies.
 
     Attributes:
         method, other: The two.
@@ -318,7 +318,7 @@ def _span(ends: tuple[float, float]) -> str:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the runs of one dataset and one trained eps_max say about their methods.
+    """Methods compared by their fronts, on the runs of one dataset and one trained eps_max.
 
     Attributes:
         samples, resamples: What it was computed from.

@@ -41,7 +41,7 @@ def tuned_table(runs: pd.DataFrame) -> pd.DataFrame:
     percent = {shown: 100 * table[name] for name, shown in SCORES.items()}
     table = table.assign(method=table.method.map(name_of) + marks, **percent)
     columns = ["dataset", "eps_max", "method", "kappa", "seeds", *SCORES.values()]
-    return table.loc[shown].filter(items=columns).reset_index(drop=True)
+    return table.loc[shown, columns].reset_index(drop=True)
 
 
 def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -65,7 +65,7 @@ def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
             f"runs: {runs.path[runs.val_art.isna()].iloc[0]} was not validated, so that kappa cannot be chosen"
         )
     best = {method: tuned_kappa(of, "val_art", common_seeds=True) for method, of in runs.groupby("method")}
-    return runs[runs.kappa == runs.method.map(best)].reset_index(drop=True)
+    return runs.loc[runs.kappa == runs.method.map(best)].reset_index(drop=True)
 
 
 def attack_run(

@@ -1,4 +1,4 @@
-"""Networks as points of the tradeoff, and what lies between two of them: scores at any kappa, eps_max and eps, at once.
+"""Networks as points of the tradeoff, and interpolation between them: scores at any kappa, eps_max and eps, at once.
 
 A slider has to be answered in milliseconds, for a hundred runs of ten thousand samples. So each run's radii are sorted
 once and summed up: the mean of min(radius, eps_max) and the share certified at eps are then one binary search a run.
@@ -84,7 +84,7 @@ class Tradeoff:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Which there are, in order."""
+        """Its methods, in order."""
         return tuple(dict.fromkeys(point.method for point in self.points))
 
     def of(self, method: str) -> list[TradeoffPoint]:

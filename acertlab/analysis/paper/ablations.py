@@ -41,7 +41,7 @@ class Setting(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What tables and figures call it, but for kappa."""
+        """Its name in tables and figures, but for kappa."""
         return name_of(self.method)
 
     @property
@@ -63,7 +63,7 @@ def root_settings(iterations: Sequence[int]) -> tuple[Setting, ...]:
 
 
 def settings(iterations: Sequence[int]) -> tuple[Setting, ...]:
-    """All that Tables 2 and 6 and Figs. 2 and 3 need, each once."""
+    """Settings that Tables 2 and 6 and Figs. 2 and 3 need, each once."""
     return tuple(dict.fromkeys((*RAMP, *NO_RAMP, *root_settings(iterations))))
 
 

@@ -113,7 +113,6 @@ INCONSISTENT = (
     "Section 4.2.2 says that 2 iterations cost 3.3 times FastIBP's step; the seconds of Table 6 say 3.5, or anything "
     "from 2.6 to 5 before rounding.",
 )
-VARIANTS = ("", "no-ramp", "root-2", "root-100")  # those of the tables; root-N takes any N
 
 
 def varied(config: TrainConfig, variant: str) -> TrainConfig:
@@ -143,7 +142,7 @@ def varied(config: TrainConfig, variant: str) -> TrainConfig:
 def configuration(
     dataset: str, method: str, kappa: float, *, variant: str = "", budget: str = "paper", **settings: Any
 ) -> TrainConfig:
-    """What trains a row: the preset, the variant, and any further fields of `TrainConfig` (0, "" and None: preset's).
+    """Configuration that trains a row: preset, variant, and further fields of `TrainConfig` (0, "" and None: preset's).
 
     Raises:
         ValueError: as `preset`, `TrainConfig` and `varied`.
@@ -189,7 +188,7 @@ def _rows_of(dataset: str, method: str, variant: str) -> list[Row]:
 
 
 def shortfalls(config: TrainConfig, data: ImageData, variant: str = "") -> list[str]:
-    """Why a run is no reproduction of a row of the paper: a phrase a reason, none if it is one (of one seed).
+    """Reasons why a run is no reproduction of a row of the paper, a phrase each; none if it is one (of one seed).
 
     Args:
         config: of the run.
@@ -224,7 +223,7 @@ PROTOCOLS = {
 
 
 def label(config: TrainConfig, data: ImageData, variant: str = "") -> str:
-    """What a run is to be called beside the paper's figures: "NOT a reproduction: ..." wherever it falls short."""
+    """Name of a run beside the paper's figures: "NOT a reproduction: ..." wherever it falls short."""
     if reasons := shortfalls(config, data, variant):
         return "NOT a reproduction: " + "; ".join(reasons)
     found = rows(config.dataset, config.method, config.kappa, variant)
