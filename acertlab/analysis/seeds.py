@@ -58,7 +58,7 @@ def check_seeds(runs: pd.DataFrame, by: Sequence[str] = SETTING) -> None:
     runs = runs.reset_index(drop=True)
     of_result = [name for name in (*TRAINING, *MEASURED) if name in runs and name not in by]
     skipped = {*FREE, *MEASURED, *by, *of_result}
-    configs = runs.get("config", pd.Series([{}] * len(runs), runs.index))
+    configs = runs["config"] if "config" in runs else [{}] * len(runs)
     said = [{name: config[name] for name in config if name not in skipped} for config in configs]
     known = pd.DataFrame([DEFAULTS_BEFORE | one for one in said], runs.index).drop(columns=list(by), errors="ignore")
     known = known.assign(**{name: runs[name].fillna(DEFAULTS_BEFORE.get(name, np.nan)) for name in of_result})

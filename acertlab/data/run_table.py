@@ -74,9 +74,8 @@ def load_finished(*roots: str | Path) -> pd.DataFrame:
     """
     tables = [load_runs(root) for root in roots]
     runs = pd.concat(tables)
-    runs = runs[~runs.path.map(os.path.realpath).duplicated()].reset_index(
-        drop=True
-    )  # a folder given twice counts once
+    twice = runs.path.map(os.path.realpath).duplicated()  # a folder given twice counts once
+    runs = runs.loc[~twice].reset_index(drop=True)
     runs.attrs["unfinished"] = unfinished = [path for table in tables for path in table.attrs["unfinished"]]
     if runs.empty:
         more = f" ({len(unfinished)} unfinished)" if unfinished else ""

@@ -16,7 +16,7 @@ from acertlab.sweep.spec import Sweep, is_training
 
 def check_main_guard() -> None:
     """Refuse a script that calls this outside of `if __name__ == "__main__":` before its workers run it, too."""
-    script, frame = getattr(sys.modules["__main__"], "__file__", None), inspect.currentframe()
+    script, frame = getattr(sys.modules["__main__"], "__file__", None) or "", inspect.currentframe()
     while frame and (frame.f_code.co_name != "<module>" or frame.f_code.co_filename != script):
         frame = frame.f_back
     if frame is None or not os.path.isfile(script):
