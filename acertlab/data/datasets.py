@@ -241,7 +241,7 @@ def load_dataset(
 
 
 def _digest(x: Tensor, y: Tensor) -> str:
-    digest = hashlib.sha256(f"{tuple(x.shape)}".encode())  # 0.04 s for MNIST
+    digest = hashlib.sha256(f"{tuple(x.shape)}".encode())  # 0.07 s for MNIST, one core
     for values in (x, y.long()):
         digest.update(values.cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]
