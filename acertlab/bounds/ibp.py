@@ -22,7 +22,6 @@ from acertlab.bounds.rules.dispatch import rule
 from acertlab.bounds.rules.functions import FUNCTIONS, RELU_FUNCTIONS, RELU_METHODS, TENSOR_METHODS
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
-CACHE = 3 * 2**19  # bytes of one end of a box that a core's cache holds, with what else a layer needs (measured)
 
 
 class IntervalNetwork:
@@ -32,14 +31,12 @@ class IntervalNetwork:
         monotone: a larger box never has smaller bounds.
         tile: batches of a multiple of it are computed alike, see `acertlab.margin.pad`; on a CPU matrix products see to
             themselves (`batch_invariant`), and convolutions only have another kernel for a single row.
-        row_bytes: of one end of the largest box of a pass, a sample; 0 before the first.
         shapes: of each node's box in the last pass, without the batch.
         rule, functions, methods: what a layer, a function and a method do to a box; another kind of pass has others.
     """
 
     monotone = True
     tile = TILE
-    row_bytes = 0
     rule = staticmethod(rule)
     functions, methods = FUNCTIONS, TENSOR_METHODS
 
@@ -96,7 +93,6 @@ class IntervalNetwork:
             until: stop at this node and return the box that enters it.
         """
         values: dict[fx.Node, Any] = {}
-        rows = len(box.lower if isinstance(box, Box) else box)
         in_place = relu_inputs is None and not torch.is_grad_enabled()
         for node in self.nodes:
             args, kwargs = fx.node.map_aggregate(
@@ -116,7 +112,6 @@ class IntervalNetwork:
                 raise
             if isinstance(values[node], Box):
                 self.shapes[node] = tuple(values[node].lower.shape[1:])
-                self.row_bytes = max(self.row_bytes, values[node].lower.nbytes // max(1, rows))
             for done in self.last_uses.get(node, ()):
                 del values[done]
         raise AssertionError("a traced graph ends with its output")
@@ -165,21 +160,6 @@ class IntervalNetwork:
         Returns:
             (B, classes); column y is 0, so cross entropy of it is the loss of Eq. (5)-(6).
         """
-        if relu_inputs is not None or torch.is_grad_enabled() or box.lower.device.type != "cpu":
-            return self._margins(box, y, merged, relu_inputs)
-        parts, start = [], 0  # on a CPU large activations cost more than their arithmetic
-        while start < len(y) or not parts:
-            part = slice(start, start + self._rows_in_cache())
-            parts.append(self._margins(Box(box.lower[part], box.upper[part]), y[part], merged))
-            start = part.stop
-        return torch.cat(parts)
-
-    def _rows_in_cache(self) -> int:
-        """As many tiles as keep the largest box of a pass in the cache; one until that is known."""
-        fit = CACHE * torch.get_num_threads() // self.row_bytes if self.row_bytes else 0
-        return TILE * max(1, fit // TILE)
-
-    def _margins(self, box: Box, y: Tensor, merged: bool, relu_inputs: list[Box] | None = None) -> Tensor:
         own = y.unsqueeze(1)
         if not merged or self.head is None:
             out = self.propagate(box, relu_inputs)

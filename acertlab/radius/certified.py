@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from acertlab._memory import memory_kept
 from acertlab._validation import check
 from acertlab.bounds.box import Domain
 from acertlab.bounds.checks import check_dense, check_samples, full_precision
@@ -117,7 +118,7 @@ def find_radii(
         guess = None if warm_start is None else warm_start[part]
         return search_radius(networks[-1], xs, ys, clean, eps_max, settings, warm_start=guess, start=result)
 
-    with torch.no_grad(), full_precision(x.device):
+    with torch.no_grad(), memory_kept(), full_precision(x.device):
         bounds = BOUNDS[: BOUNDS.index(settings.bound) + 1]
         networks = prepare_checked(model, bounds, sound, x, y.long())
         size = chunks.size or chunk_size(model, networks[-1], x[:1], y[:1].long(), eps_max, settings, chunks.memory)
