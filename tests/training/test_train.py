@@ -1,63 +1,26 @@
-"""Training: settings, one run from end to end, and what happens when it is killed, damaged, repeated or diverges."""
+"""Training: one run from end to end, and what happens when it is repeated, or its configuration changes."""
 
-import hashlib
 import json
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import margin_at
 from acertlab.data.datasets import load_dataset, to_float
-from acertlab.data.run import HISTORY_COLUMNS, RESULT_KEYS, load_run
+from acertlab.data.run import HISTORY_COLUMNS, RESULT_KEYS
 from acertlab.data.run_table import load_runs
 from acertlab.models.architectures import MODELS
 from acertlab.radius.certified import certified_radius
 from acertlab.radius.search import RadiusStatus
-from acertlab.training.config import TrainConfig, preset
-from acertlab.training.loop import step, train as loop
-from acertlab.training.loop.diagnostics import NonFiniteLossError
+from acertlab.training.config import preset
+from acertlab.training.loop import train as loop
 from acertlab.training.loop.train import evaluate, train
 from acertlab.training.methods.catalogue import METHODS
+from tests.helpers.training import SMALL, Interrupted, assert_same_weights, stop_after, weights
 
-SMALL = TrainConfig(
-    eps_max=0.1, model="mlp", width=32, epochs=4, clean_epochs=1, ramp_epochs=2, batch_size=32, lr=1e-2, device="cpu"
-)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
-
-
-@pytest.fixture(scope="module")
-def few(digits):
-    """A hundred or so images, so that a run takes a moment."""
-    cut = {"train": 200, "val": 50, "test": 60}
-    return replace(
-        digits, **{f"{part}_{k}": getattr(digits, f"{part}_{k}")[:n] for part, n in cut.items() for k in "xy"}
-    )
-
-
-def weights(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def assert_same_weights(a, b):
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-# ---- settings
+# ---- what decides a run
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -235,180 +198,6 @@ def test_evaluate_is_independent_of_its_batches(done, few):
     assert tables[1].radius.tolist() == direct.radius.tolist()
 
 
-# ---- killed, damaged, diverged
-
-CHILD = textwrap.dedent("""
-    import sys
-    import torch
-    torch.set_num_threads(1)
-    from acertlab.data import load_dataset
-    from acertlab.training import TrainConfig
-    from acertlab.training import train
-    train(TrainConfig(**eval(sys.argv[2])), load_dataset("digits"), sys.argv[1], progress=False)
-""")
-
-
-@pytest.mark.parametrize("history", [False, True])
-def test_a_killed_run_goes_on_bit_for_bit(history, digits, tmp_path):
-    """SIGKILL at a random moment after the first epoch; the same command again; compared with a run left in peace."""
-    config = replace(
-        preset("digits", "acert", budget="fast"),
-        width=2,
-        batch_size=128,
-        epochs=10,
-        ramp_epochs=5,
-        radius_history=history,
-    )
-    killed = tmp_path / "killed"
-    command = [sys.executable, "-c", CHILD, str(killed), repr(asdict(replace(config, device="cpu")))]
-    with subprocess.Popen(command) as process:
-        while process.poll() is None and not list((killed / "checkpoint").glob("epoch-*")):
-            time.sleep(0.01)
-        delay = random.uniform(0, 0.4)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL, f"after {delay:.3f} s"
-    assert not (killed / "result.json").exists(), f"after {delay:.3f} s"
-    subprocess.run(command, check=True)
-    resumed, whole = load_run(killed), train(config, digits, tmp_path / "whole", progress=False)
-    assert_same_weights(weights(resumed.path), weights(whole.path))
-    assert resumed.radii.equals(whole.radii)
-    assert resumed.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
-    assert not [path for path in killed.rglob("*") if path.name.endswith(".tmp")]
-
-
-class Interrupted(Exception):
-    pass
-
-
-def stop_after(epochs, monkeypatch):
-    original = loop._train_epoch
-
-    def epoch_or_stop(state, *args):
-        if len(state.history) == epochs:
-            raise Interrupted
-        return original(state, *args)
-
-    monkeypatch.setattr(loop, "_train_epoch", epoch_or_stop)
-
-
-@pytest.mark.parametrize("scheduler", ["onecycle", "step"])
-@pytest.mark.parametrize("damage", [None, "last", "all", "json"])
-def test_a_damaged_checkpoint_is_named_and_passed_over(few, tmp_path, monkeypatch, caplog, damage, scheduler):
-    config = replace(SMALL, scheduler=scheduler, milestones=(2,))
-    whole = train(config, few, tmp_path / "whole", progress=False)
-    with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        stop_after(3, patched)
-        train(config, few, tmp_path / "cut", progress=False)
-    folders = sorted((tmp_path / "cut" / "checkpoint").iterdir())
-    assert [folder.name for folder in folders] == ["epoch-0002", "epoch-0003"]
-    damaged = {None: [], "last": folders[1:], "all": folders, "json": folders[1:]}[damage]
-    for folder in damaged:
-        path = folder / ("state.json" if damage == "json" else "state.safetensors")
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-    resumed = train(config, few, tmp_path / "cut", progress=False)
-    assert [str(folder) in caplog.text for folder in folders] == [folder in damaged for folder in folders]
-    assert_same_weights(weights(resumed.path), weights(whole.path))
-    assert len(resumed.history) == 4
-
-
-@pytest.mark.parametrize("foreign", ["seed", "shape"])
-def test_a_foreign_checkpoint_is_named_and_never_loaded(few, tmp_path, monkeypatch, caplog, foreign):
-    other = replace(SMALL, seed=1) if foreign == "seed" else replace(SMALL, width=16)
-    for config, name in ((SMALL, "cut"), (other, "other")):
-        with monkeypatch.context() as patched, pytest.raises(Interrupted):
-            stop_after(3, patched)
-            train(config, few, tmp_path / name, progress=False)
-    shutil.rmtree(tmp_path / "cut" / "checkpoint" / "epoch-0003")
-    shutil.copytree(tmp_path / "other" / "checkpoint" / "epoch-0003", tmp_path / "cut" / "checkpoint" / "epoch-0003")
-    resumed = train(SMALL, few, tmp_path / "cut", progress=False)
-    assert "epoch-0003 is passed over: it belongs to another run" in caplog.text
-    assert "epoch-0002" not in caplog.text
-    assert_same_weights(weights(resumed.path), weights(train(SMALL, few, tmp_path / "whole", progress=False).path))
-
-
-def test_radii_that_an_earlier_version_kept_are_left_out(few, tmp_path, monkeypatch, caplog):
-    """What was remembered of a sample is another thing now: the run goes on from the weights, and searches anew."""
-    config = replace(SMALL, method="acert", radius_history=True)
-    with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        stop_after(3, patched)
-        train(config, few, tmp_path, progress=False)
-    folder = tmp_path / "checkpoint" / "epoch-0003"
-    state = load_file(folder / "state.safetensors")
-    state["radii.slope"] = state.pop("radii.factor")
-    save_file(state, folder / "state.safetensors")
-    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("state.*")}
-    (folder / "sha256.json").write_text(json.dumps(sums))
-    assert len(train(config, few, tmp_path, progress=False).history) == 4 and "passed over" not in caplog.text
-
-
-FULL = textwrap.dedent("""
-    import resource, signal
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
-""")
-
-
-def test_a_full_disk_is_a_clear_error_and_loses_nothing(digits, tmp_path):
-    """The child may write no file larger than so many bytes: less than a checkpoint, as on a disk without room."""
-    config = replace(SMALL, epochs=3, ramp_epochs=1)
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "run"), repr(asdict(config))]
-    with subprocess.Popen(command) as process:
-        while process.poll() is None and not list((tmp_path / "run" / "checkpoint").glob("epoch-0001")):
-            time.sleep(0.01)
-        process.kill()
-    before = load_file(tmp_path / "run" / "checkpoint" / "epoch-0001" / "state.safetensors")
-    full = [sys.executable, "-c", CHILD.replace("import torch", FULL + "import torch", 1), *command[3:], "20000"]
-    failed = subprocess.run(full, capture_output=True, text=True)
-    assert failed.returncode == 1
-    message = failed.stderr.strip().splitlines()[-1]
-    assert "File too large; the checkpoint epoch-0001 is whole; make room and give the same command again" in message
-    assert str(tmp_path / "run") in message
-    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoint").iterdir())
-    assert kept == ["epoch-0001"] and not list(tmp_path.rglob("*.tmp"))
-    after = load_file(tmp_path / "run" / "checkpoint" / "epoch-0001" / "state.safetensors")
-    assert_same_weights(before, after)
-    subprocess.run(command, check=True)
-    whole = train(config, digits, tmp_path / "whole", progress=False)
-    assert_same_weights(weights(tmp_path / "run"), weights(whole.path))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (lambda model: model[3].weight.data.fill_(3e38), r"It began in layer '3' \(Linear\): its output is not finite"),
-        (None, r"It began in layer '1' \(Linear\): its bounds at eps_t are not finite"),
-    ],
-    ids=["clean pass", "bounds"],
-)
-def test_the_layer_in_which_a_loss_overflows_is_named(few, tmp_path, monkeypatch, spoil, sentence):
-    original = loop.initial_state
-
-    def spoiled(*args):
-        state = original(*args)
-        if spoil:
-            spoil(state.model)
-        else:  # finite at x, where the weights cancel each other, and not over a box
-            state.model[1].weight.data.fill_(3e38)
-            state.model[1].bias.data.zero_()
-        return state
-
-    monkeypatch.setattr(loop, "initial_state", spoiled)
-    images = few if spoil else replace(few, train_x=few.train_x * 0)
-    config = replace(SMALL, method="ibp", clean_epochs=0, ramp_epochs=0, epochs=1)
-    with pytest.raises(NonFiniteLossError, match=sentence):
-        train(config, images, tmp_path, progress=False)
-
-
-def test_too_high_a_rate_is_found_in_the_first_steps(few, tmp_path):
-    with pytest.raises(
-        FloatingPointError, match=r"epoch 0 at step \d+ \(learning rate about .* It began in layer '\d'"
-    ):
-        train(replace(SMALL, lr=1e30), few, tmp_path, progress=False)
-
-
 @pytest.mark.parametrize("killed", [False, True])
 def test_the_published_protocol_selects_on_the_test_set_and_says_so(killed, few, tmp_path, monkeypatch):
     config = replace(SMALL, protocol="published", epochs=6)
@@ -433,15 +222,6 @@ def test_the_published_protocol_selects_on_the_test_set_and_says_so(killed, few,
     assert means["acr"] != pytest.approx(run.result["acr"], abs=1e-6)  # ours pools: the last batch is smaller
     plain = train(replace(config, protocol="held-out"), few, tmp_path / "plain", progress=False)
     assert plain.result["protocol"] == "held-out" and "selected_on" not in plain.result
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(few, tmp_path, monkeypatch):
-    original = step.l1_norm
-    monkeypatch.setattr(step, "l1_norm", lambda model: original(model) * float("nan"))
-    with pytest.raises(FloatingPointError, match=r"epoch 0 at step 0 \(learning rate about .*, eps_t 0"):
-        train(replace(SMALL, l1=1e-3), few, tmp_path, progress=False)
-    assert not (tmp_path / "result.json").exists()
-    assert not (tmp_path / "checkpoint").exists()
 
 
 def test_a_history_is_kept_where_the_search_makes_use_of_it(few):
