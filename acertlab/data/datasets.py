@@ -297,6 +297,8 @@ def _read(name: str, known: Dataset, root: Path, download: bool) -> Raw:
                 if (raw := read(root / place)) is not None:
                     return raw
             except FileNotFoundError as error:
+                if name not in DATASETS:  # of a folder of one's own the reader has said all
+                    raise
                 incomplete = incomplete or f": {error}"
         return None
 
@@ -312,16 +314,18 @@ def _read(name: str, known: Dataset, root: Path, download: bool) -> Raw:
         return raw
     looked = "".join(f"\n  {root / place}" for place in known.places)
     command = f"""python -c "from acertlab.data import load_dataset; load_dataset('{name}', root='{DEFAULT_ROOT}')\""""
+    ways = [f"on a machine with a network: {command}"] if known.fetch else []
+    ways += [f"give root=... or ACERTLAB_DATA=... a folder that holds {known.layout or ', or '.join(known.places)}"]
     raise FileNotFoundError(
         f"dataset {name!r} was not found{incomplete}{f', and downloading it failed ({failure})' if failure else ''}. "
-        f"Looked for it at:{looked}\nTwo ways to get it:\n  1. on a machine with a network: {command}\n"
-        f"  2. give root=... or ACERTLAB_DATA=... a folder that holds {known.layout}"
+        f"Looked for it at:{looked}\nTo get it:" + "".join(f"\n  - {way}" for way in ways)
     ) from failure
 
 
 def _download(known: Dataset, root: Path, patience: float = 10.0) -> None:
     """Download into root; where there is no network, raise after at most `patience` seconds."""
-    assert known.fetch is not None
+    if known.fetch is None:
+        return
     _ask(known.url, patience)
     before, top = socket.getdefaulttimeout(), Path(next(iter(known.places))).parts[0]
     socket.setdefaulttimeout(3 * patience)  # torchvision's requests have no timeout of their own

@@ -86,7 +86,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Writes a table of names and values as JSON, atomically.
+    """Write a table of names and values as JSON, atomically.
 
     Tensors, numpy arrays and scalars become lists and numbers, paths strings; a number that JSON does not know
     (NaN, infinite) becomes null.
@@ -116,13 +116,13 @@ def _plain(value: Any) -> Any:
 
 
 def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
-    """Writes a table as parquet, atomically."""
+    """Write a table as parquet, atomically."""
     with written_aside(Path(path)) as aside:
         table.to_parquet(aside, index=False)
 
 
 def write_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Writes a network's tensors as safetensors, atomically; on whatever device they are, they are read on the CPU."""
+    """Write a network's tensors as safetensors, atomically; on whatever device they are, they are read on the CPU."""
     # copies: safetensors refuses tensors that share memory
     content = save({name: t.detach().to("cpu", copy=True).contiguous() for name, t in state_dict.items()})
     with written_aside(Path(path)) as aside:

@@ -19,7 +19,8 @@ from hypothesis import example, given, settings, strategies as st
 from torchvision.datasets import MNIST
 
 from acertlab.data import datasets as data
-from acertlab.data.datasets import DATASETS, augment, load_dataset, to_float
+from acertlab.data.datasets import DATASETS, Dataset, augment, certified_at, load_dataset, to_float
+from acertlab.data.readers import read_idx_folder
 from tests.helpers.image_files import IDX_FILES, assert_as_published, assert_same, rows, write_idx
 
 URLOPEN = urllib.request.urlopen
@@ -100,6 +101,32 @@ def test_unknown_names_list_the_choices(name):
         load_dataset(name)
     with pytest.raises(ValueError, match=message):
         augment(torch.zeros(1, 3, 32, 32), name, torch.Generator())
+
+
+def test_a_dataset_is_one_entry_of_the_table(tmp_path, rng, monkeypatch):
+    arrays = write_idx(tmp_path / "kana", rng)
+    read = partial(read_idx_folder, classes=[str(i) for i in range(10)])
+    entry = Dataset(
+        "Kuzushiji-MNIST",
+        (1, 28, 28),
+        10,
+        (12, 5),
+        {"kana": read},
+        mean=(0.2,),
+        std=(0.3,),
+        crop=2,
+        certified_at=(0.1,),
+    )
+    monkeypatch.setitem(DATASETS, "kmnist", entry)
+    images = load_dataset("kmnist", root=tmp_path, val_fraction=0)
+    assert np.array_equal(images.test_x[:, 0].numpy(), arrays[IDX_FILES[2]])
+    assert_as_published("kmnist", images)
+    assert certified_at("kmnist", 0.2, 0.25) == [0.1, 0.2] and certified_at("kmnist", 0.05, 0.06) == [0.05]
+    assert not torch.equal(augment(images.train_x, "kmnist", torch.Generator().manual_seed(0)), images.train_x)
+    with pytest.raises(
+        FileNotFoundError, match=r"'kmnist' was not found\. Looked for it at:\n.*kana\n.*\n.*holds kana$"
+    ):
+        load_dataset("kmnist", root=tmp_path / "elsewhere")
 
 
 def test_seed_must_be_an_integer():
