@@ -17,7 +17,7 @@ from acertlab.radius.metrics import summarise
 from acertlab.sweep.spec import read_spec
 from acertlab.training.config import TrainConfig
 from acertlab.training.parameters import config_from_parameters
-from tests.data.test_run import CONFIG, write_run
+from tests.helpers.run_folders import CONFIG, write_run
 
 DATA = runs.SHIPPED.parent  # results, and trials of other settings beside them
 SHIPPED = sorted(file.parent for file in DATA.glob(f"**/{runs.PACKED}"))
