@@ -105,7 +105,7 @@ FUNCTIONS = {
     "product": lambda x: (x - 1) * (2 - x),
     "maximum of two": lambda x: torch.maximum(x, -x) + torch.min(x, x.flip(3)),
     "max along": lambda x: torch.max(x, 3)[0] + x.max(dim=2).values + torch.min(x, 2)[0],
-    "max of all": lambda x: (x.flatten(1).amax(1, True) - x.flatten(1).amin(1, True)),
+    "max of all": lambda x: x.flatten(1).amax(1, True) - x.flatten(1).amin(1, True),
     "stack": lambda x: torch.stack([x, 2 - x], 1).flatten(1, 2),
     "chunk": lambda x: torch.cat([x.chunk(2, 1)[1], torch.chunk(x, 2, 1)[0].relu()], 1),
     "split": lambda x: x.split([1, 3], dim=1)[1] + torch.split(x, 3, 1)[0],
@@ -123,7 +123,7 @@ FUNCTIONS = {
     "pools": lambda x: F.adaptive_max_pool2d(x, 2) + F.adaptive_avg_pool2d(x, (2, 1)) - F.avg_pool2d(x, 3),
     "cast": lambda x: x.to(torch.float64).type_as(x).clone(),
     "mean over pixels": lambda x: x.mean([2, 3]) - x.sum(dim=(2, 3)) / 7,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=repr)
@@ -196,8 +196,9 @@ def test_a_layer_with_its_own_forward_inherits_no_rule() -> None:
         assert_sound_and_exact_at_points(nn.Sequential(model).double().eval(), torch.randn(2, 4, 5, 5).double())
 
 
-@pytest.mark.parametrize("head", [nn.Softmax(1), nn.LogSoftmax(1), Function(lambda x: F.log_softmax(x, 1)),
-                                  Function(lambda x: x.softmax(1))])  # fmt: skip
+@pytest.mark.parametrize(
+    "head", [nn.Softmax(1), nn.LogSoftmax(1), Function(lambda x: F.log_softmax(x, 1)), Function(lambda x: x.softmax(1))]
+)
 def test_a_final_softmax_is_refused_with_what_to_do(head: nn.Module) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), head).eval()
     with pytest.raises(TypeError, match=r"a softmax has no interval rule. If it is the last layer, drop it"):

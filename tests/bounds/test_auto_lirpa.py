@@ -408,7 +408,7 @@ def test_without_auto_lirpa_the_error_says_how_to_install_it(monkeypatch: pytest
         (lambda x, a: a(x.flatten(1) if x.sum() > 0 else -x.flatten(1)), "value of a tensor .test_auto_lirpa.py, line"),
         (lambda x, a: a(x.view(len(x), -1)), "value of a tensor .test_auto_lirpa.py, line"),
     ],
-)  # fmt: skip
+)
 def test_what_auto_lirpa_cannot_bound_is_one_clear_error(
     function: object, message: str, capfd: pytest.CaptureFixture
 ) -> None:

@@ -213,21 +213,33 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "x uint8": ({"x": (X * 255).byte()}, TypeError, "x: must be a floating-point tensor .* not torch.uint8"),
     "x bool": ({"x": X > 0.5}, TypeError, "x: must be a floating-point tensor .* not torch.bool"),
     "x complex": ({"x": X + 0j}, TypeError, "x: must be a floating-point tensor .* not torch.complex64"),
-    "x half": ({"x": X.half()}, TypeError,
-               "x: bounds are computed in torch.float32 or torch.float64, not torch.float16"),
-    "x bfloat16": ({"x": X.bfloat16()}, TypeError,
-                   "x: bounds are computed in .* not torch.bfloat16; convert x and mod"),
+    "x half": (
+        {"x": X.half()},
+        TypeError,
+        "x: bounds are computed in torch.float32 or torch.float64, not torch.float16",
+    ),
+    "x bfloat16": (
+        {"x": X.bfloat16()},
+        TypeError,
+        "x: bounds are computed in .* not torch.bfloat16; convert x and mod",
+    ),
     "x double": ({"x": X.double()}, ValueError, "x: dtype torch.float64 differs from the model's torch.float32"),
     "x colours": ({"x": COLOURS}, ValueError, r"x: the model does not take samples of shape \(3, 8, 8\): RuntimeError"),
     "x sparse": ({"x": X.to_sparse()}, TypeError, "x: must be a dense tensor .* not torch.sparse_coo"),
-    "x meta": ({"x": X.to("meta")}, TypeError,
-               "x: must be a dense tensor that holds its values, not on the meta device"),
+    "x meta": (
+        {"x": X.to("meta")},
+        TypeError,
+        "x: must be a dense tensor that holds its values, not on the meta device",
+    ),
     "x one number": ({"x": X[0, 0, 0, 0], "y": Y[0]}, ValueError, NO_BATCH),
     "x without samples' dimensions": ({"x": X[:, 0, 0, 0]}, ValueError, NO_BATCH),
     "x without pixels": ({"x": X[..., :0]}, ValueError, NO_BATCH),
     # y
-    "y above": ({"y": torch.tensor([0, 1, 2, 10])}, ValueError,
-                "y: holds labels from 0 to 10; the model has 10 classes"),
+    "y above": (
+        {"y": torch.tensor([0, 1, 2, 10])},
+        ValueError,
+        "y: holds labels from 0 to 10; the model has 10 classes",
+    ),
     "y negative": ({"y": torch.tensor([0, 1, 2, -1])}, ValueError, "y: holds labels from -1"),
     "y huge": ({"y": torch.full((4,), 2**62)}, ValueError, "y: holds labels from 4611686018427387904"),
     "y short": ({"y": Y[:3]}, ValueError, r"y: shape \(3,\) does not give one label"),
@@ -249,8 +261,11 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "bound unknown": ({"bound": "deeppoly"}, ValueError, "bound: 'deeppoly' is unknown; choose from 'ibp'"),
     "bound None": ({"bound": None}, ValueError, "bound: None is unknown; choose from 'ibp'"),
     "sound unknown": ({"sound": "float16"}, ValueError, "sound: 'float16' is unknown; choose False, True or 'float32'"),
-    "sound crown": ({"sound": True, "bound": "crown"}, ValueError,
-                    "sound: rounding errors are bounded for bound='ibp'"),
+    "sound crown": (
+        {"sound": True, "bound": "crown"},
+        ValueError,
+        "sound: rounding errors are bounded for bound='ibp'",
+    ),
     "solver unknown": ({"solver": "newton"}, ValueError, "solver = 'newton': accepted is brentq, bisect, chan"),
     "solver list": ({"solver": ["brentq"]}, ValueError, r"solver = \['brentq'\]: accepted is brentq"),
     "solver function": ({"solver": brentq}, ValueError, "solver = <function brentq .*: accepted is brentq"),
@@ -265,16 +280,33 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "maxiter float": ({"maxiter": 10.0}, ValueError, "maxiter = 10.0: accepted is a whole number >= 1"),
     "batch_size zero": ({"batch_size": 0}, ValueError, "batch_size = 0: accepted is a whole number >= 1"),
     "memory None": ({"memory": None}, ValueError, "memory = None: accepted is a whole number >= 1"),
-    "warm_start short": ({"warm_start": torch.zeros(3)}, ValueError,
-                         r"warm_start: must be a real tensor of shape \(4,\)"),
+    "warm_start short": (
+        {"warm_start": torch.zeros(3)},
+        ValueError,
+        r"warm_start: must be a real tensor of shape \(4,\)",
+    ),
     "warm_start number": ({"warm_start": 0.1}, ValueError, "warm_start: must be a real tensor .* not float"),
     "warm_start complex": ({"warm_start": 0j * Y}, ValueError, r"warm_start: .* not torch.complex64 \(4,\)"),
     "warm_start meta": ({"warm_start": Y.to("meta")}, TypeError, "warm_start: must be a dense tensor"),
     # domain
     **{
         f"domain {str(value)[:14]}": ({"domain": value}, ValueError, r"domain: .* is not \(low, high\) with low < high")
-        for value in ((1.0, 0.0), (0, 0), (NAN, 1), (0, NAN), "01", (0,), 0, {0, 1}, np.array([0, 1]), (X * 0, X),
-                      ("0", "1"), (None, 1), (0, None), (0j, 1))
+        for value in (
+            (1.0, 0.0),
+            (0, 0),
+            (NAN, 1),
+            (0, NAN),
+            "01",
+            (0,),
+            0,
+            {0, 1},
+            np.array([0, 1]),
+            (X * 0, X),
+            ("0", "1"),
+            (None, 1),
+            (0, None),
+            (0j, 1),
+        )
     },
     "domain narrow": ({"domain": (0.4, 0.5)}, ValueError, r"x: values from .* outside the domain \(0.4, 0.5\)"),
     # what a model is
@@ -287,37 +319,64 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "BatchNorm without statistics": ({"model": head(nn.BatchNorm2d(1, track_running_stats=False))}, ValueError, BATCH),
     "half": ({"model": mlp().half()}, ValueError, "x: dtype torch.float32 differs from the model's torch.float16"),
     "half, x too": ({"model": mlp().half(), "x": X.half()}, TypeError, "x: .* not torch.float16; convert x and model"),
-    "double buffers": ({"model": Buffered().double().eval()}, ValueError,
-                       "x: dtype torch.float32 differs .* torch.float64"),
+    "double buffers": (
+        {"model": Buffered().double().eval()},
+        ValueError,
+        "x: dtype torch.float32 differs .* torch.float64",
+    ),
     "meta": ({"model": mlp().to("meta")}, ValueError, "x: device cpu differs from the model's meta"),
-    "lazy": ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(10)).eval()}, ValueError,
-             "model: 1.weight has no val"),
+    "lazy": (
+        {"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(10)).eval()},
+        ValueError,
+        "model: 1.weight has no val",
+    ),
     # what it returns
-    "tuple": ({"model": linear(lambda x, f: (f(x.flatten(1)), x))}, ValueError,
-              "model: its output .* is tuple; it must"),
+    "tuple": (
+        {"model": linear(lambda x, f: (f(x.flatten(1)), x))},
+        ValueError,
+        "model: its output .* is tuple; it must",
+    ),
     "dict": ({"model": linear(lambda x, f: {"logits": f(x.flatten(1))})}, ValueError, "model: its output .* is dict"),
     "None": ({"model": linear(lambda x, f: None)}, ValueError, "model: its output .* is NoneType"),
     "1-D": ({"model": linear(lambda x, f: f(x.flatten(1))[:, 0])}, ValueError, r"model: its output .* is \(1,\)"),
     "4-D": ({"model": nn.Conv2d(1, 10, 3).eval()}, ValueError, "model: its output .* must be .B, classes"),
     "one class": ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()}, ValueError, "classes >= 2"),
-    "two rows a sample": ({"model": linear(lambda x, f: f(torch.cat([x, x]).flatten(1)))}, ValueError,
-                          r"is \(2, 10\);"),
-    "double logits": ({"model": linear(lambda x, f: f(x.flatten(1)).double())}, ValueError,
-                      "model: its output .*float64"),
+    "two rows a sample": (
+        {"model": linear(lambda x, f: f(torch.cat([x, x]).flatten(1)))},
+        ValueError,
+        r"is \(2, 10\);",
+    ),
+    "double logits": (
+        {"model": linear(lambda x, f: f(x.flatten(1)).double())},
+        ValueError,
+        "model: its output .*float64",
+    ),
     "integer logits": ({"model": linear(lambda x, f: f(x.flatten(1)).long())}, ValueError, "model: its output .*int64"),
     # what it does
-    "wrong width": ({"model": head(features=63)}, ValueError,
-                    "x: the model does not take samples .*mat1 and mat2 shapes"),
+    "wrong width": (
+        {"model": head(features=63)},
+        ValueError,
+        "x: the model does not take samples .*mat1 and mat2 shapes",
+    ),
     "hard-coded batch": ({"model": linear(lambda x, f: f(x.reshape(4, 64)))}, ValueError, "x: the model does not take"),
-    "raises": ({"model": linear(lambda x, f: x[:, 5])}, ValueError,
-               "x: the model does not take .*: IndexError: index 5"),
+    "raises": (
+        {"model": linear(lambda x, f: x[:, 5])},
+        ValueError,
+        "x: the model does not take .*: IndexError: index 5",
+    ),
     "two inputs": ({"model": TwoInputs().eval()}, ValueError, "x: the model does not take .* argument: 'scale'"),
     "embedding": ({"model": nn.Sequential(nn.Flatten(), nn.Embedding(3, 3)).eval()}, ValueError, "x: .*indices"),
     "any number of inputs": ({"model": TakesAnything().eval()}, ValueError, "model: .*bounds of its graph cannot"),
-    "branch on data": ({"model": linear(lambda x, f: f(x.flatten(1)) if x.sum() > 0 else x)}, TypeError,
-                       "model: torch.fx cannot trace Model.*control flow"),
-    "item assignment": ({"model": linear(written_to)}, TypeError,
-                        "model: torch.fx cannot trace Model.*item assignment"),
+    "branch on data": (
+        {"model": linear(lambda x, f: f(x.flatten(1)) if x.sum() > 0 else x)},
+        TypeError,
+        "model: torch.fx cannot trace Model.*control flow",
+    ),
+    "item assignment": (
+        {"model": linear(written_to)},
+        TypeError,
+        "model: torch.fx cannot trace Model.*item assignment",
+    ),
     "batch size": ({"model": linear(lambda x, f: f(x.flatten(1)) * x.shape[0])}, ValueError, BATCH),
     "batch mean": ({"model": linear(lambda x, f: f((x - x.mean(0, True)).flatten(1)))}, ValueError, BATCH),
     "batch sum": ({"model": linear(lambda x, f: f(x.flatten(1) + 0.01 * x.sum()))}, ValueError, BATCH),
@@ -325,28 +384,42 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "batch turned": ({"model": linear(lambda x, f: f(x.flip(0).flatten(1)))}, ValueError, BATCH),
     "batch rolled": ({"model": linear(lambda x, f: f(x.roll(1, 0).flatten(1)))}, ValueError, BATCH),
     "batch's last": ({"model": linear(lambda x, f: f((x + x[-1:]).flatten(1)))}, ValueError, BATCH),
-    "batch's first": ({"model": linear(lambda x, f: f((x + x[:1]).flatten(1)))}, ValueError,
-                      "model: .* with one before"),
+    "batch's first": (
+        {"model": linear(lambda x, f: f((x + x[:1]).flatten(1)))},
+        ValueError,
+        "model: .* with one before",
+    ),
     "random": ({"model": linear(lambda x, f: f(x.flatten(1)) + torch.randn(10))}, ValueError, AGAIN),
     "dropout of old": ({"model": linear(lambda x, f: f(F.dropout(x.flatten(1))))}, ValueError, AGAIN),
     "state": ({"model": Counts().eval()}, ValueError, AGAIN),
-    "used after a change in place": ({"model": linear(lambda x, f: F.relu(h := f(x.flatten(1)), True) + h)}, ValueError,
-                                     "model: .* changes .* in place, and '.*' uses it again"),
+    "used after a change in place": (
+        {"model": linear(lambda x, f: F.relu(h := f(x.flatten(1)), True) + h)},
+        ValueError,
+        "model: .* changes .* in place, and '.*' uses it again",
+    ),
     "hook": ({"model": hooked(lambda layer, args, out: out + 1)}, ValueError, GRAPH + ".*hooks.*remove those of 1"),
     "hook before": ({"model": hooked(lambda layer, args: (2 * args[0],), before=True)}, ValueError, GRAPH + ".*of 1"),
     # layers
-    "softmax": ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1)).eval()}, TypeError,
-                r"model: a softmax has no interval rule\. If it is the last layer, drop it"),
-    "LayerNorm": ({"model": nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 10)).eval()}, TypeError,
-                  r"model: no interval rule for layer '1' of type LayerNorm"),
-    "LSTM": ({"model": Model(lambda x, f: f(x.squeeze(1))[0][:, -1], nn.LSTM(8, 10, batch_first=True)).eval()},
-             TypeError,
-             "model: no interval rule for layer 'layers.0' of type LSTM"),
+    "softmax": (
+        {"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1)).eval()},
+        TypeError,
+        r"model: a softmax has no interval rule\. If it is the last layer, drop it",
+    ),
+    "LayerNorm": (
+        {"model": nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 10)).eval()},
+        TypeError,
+        r"model: no interval rule for layer '1' of type LayerNorm",
+    ),
+    "LSTM": (
+        {"model": Model(lambda x, f: f(x.squeeze(1))[0][:, -1], nn.LSTM(8, 10, batch_first=True)).eval()},
+        TypeError,
+        "model: no interval rule for layer 'layers.0' of type LSTM",
+    ),
     "sine": ({"model": linear(lambda x, f: torch.sin(f(x.flatten(1))))}, TypeError, "no interval rule for .* 'sin'"),
     "DataParallel": ({"model": nn.DataParallel(linear()).eval()}, TypeError, "model: .*DataParallel"),
     "compiled": ({"model": torch.compile(linear(), backend="eager")}, TypeError, "model: .*OptimizedModule"),
     "ScriptModule": ({"model": quietly(lambda: torch.jit.trace(linear(), X))}, TypeError, "model: .*TracedModule"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change, kind, message", REFUSED.values(), ids=REFUSED)
@@ -444,23 +517,33 @@ RIGHT: dict[str, tuple[dict[str, Any], set[RadiusStatus]]] = {
     "works in place on x by a layer": (own(head(nn.ReLU(True))), POSITIVE),
     "a layer twice": (own(nn.Sequential(nn.Flatten(), SHARED, nn.ReLU(), SHARED, nn.Linear(64, 10)).eval()), POSITIVE),
     "a layer on two inputs": (own(Model(sharing, nn.Linear(64, 8), nn.Linear(8, 10)).eval()), POSITIVE),
-    "BatchNorm on two inputs": (own(Model(sharing, nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8)), nn.Linear(8, 10))
-                                    .eval()), POSITIVE),
+    "BatchNorm on two inputs": (
+        own(Model(sharing, nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8)), nn.Linear(8, 10)).eval()),
+        POSITIVE,
+    ),
     "a buffer for a weight": (own(Buffered().eval()), POSITIVE),
     "a class twice": (own(Model(lambda x, f: f(x.flatten(1)).repeat(1, 2), nn.Linear(64, 5)).eval()), {WRONG}),
     "weight_norm": (own(nn.Sequential(nn.Flatten(), parametrizations.weight_norm(nn.Linear(64, 10))).eval()), POSITIVE),
-    "spectral_norm": (own(nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(64, 10))).eval()),
-                      POSITIVE),
-    "weight_norm of old": (own(nn.Sequential(nn.Flatten(), quietly(lambda: nn.utils.weight_norm(nn.Linear(64, 10))))
-                               .eval()), POSITIVE),
-    "pruned": (own(nn.Sequential(nn.Flatten(), prune.l1_unstructured(nn.Linear(64, 10), "weight", 0.5)).eval()),
-               POSITIVE),
+    "spectral_norm": (
+        own(nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(64, 10))).eval()),
+        POSITIVE,
+    ),
+    "weight_norm of old": (
+        own(nn.Sequential(nn.Flatten(), quietly(lambda: nn.utils.weight_norm(nn.Linear(64, 10)))).eval()),
+        POSITIVE,
+    ),
+    "pruned": (
+        own(nn.Sequential(nn.Flatten(), prune.l1_unstructured(nn.Linear(64, 10), "weight", 0.5)).eval()),
+        POSITIVE,
+    ),
     "a traced module": (own(torch.fx.symbolic_trace(mlp()).eval()), POSITIVE),
-    "PReLU of slope -2": (own(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.PReLU(init=-2.0), nn.Linear(16, 10))
-                              .eval()), POSITIVE),
+    "PReLU of slope -2": (
+        own(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.PReLU(init=-2.0), nn.Linear(16, 10)).eval()),
+        POSITIVE,
+    ),
     "Dropout": (own(head(nn.Dropout(0.5))), POSITIVE),
     "batch size by its shape": (own(linear(lambda x, f: f(x.view(x.shape[0], -1)))), POSITIVE),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change, statuses", RIGHT.values(), ids=RIGHT)
@@ -518,8 +601,10 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "x not contiguous": ({"x": X.transpose(2, 3).contiguous().transpose(2, 3)}, {}),
     "x one number apart": ({"x": torch.stack([X, X], -1)[..., 0]}, {}),
     "x channels last": (own(COLOURED, COLOURS.to(memory_format=torch.channels_last)), own(COLOURED, COLOURS)),
-    "x expanded": ({"x": X[:1].expand(4, -1, -1, -1), "y": Y[:1].expand(4)}, {"x": X[:1].repeat(4, 1, 1, 1),
-                                                                              "y": Y[:1].repeat(4)}),
+    "x expanded": (
+        {"x": X[:1].expand(4, -1, -1, -1), "y": Y[:1].expand(4)},
+        {"x": X[:1].repeat(4, 1, 1, 1), "y": Y[:1].repeat(4)},
+    ),
     "x of inference": ({"x": inferred(X)}, {}),
     "y uint8": ({"y": Y.byte()}, {}),
     "y int8": ({"y": Y.char()}, {}),
@@ -528,14 +613,16 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "eps_max numpy float64": ({"eps_max": np.float64(0.1)}, {}),
     "eps_max numpy integer": ({"eps_max": np.int64(1)}, {"eps_max": 1.0}),
     "eps_max fraction": ({"eps_max": Fraction(1, 10)}, {}),
-    "other numbers numpy": ({"xtol": np.float32(1e-4), "maxiter": np.int64(50), "batch_size": np.int32(2)},
-                            {"xtol": float(np.float32(1e-4))}),
+    "other numbers numpy": (
+        {"xtol": np.float32(1e-4), "maxiter": np.int64(50), "batch_size": np.int32(2)},
+        {"xtol": float(np.float32(1e-4))},
+    ),
     "domain a list": ({"domain": [0, 1]}, {}),
     "domain numpy": ({"domain": (np.float32(0), np.int64(1))}, {}),
     "hook that watches": ({"model": hooked(lambda layer, args, out: None)}, {}),
     "frozen": ({"model": mlp().requires_grad_(False)}, {}),
     "channels last model": (own(COLOURED.to(memory_format=torch.channels_last), COLOURS), own(COLOURED, COLOURS)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change, plain", SAME.values(), ids=SAME)
@@ -602,8 +689,17 @@ OTHERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     },
     **{
         f"eps {str(eps)[:24]} of no kind": (lambda eps=eps: certified_margin(NET, X, Y, eps), TypeError, "eps: must be")
-        for eps in (None, "0.1", 0.1j, True, [0.1] * 4, np.full(4, 0.1), zeros(4) > 0, 1j * zeros(4),
-                    zeros(4, device="meta"))
+        for eps in (
+            None,
+            "0.1",
+            0.1j,
+            True,
+            [0.1] * 4,
+            np.full(4, 0.1),
+            zeros(4) > 0,
+            1j * zeros(4),
+            zeros(4, device="meta"),
+        )
     },
     "Box of numbers": (lambda: Box(0.0, 1.0), TypeError, "lower: .* not float"),
     "Box of complex": (lambda: Box(X + 0j, X + 0j), TypeError, "lower: .* not torch.complex64"),
@@ -614,8 +710,11 @@ OTHERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "propagate x": (lambda: propagate(NET, X), TypeError, "box: must be an acertlab.Box, not Tensor"),
     "propagate a function": (lambda: propagate(F.relu, Box(X, X)), TypeError, "model: must be a torch.nn.Module"),
     "propagate in training": (lambda: propagate(nn.BatchNorm2d(1), Box(X, X)), ValueError, r"call model\.eval\(\)"),
-    "propagate compiled": (lambda: propagate(torch.compile(linear(), backend="eager"), Box(X, X)), TypeError,
-                           "model: is wrapped in OptimizedModule; give the model inside, model._orig_mod"),
+    "propagate compiled": (
+        lambda: propagate(torch.compile(linear(), backend="eager"), Box(X, X)),
+        TypeError,
+        "model: is wrapped in OptimizedModule; give the model inside, model._orig_mod",
+    ),
     **{
         f"propagate, in place by {name}": (lambda f=f: propagate(linear(f), Box(X, X)), ValueError, "uses it again")
         for name, f in IN_PLACE.items()
@@ -626,13 +725,16 @@ OTHERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "pgd NaN": (lambda: pgd(NET, X * NAN, Y, 0.1), ValueError, "x: holds 256 NaN"),
     "attacked_radius eps_max": (lambda: attacked_radius(NET, X, Y, INF), ValueError, "eps_max = inf: accepted is a f"),
     "radius_bracket bound": (lambda: radius_bracket(NET, X, Y, 0.1, bound="x"), ValueError, "bound: 'x' is unknown"),
-    "certify eps_max": (lambda: certify(NET, (X, Y), 0, progress=False), ValueError,
-                        "eps_max = .*: accepted is a finite number"),
+    "certify eps_max": (
+        lambda: certify(NET, (X, Y), 0, progress=False),
+        ValueError,
+        "eps_max = .*: accepted is a finite number",
+    ),
     "certify nothing": (lambda: certify(NET, [], 0.1, progress=False), ValueError, "loader: gave no samples"),
     "certify x": (lambda: certify(NET, X, 0.1, progress=False), TypeError, "loader: must .* not Tensor"),
     "certify triples": (lambda: certify(NET, [(X, Y, Y)], 0.1, progress=False), TypeError, "loader: its item 0 is"),
     "certify labels": (lambda: certify(NET, [(X, Y + 10)], 0.1, progress=False), ValueError, "y: holds labels from"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("call, kind, message", OTHERS.values(), ids=OTHERS)

@@ -252,6 +252,8 @@ def test_merged_is_never_looser(net: Network, eps: float, cut: bool) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_networks_are_not_all_trivial(kind: str) -> None:
     """The strategies give radii inside (0, eps_max): else the properties above would say little."""
-    statuses = [certified_radius(net.model, net.x, net.y, 0.5).status for net in
-                (Network(kind, seed, 1.0, "random") for seed in range(5))]  # fmt: skip
+    statuses = [
+        certified_radius(net.model, net.x, net.y, 0.5).status
+        for net in (Network(kind, seed, 1.0, "random") for seed in range(5))
+    ]
     assert (torch.cat(statuses) == RadiusStatus.CONVERGED).float().mean() > 0.5
