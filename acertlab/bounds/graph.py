@@ -18,15 +18,15 @@ WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "Distribut
 class _Tracer(fx.Tracer):
     failed = ""  # where, in the innermost module
 
-    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         try:
-            return super().call_module(module, forward, args, kwargs)
+            return super().call_module(m, forward, args, kwargs)
         except Exception:
-            self.failed = self.failed or f" in '{self.path_of_module(module)}' of type {type(module).__name__}"
+            self.failed = self.failed or f" in '{self.path_of_module(m)}' of type {type(m).__name__}"
             raise
 
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return has_rule(module) or super().is_leaf_module(module, name)
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return has_rule(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _refuse_reuse_after_in_place(root: nn.Module, graph: fx.Graph) -> None:
 
 def _is_in_place(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_module":
-        return bool(getattr(root.get_submodule(node.target), "inplace", False))
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op == "call_function":
         in_operator = name in ("iadd", "isub", "imul", "itruediv")
@@ -125,7 +125,7 @@ def _shares_storage(node: fx.Node, root: nn.Module) -> bool:
     if _is_in_place(node, root) or (node.target is getattr and node.args[1] in ("T", "mT", "data")):
         return True
     if node.op == "call_module":
-        return isinstance(root.get_submodule(node.target), SAME_STORAGE)
+        return isinstance(root.get_submodule(str(node.target)), SAME_STORAGE)
     return (node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")) in VIEWS
 
 
@@ -164,13 +164,13 @@ def fold(
         known = rule.dispatch(type(layer))  # a subclass may have a rule of its own
         if known is rule.dispatch(nn.Linear):
             layers[node] = affine(layer)
-        elif known is rule.dispatch(nn.BatchNorm1d):
+        elif isinstance(layer, _BatchNorm) and known is rule.dispatch(nn.BatchNorm1d):
             before = node.all_input_nodes[0]
             apart = (
                 layer in passing and isinstance(modules.get(before.target), nn.Linear) and _feeds_relu(node, modules)
             )
             if isinstance(layers.get(before), Affine) and len(before.users) == 1 and not apart:
-                layers[before] = affine(modules[before.target], norm(layer))
+                layers[before] = affine(modules[str(before.target)], norm(layer))
                 folded[node] = before
             else:
                 layers[node] = norm(layer)
@@ -180,4 +180,4 @@ def fold(
 
 
 def _feeds_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    return all(user.op == "call_module" and isinstance(modules[user.target], nn.ReLU) for user in node.users)
+    return all(user.op == "call_module" and isinstance(modules[str(user.target)], nn.ReLU) for user in node.users)

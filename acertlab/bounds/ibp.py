@@ -7,11 +7,12 @@ Source: Gowal et al. 2019 (IBP); Shi et al. 2021 (BatchNorm with the clean batch
 """
 
 import operator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.nn.modules.dropout import _DropoutNd
 
 from acertlab.bounds.box import Box
@@ -21,6 +22,7 @@ from acertlab.bounds.rules.batch_invariance import TILE, batch_invariant
 from acertlab.bounds.rules.dispatch import rule
 from acertlab.bounds.rules.functions import FUNCTIONS, RELU_FUNCTIONS, RELU_METHODS, TENSOR_METHODS
 
+Points = TypeVar("Points", Box, Tensor)
 Statistics = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -84,7 +86,7 @@ class IntervalNetwork:
         """(B, classes) the network at the points x (B, ...), with the statistics that it was prepared with."""
         return self.propagate(x)
 
-    def propagate(self, box: Box, relu_inputs: list[Box] | None = None, *, until: fx.Node | None = None) -> Box:
+    def propagate(self, box: Points, relu_inputs: list[Box] | None = None, *, until: fx.Node | None = None) -> Points:
         """Bounds of the output over ``box``; without the checks of `acertlab.propagate`. Of a point: its values.
 
         Args:
@@ -95,7 +97,7 @@ class IntervalNetwork:
         values: dict[fx.Node, Any] = {}
         in_place = relu_inputs is None and not torch.is_grad_enabled()
         for node in self.nodes:
-            args, kwargs = fx.node.map_aggregate(
+            args, kwargs = map_aggregate(
                 (node.args, node.kwargs), lambda a: values[self.folded.get(a, a)] if isinstance(a, fx.Node) else a
             )
             if node.op == "output" or node is until:
@@ -122,23 +124,24 @@ class IntervalNetwork:
             return isinstance(self.layers[node], nn.ReLU)
         return node.target in (RELU_FUNCTIONS if node.op == "call_function" else RELU_METHODS)
 
-    def _apply(self, node: fx.Node, box: Box, values: dict, args: tuple, kwargs: dict) -> Any:
+    def _apply(self, node: fx.Node, box: Box | Tensor, values: dict, args: tuple, kwargs: dict) -> Any:
+        target = cast(Any, node.target)  # a name or a function, by the op
         if node.op == "placeholder":
             return box if not values else (args[0] if args else None)  # further arguments keep their defaults
         if node.op == "get_attr":
-            return operator.attrgetter(node.target)(self.traced.model)
+            return operator.attrgetter(target)(self.traced.model)
         if node.op == "call_module":
             bounded = any(isinstance(a, Box) for a in (*args, *kwargs.values()))
             return (self.rule if bounded else evaluate)(self.layers[node], *args, **kwargs)
         found: list[Box] = []
-        fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, Box) else None)
+        map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, Box) else None)
         if node.op == "call_method":
-            call = self.methods.get(node.target) if found else operator.methodcaller(node.target, *args[1:], **kwargs)
+            call = self.methods.get(target) if found else operator.methodcaller(target, *args[1:], **kwargs)
             args, kwargs = (args, kwargs) if found else (args[:1], {})
         else:
-            call = self.functions.get(node.target) if found else node.target
+            call = self.functions.get(target) if found else target
         if call is None:
-            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+            name = target if isinstance(target, str) else getattr(target, "__name__", target)
             raise TypeError(
                 f"model: no interval rule for the {node.op[5:]} '{name}' ({_place(node)}). Put it into a module of its "
                 "own and give that a rule (acertlab.rule.register), add it to FUNCTIONS or TENSOR_METHODS of "
@@ -237,3 +240,4 @@ class Network(Protocol):
 
     def margins(self, box: Box, y: Tensor, *, merged: bool = True) -> Tensor:
         """Upper bounds of logit_i - logit_y over ``box``, (B, classes); column y is 0."""
+        ...

@@ -1,6 +1,7 @@
 """The certified margin R_cert: negative where no input in the box can be classified otherwise (Eq. 3-4)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -8,19 +9,22 @@ from torch import Tensor, nn
 
 from acertlab.bounds.box import Domain, ball, check_eps
 from acertlab.bounds.checks import _weight, check_faithful, check_samples, full_precision
-from acertlab.bounds.crown.auto_lirpa import BOUNDS, AutoLirpaNetwork
+from acertlab.bounds.crown.auto_lirpa import AutoLirpaNetwork
 from acertlab.bounds.ibp import Network, freeze
 from acertlab.bounds.rules.batch_invariance import TILE, BatchInvariantProducts, pad
 from acertlab.bounds.sound.network import prepare_sound
 
 Sound = bool | Literal["float32"]
 
+BOUNDS: dict[str, Callable[[nn.Module], Network]] = {  # how a network is prepared, from the cheapest bound on
+    "ibp": freeze,
+    **{name: partial(AutoLirpaNetwork, bound=name) for name in ("crown-ibp", "crown", "alpha-crown")},
+}
+
 
 def prepare(model: nn.Module, bound: str = "ibp", sound: Sound = False) -> Network:
     """The network under a named bound, ready for `margin_at`; without checks."""
-    if sound:
-        return prepare_sound(model, sound)
-    return freeze(model) if bound == "ibp" else AutoLirpaNetwork(model, bound)
+    return prepare_sound(model, sound) if sound else BOUNDS[bound](model)
 
 
 def prepare_checked(model: nn.Module, bounds: Sequence[str], sound: Sound, x: Tensor, y: Tensor) -> list[Network]:
@@ -66,7 +70,8 @@ def margin_at(
 ) -> Tensor:
     """`certified_margin` on a prepared network, without checks: what the search evaluates."""
     n = len(x)
-    x, y, eps = (pad(t, network.tile) for t in (x, y, eps))
+    x, y = pad(x, network.tile), pad(y, network.tile)
+    eps = pad(eps, network.tile) if isinstance(eps, Tensor) else eps
     return worst_margin(network.margins(ball(x, eps, domain), y, merged=merged), y)[:n]
 
 
@@ -113,7 +118,7 @@ def certified_margin(
 
 def check_bound(bound: str, sound: Sound) -> None:
     """Refuses unknown names, and a pair that nothing proves."""
-    if bound not in BOUNDS:
+    if bound not in list(BOUNDS):  # a list: of what cannot be hashed, too, the error names the choices
         raise ValueError(f"bound: {bound!r} is unknown; choose from {', '.join(map(repr, BOUNDS))}")
     if not (isinstance(sound, bool) or sound == "float32"):
         raise ValueError(f"sound: {sound!r} is unknown; choose False, True or 'float32'")

@@ -9,9 +9,8 @@ from acertlab._memory import memory_kept
 from acertlab._validation import check
 from acertlab.bounds.box import Domain
 from acertlab.bounds.checks import check_dense, check_samples, full_precision
-from acertlab.bounds.crown.auto_lirpa import BOUNDS
 from acertlab.bounds.ibp import freeze
-from acertlab.bounds.margin import Sound, clean_logits, clean_margin, margin_at, prepare_checked
+from acertlab.bounds.margin import BOUNDS, Sound, clean_logits, clean_margin, margin_at, prepare_checked
 from acertlab.radius.batching import ALL_THAT_FIT, Chunks, chunk_size, in_chunks
 from acertlab.radius.search import (
     AT_LEAST_ONE,
@@ -119,7 +118,8 @@ def find_radii(
         return search_radius(networks[-1], xs, ys, clean, eps_max, settings, warm_start=guess, start=result)
 
     with torch.no_grad(), memory_kept(), full_precision(x.device):
-        bounds = BOUNDS[: BOUNDS.index(settings.bound) + 1]
+        names = list(BOUNDS)
+        bounds = names[: names.index(settings.bound) + 1]
         networks = prepare_checked(model, bounds, sound, x, y.long())
         size = chunks.size or chunk_size(model, networks[-1], x[:1], y[:1].long(), eps_max, settings, chunks.memory)
         parts = in_chunks(search, len(x), size, desc="certified radii", progress=chunks.progress)

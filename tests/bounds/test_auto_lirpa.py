@@ -21,9 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from acertlab import certified_radius
 from acertlab.bounds.box import Box, ball
 from acertlab.bounds.crown import auto_lirpa as lirpa
-from acertlab.bounds.crown.auto_lirpa import BOUNDS, AutoLirpaNetwork
+from acertlab.bounds.crown.auto_lirpa import AutoLirpaNetwork
 from acertlab.bounds.ibp import freeze
-from acertlab.bounds.margin import worst_margin
+from acertlab.bounds.margin import BOUNDS, worst_margin
 from acertlab.bounds.rules.affine import Normalize
 from acertlab.data import datasets as data
 from acertlab.models.architectures import MODELS, mlp, small_cnn

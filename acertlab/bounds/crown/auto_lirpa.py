@@ -23,7 +23,7 @@ from acertlab.bounds.crown.auto_lirpa_compat import _default_dtype, _explained, 
 from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.bounds.rules.affine import Normalize
 
-BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown")  # from the cheapest to the tightest
+LADDER = ("ibp", "crown-ibp", "crown", "alpha-crown")  # from the cheapest to the tightest
 FEW = 4  # samples at once under CROWN, on a CPU: it bounds what is unstable in any of them, so more are slower
 
 
@@ -48,8 +48,8 @@ class AutoLirpaNetwork:
     tile = 1  # no padding: a pass costs what its samples cost
 
     def __init__(self, model: nn.Module, bound: str = "crown", *, iterations: int = 10) -> None:
-        if bound not in BOUNDS:
-            raise ValueError(f"bound: {bound!r} is unknown; choose from {', '.join(map(repr, BOUNDS))}")
+        if bound not in LADDER:
+            raise ValueError(f"bound: {bound!r} is unknown; choose from {', '.join(map(repr, LADDER))}")
         if any(module.training for module in model.modules()):
             raise ValueError("model: is in training mode, where a sample has no bound of its own; call model.eval()")
         import_auto_lirpa()
@@ -90,7 +90,7 @@ class AutoLirpaNetwork:
             problem = _BoundProblem(self.converted, box, y, merged)
             margins = problem.ibp() if ours is None else ours
             ladder = (problem.crown_ibp, problem.crown, functools.partial(problem.alpha_crown, self.iterations))
-            for bound in ladder[: BOUNDS.index(self.bound)]:
+            for bound in ladder[: LADDER.index(self.bound)]:
                 tighter = bound()
                 margins = torch.where(tighter < margins, tighter, margins)  # where that is NaN, the cheaper one stands
             problem.check(margins)
@@ -240,7 +240,7 @@ class _Normalization(_BatchNorm):
         self.running_mean, self.running_var = layer.mean.clone(), layer.std.square()
         self.eval()
 
-    def _check_input_dim(self, x: Tensor) -> None:
+    def _check_input_dim(self, input: Tensor) -> None:
         pass
 
 
@@ -254,9 +254,9 @@ def _convertible(model: nn.Module, frozen: IntervalNetwork | None) -> nn.Module:
         calls = Counter(node.target for node in frozen.nodes if node.op == "call_module")
         for norm, affine in frozen.folded.items():
             if calls[affine.target] == 1 and norm.target not in calls:
-                layer, folded = model.get_submodule(affine.target), frozen.layers[affine]
+                layer, folded = model.get_submodule(str(affine.target)), frozen.layers[affine]
                 layer.weight, layer.bias = (nn.Parameter(p, requires_grad=False) for p in (folded.weight, folded.bias))
-                model.set_submodule(norm.target, nn.Identity())
+                model.set_submodule(str(norm.target), nn.Identity())
     return _replaced(model)
 
 
@@ -301,7 +301,7 @@ def _agree(model: nn.Module, converted: Any, x: Tensor) -> bool:
         expected, got = model(x), converted(x)
     except (RuntimeError, IndexError):  # shapes that do not fit
         return False
-    slack = 1e-4 * torch.nan_to_num(expected).abs().max()
+    slack = float(1e-4 * torch.nan_to_num(expected).abs().max())
     return expected.shape == got.shape and torch.allclose(expected, got, rtol=1e-3, atol=slack, equal_nan=True)
 
 

@@ -10,13 +10,14 @@ import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.jit import TracerWarning
+from torch.jit import TracerWarning  # pyright: ignore[reportPrivateImportUsage]  # its public name all the same
 
 from acertlab.bounds.checks import out_of_memory
 
@@ -33,7 +34,7 @@ def bounded_module(model: nn.Module, blank: Tensor, mode: str = "patches") -> An
             converted = import_auto_lirpa().BoundedModule(model, blank, options, blank.device)
         finally:
             settings.export_onnx_opset_version = version
-    theirs = tuple(str(Path(sys.modules[name].__file__).parent) for name in ("torch", "auto_LiRPA"))
+    theirs = tuple(path for name in ("torch", "auto_LiRPA") for path in sys.modules[name].__path__)
     for warning in caught:
         if issubclass(warning.category, TracerWarning) and not warning.filename.startswith(theirs):
             where = f"{Path(warning.filename).name}, line {warning.lineno}"
@@ -98,8 +99,9 @@ def import_auto_lirpa() -> Any:
         return known
     if not hasattr(np.lib, "arraysetops"):
         arraysetops = types.ModuleType("numpy.lib.arraysetops")
-        arraysetops.isin = np.isin
-        np.lib.arraysetops = sys.modules["numpy.lib.arraysetops"] = arraysetops
+        arraysetops.isin = np.isin  # pyright: ignore[reportAttributeAccessIssue]  # gone today
+        sys.modules["numpy.lib.arraysetops"] = arraysetops
+        np.lib.arraysetops = arraysetops  # pyright: ignore[reportAttributeAccessIssue]  # gone today
     handlers, disabled = logging.root.handlers[:], logging.root.manager.disable
     recursion = sys.getrecursionlimit()
     with warnings.catch_warnings(record=True):  # recorded: it sets filters of its own
@@ -107,7 +109,8 @@ def import_auto_lirpa() -> Any:
         symbolic_helper = importlib.import_module("torch.onnx.symbolic_helper")  # torch.onnx has another by that name
         if not hasattr(symbolic_helper, "_set_opset_version"):
             settings = _onnx_settings()
-            symbolic_helper._set_opset_version = lambda v: setattr(settings, "export_onnx_opset_version", v)
+            set_version = partial(setattr, settings, "export_onnx_opset_version")
+            symbolic_helper._set_opset_version = set_version  # pyright: ignore[reportAttributeAccessIssue]  # gone
         if not hasattr(torch._C.Node, "__getitem__"):
             torch._C.Node.__getitem__ = symbolic_helper._node_get
         logging.disable(logging.WARNING)
@@ -126,8 +129,8 @@ def import_auto_lirpa() -> Any:
     named = auto_LiRPA.BoundedModule._named_members
     if "remove_duplicate" not in inspect.signature(named).parameters:
 
-        def named_members(self: nn.Module, get: Any, prefix: str = "", recurse: bool = True, **_: bool) -> Any:
-            return named(self, get, prefix, recurse)
+        def named_members(self: Any, get_members_fn: Any, prefix: str = "", recurse: bool = True, **_: bool) -> Any:
+            return named(self, get_members_fn, prefix, recurse)
 
         auto_LiRPA.BoundedModule._named_members = named_members
     return auto_LiRPA

@@ -7,11 +7,13 @@ Source: Zhang et al. 2018 (CROWN: the relaxation of a ReLU); Zhang et al. 2020 (
 """
 
 import operator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.grad import conv2d_input
 from torch.nn.modules.dropout import _DropoutNd
 
 from acertlab.bounds.box import Box
@@ -46,20 +48,22 @@ def crown_ibp_margins(
         raise TypeError("model: CROWN-IBP training wants a network that ends in a linear layer")
     head = frozen.layers[frozen.head]
     weight, bias = head.weight, torch.zeros_like(head.weight[:, 0]) if head.bias is None else head.bias
-    own = y.unsqueeze(1)
+    own, bound = y.unsqueeze(1), partial(_bound, frozen, frozen.head, box, relu_inputs)
     if merged:
         rows, offset = weight - weight[own], bias - bias[own]
-        return _bound(frozen, box, relu_inputs, rows, offset).scatter(1, own, 0.0)
-    upper = _bound(frozen, box, relu_inputs, weight.expand(len(y), -1, -1), bias.expand(len(y), -1))
-    lower = -_bound(frozen, box, relu_inputs, -weight[own], -bias[own])
+        return bound(rows, offset).scatter(1, own, 0.0)
+    upper = bound(weight.expand(len(y), -1, -1), bias.expand(len(y), -1))
+    lower = -bound(-weight[own], -bias[own])
     return (upper - lower).scatter(1, own, 0.0)
 
 
-def _bound(frozen: IntervalNetwork, box: Box, relu_inputs: list[Box], rows: Tensor, offset: Tensor) -> Tensor:
+def _bound(
+    frozen: IntervalNetwork, head: fx.Node, box: Box, relu_inputs: list[Box], rows: Tensor, offset: Tensor
+) -> Tensor:
     """Upper bounds (B, K) of rows (B, K, features) times what enters the head, plus offset (B, K)."""
     relus = iter(reversed(relu_inputs))
-    start = frozen.nodes.index(frozen.head)
-    coefficients = {frozen.sources(frozen.head)[0]: rows}
+    start = frozen.nodes.index(head)
+    coefficients = {frozen.sources(head)[0]: rows}
     for node in reversed(frozen.nodes[:start]):
         if (a := coefficients.pop(node, None)) is None:
             continue
@@ -99,7 +103,7 @@ def _through(
     frozen: IntervalNetwork, node: fx.Node, a: Tensor, shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor | float]:
     """The same for a linear layer whose input has this ``shape``, without the batch."""
-    layer, module = frozen.layers[node], frozen.traced.model.get_submodule(node.target)
+    layer, module = frozen.layers[node], frozen.traced.model.get_submodule(str(node.target))
     if isinstance(layer, Normalize):
         layer = Scale(1 / layer.std, -layer.mean / layer.std)
     if isinstance(layer, Scale):
@@ -114,7 +118,9 @@ def _through(
     if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or isinstance(module.padding, str):
         raise _unknown(node, type(module).__name__)
     sizes = (module.stride, module.padding, module.dilation, module.groups)
-    back = torch.nn.grad.conv2d_input((a.shape[0] * a.shape[1], *shape), layer.weight, a.flatten(0, 1), *sizes)
+    size = (a.shape[0] * a.shape[1], *shape)
+    # torch documents "int or tuple", but annotates int
+    back = conv2d_input(size, layer.weight, a.flatten(0, 1), *sizes)  # pyright: ignore[reportArgumentType]
     bias = None if layer.bias is None else layer.bias.view(-1, 1, 1)
     return back.view(*a.shape[:2], *shape), _times_bias(a, bias)
 

@@ -10,32 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acertlab.bounds.box import Box
 from acertlab.bounds.rules.batch_invariance import batch_invariant
 from acertlab.bounds.rules.dispatch import rule
 
-
-class _SumAndDifference(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        return a + b, a - b
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_sum: Tensor, grad_difference: Tensor) -> tuple[Tensor, Tensor]:
-        return grad_sum + grad_difference, grad_sum - grad_difference
-
-
-def sum_and_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """a + b and a - b, of the same shape: a box's ends from its centre and radius, and back."""
-    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
-        return _SumAndDifference.apply(a, b)
-    return a + b, a - b
-
-
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 BATCH_STATISTICS = (
     "model: a BatchNorm would normalise with the statistics of a batch, so no sample has a bound of its own; "
     "call model.eval() (and keep track_running_stats=True), or, in training, pass the statistics of clean_pass"
@@ -74,7 +55,7 @@ class IntervalAffine(Affine):
         return cls(weight, bias, operation, half, half.abs())
 
     @classmethod
-    def of_layer(cls, layer: nn.Module, norm: "Scale | None" = None) -> "IntervalAffine":
+    def of_layer(cls, layer: nn.Linear | Convolution, norm: "Scale | None" = None) -> "IntervalAffine":
         weight, bias = layer.weight, layer.bias
         if norm is not None:
             weight = weight * norm.scale.view(-1, *[1] * (weight.dim() - 1))
@@ -98,12 +79,10 @@ class Scale:
 @rule.register(IntervalAffine)
 def _affine(layer: IntervalAffine, box: Box) -> Box:
     """Eq. (16)-(17) in centre and radius form: c' = W c + b, r' = |W| r."""
-    both, width = sum_and_difference(box.upper, box.lower)
-    center = batch_invariant(layer.operation, both, layer.half, layer.bias)
-    radius = batch_invariant(layer.operation, width, layer.half_magnitude, None)
+    center = batch_invariant(layer.operation, box.upper + box.lower, layer.half, layer.bias)
+    radius = batch_invariant(layer.operation, box.upper - box.lower, layer.half_magnitude, None)
     if center.requires_grad or radius.requires_grad:
-        upper, lower = sum_and_difference(center, radius)
-        return Box(lower, upper)
+        return Box(center - radius, center + radius)
     return Box(center - radius, center.add_(radius))
 
 
@@ -111,7 +90,7 @@ def _affine(layer: IntervalAffine, box: Box) -> Box:
 @rule.register(nn.Conv1d)
 @rule.register(nn.Conv2d)
 @rule.register(nn.Conv3d)
-def _linear_or_convolution(layer: nn.Module, box: Box) -> Box:
+def _linear_or_convolution(layer: nn.Linear | Convolution, box: Box) -> Box:
     return _affine(IntervalAffine.of_layer(layer), box)
 
 
@@ -125,7 +104,7 @@ TRANSPOSED = {
 @rule.register(nn.ConvTranspose1d)
 @rule.register(nn.ConvTranspose2d)
 @rule.register(nn.ConvTranspose3d)
-def _transposed_convolution(layer: nn.Module, box: Box) -> Box:
+def _transposed_convolution(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d, box: Box) -> Box:
     function = next(f for kind, f in TRANSPOSED.items() if isinstance(layer, kind))
     sizes = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
     return convolve(function, box, layer.weight, layer.bias, *sizes)
@@ -155,10 +134,11 @@ def _batch_norm(layer: _BatchNorm, box: Box) -> Box:
 
 def batch_norm_scale(layer: _BatchNorm, statistics: tuple[Tensor, Tensor] | None = None) -> Scale:
     """BatchNorm as an affine map, from ``statistics`` (mean, variance) or, without them, its running statistics."""
-    if statistics is None and (layer.training or layer.running_mean is None):
-        raise ValueError(BATCH_STATISTICS)
-    mean, var = (layer.running_mean, layer.running_var) if statistics is None else statistics
-    return normalisation(mean, var, layer.weight, layer.bias, layer.eps)
+    if statistics is None:
+        if layer.training or layer.running_mean is None or layer.running_var is None:
+            raise ValueError(BATCH_STATISTICS)
+        statistics = layer.running_mean, layer.running_var
+    return normalisation(*statistics, layer.weight, layer.bias, layer.eps)
 
 
 def normalisation(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Scale:

@@ -60,13 +60,13 @@ class BatchInvariantProducts(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def pad(rows: float | Tensor, tile: int) -> float | Tensor:
+def pad(rows: Tensor, tile: int) -> Tensor:
     """Repeats the last row until the batch is a multiple of ``tile``; numbers and empty batches stay as they are.
 
     Kernels choose another order of summation for a few rows than for many. Padded, and with matrix products that are
     `batch_invariant`, a sample's margin does not depend on the others in its batch: measured on CPU, to the last
     bit.
     """
-    if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) % tile == 0:
+    if rows.dim() == 0 or len(rows) % tile == 0:
         return rows
     return torch.cat([rows, rows[-1:].expand(-len(rows) % tile, *rows.shape[1:])])

@@ -23,4 +23,6 @@ def rule(layer: nn.Module, box: Box) -> Box:
 def has_rule(layer: nn.Module) -> bool:
     """Whether `rule` bounds what ``layer`` computes: not where it inherits a rule, but has a forward of its own."""
     known = next((kind for kind in type(layer).__mro__ if kind in rule.registry), object)
-    return known is not object and "forward" not in vars(layer) and type(layer).forward is known.forward
+    return (
+        known is not object and "forward" not in vars(layer) and type(layer).forward is getattr(known, "forward", None)
+    )

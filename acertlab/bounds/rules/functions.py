@@ -51,13 +51,14 @@ def _mul(a: Any, b: Any) -> Any:
     """A constant turns the ends or keeps them; of two boxes, the extremes are among the products of their ends."""
     if a is b:
         return _power(a, 2)
-    if isinstance(a, Box) and isinstance(b, Box):
-        first, second = _mul(a, b.lower), _mul(a, b.upper)
-        return Box(torch.minimum(first.lower, second.lower), torch.maximum(first.upper, second.upper))
-    if not isinstance(a, Box) and not isinstance(b, Box):
+    if isinstance(b, Box):
+        if isinstance(a, Box):
+            first, second = _mul(a, b.lower), _mul(a, b.upper)
+            return Box(torch.minimum(first.lower, second.lower), torch.maximum(first.upper, second.upper))
+        a, b = b, a
+    if not isinstance(a, Box):
         return a * b
-    box, factor = (a, b) if isinstance(a, Box) else (b, a)
-    low, high = box.lower * factor, box.upper * factor
+    low, high = a.lower * b, a.upper * b
     return Box(torch.minimum(low, high), torch.maximum(low, high))
 
 
@@ -129,7 +130,7 @@ def _functional_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Box:
-    if training or mean is None:
+    if training or mean is None or var is None:
         raise ValueError(BATCH_STATISTICS)
     return scaled(normalisation(mean, var, weight, bias, eps), box)
 

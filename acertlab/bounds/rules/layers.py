@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
+from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
 
 from acertlab.bounds.box import Box
@@ -144,7 +145,7 @@ def interpolate(box: Box, size: Any = None, scale_factor: Any = None, mode: str 
 @rule.register(nn.Dropout3d)
 @rule.register(nn.AlphaDropout)
 @rule.register(nn.FeatureAlphaDropout)
-def _dropout(layer: nn.Module, box: Box) -> Box:
+def _dropout(layer: _DropoutNd, box: Box) -> Box:
     return refuse_active_dropout(box, layer.p, layer.training)
 
 

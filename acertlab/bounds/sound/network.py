@@ -53,21 +53,21 @@ class SoundNetwork(IntervalNetwork):
     def rule(self, layer: Any, box: Box) -> Box:
         return sound_rule(layer, box, self.rounding)
 
-    def _apply(self, node: fx.Node, *args: Any) -> Any:
-        value = super()._apply(node, *args)
+    def _apply(self, node: fx.Node, box: Box | Tensor, values: dict, args: tuple, kwargs: dict) -> Any:
+        value = super()._apply(node, box, values, args, kwargs)
         by_name = node.op in ("call_function", "call_method") and name_of(node.target) not in UNROUNDED
         computed = by_name or node.op == "call_module"
         if computed and isinstance(value, Tensor) and value.is_floating_point():
             raise _computed_constant(node)
         return value
 
-    def margins(self, box: Box, y: Tensor, *, merged: bool = True) -> Tensor:
+    def margins(self, box: Box, y: Tensor, *, merged: bool = True, relu_inputs: list[Box] | None = None) -> Tensor:
         """Proved upper bounds of logit_i - logit_y over ``box``, for every class i; never differentiable.
 
         Args:
             box: (B, ...) float64 input box, whose ends are those of the real box, rounded to nearest.
             y: (B,) int64 labels.
-            merged: as in `acertlab.bounds.ibp.IntervalNetwork.margins`.
+            merged, relu_inputs: as in `acertlab.bounds.ibp.IntervalNetwork.margins`.
 
         Returns:
             (B, classes) float64; column y is 0. < 0: for every input in the box logit_i < logit_y, exactly or as
@@ -79,14 +79,14 @@ class SoundNetwork(IntervalNetwork):
         with torch.no_grad(), torch.autocast(box.lower.device.type, enabled=False), torch.backends.cudnn.flags(False):
             box = Box(box.lower.nextafter(-infinity), box.upper.nextafter(infinity))
             if merged and self.head is not None:
-                margins = self._merged(self.propagate(box, until=self.head), y, own)
+                margins = self._merged(self.layers[self.head], self.propagate(box, relu_inputs, until=self.head), y)
             else:
-                out = self.propagate(box)
+                out = self.propagate(box, relu_inputs)
                 margins = (out.upper - out.lower.gather(1, own)).nextafter(infinity)
             return margins.scatter(1, own, 0.0)
 
-    def _merged(self, features: Box, y: Tensor, own: Tensor) -> Tensor:
-        head: RoundedAffine = self.layers[self.head]
+    def _merged(self, head: RoundedAffine, features: Box, y: Tensor) -> Tensor:
+        own = y.unsqueeze(1)
         center, radius, size = head.split(features)
         logits = F.linear(center, head.weight, head.bias)
         error = F.linear(size * head.gain, head.magnitude, head.slack)
@@ -177,8 +177,9 @@ def rounding_example() -> tuple[nn.Module, Tensor, Tensor, float]:
     Returns:
         the model, x (1, 1), y (1,) and an eps, 0.25, at which the float32 margin is negative.
     """
-    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).eval().requires_grad_(False)
-    for layer, weight, bias in ((model[0], [[2.0]], [2.0**24]), (model[2], [[0.0], [1.0]], [1.0, -(2.0**24)])):
+    hidden, head = nn.Linear(1, 1), nn.Linear(1, 2)
+    model = nn.Sequential(hidden, nn.ReLU(), head).eval().requires_grad_(False)
+    for layer, weight, bias in ((hidden, [[2.0]], [2.0**24]), (head, [[0.0], [1.0]], [1.0, -(2.0**24)])):
         layer.weight.copy_(torch.tensor(weight))
         layer.bias.copy_(torch.tensor(bias))
     return model, torch.tensor([[0.45]]), torch.tensor([0]), 0.25

@@ -39,7 +39,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
 from acertlab.bounds.box import Box
-from acertlab.bounds.rules.affine import BATCH_STATISTICS, Affine, Normalize
+from acertlab.bounds.rules.affine import BATCH_STATISTICS, Affine, Convolution, Normalize
 from acertlab.bounds.rules.dispatch import has_rule, rule
 from acertlab.bounds.rules.functions import FUNCTIONS, TENSOR_METHODS
 
@@ -122,7 +122,7 @@ class Norm:
 
     @classmethod
     def of_batch_norm(cls, rounding: Rounding, layer: _BatchNorm) -> "Norm":
-        if layer.training or layer.running_mean is None:
+        if layer.training or layer.running_mean is None or layer.running_var is None:
             raise ValueError(BATCH_STATISTICS)
         var = torch.where(layer.running_var >= 0, layer.running_var, torch.nan)
         inverse = 1 / rounding.normal(var + layer.eps).sqrt()  # rsqrt has no stated accuracy
@@ -144,7 +144,7 @@ class RoundedAffine(Affine):
         cls,
         weight: Tensor,
         bias: Tensor | None,
-        operation: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+        operation: Callable[..., Tensor],
         rounding: Rounding,
         norm: Norm | None = None,
     ) -> "RoundedAffine":
@@ -166,7 +166,7 @@ class RoundedAffine(Affine):
         return cls(scaled, shift, operation, magnitude, slack, gain, scale, float(total.max()) / rounding.limit)
 
     @classmethod
-    def of_layer(cls, rounding: Rounding, layer: nn.Module, norm: Norm | None = None) -> "RoundedAffine":
+    def of_layer(cls, rounding: Rounding, layer: nn.Linear | Convolution, norm: Norm | None = None) -> "RoundedAffine":
         operation = F.linear if isinstance(layer, nn.Linear) else _few_at_a_time(layer)
         return cls.of(layer.weight, layer.bias, operation, rounding, norm)
 
@@ -181,7 +181,7 @@ class RoundedAffine(Affine):
         return center, radius, size
 
 
-def _few_at_a_time(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+def _few_at_a_time(layer: Convolution) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """A convolution, a few samples at a time on the CPU: 3 x faster.
 
     There torch unrolls the input of a float64 convolution into one table for the whole batch, far larger than a cache.
@@ -231,14 +231,14 @@ def _affine(layer: RoundedAffine, box: Box, rounding: Rounding) -> Box:
 def has_sound_rule(layer: nn.Module) -> bool:
     """As `acertlab.rules.has_rule`."""
     known = next((kind for kind in type(layer).__mro__ if kind in sound_rule.registry), object)
-    return known is not object and type(layer).forward is known.forward and has_rule(layer)
+    return known is not object and type(layer).forward is getattr(known, "forward", None) and has_rule(layer)
 
 
 @sound_rule.register(nn.Linear)
 @sound_rule.register(nn.Conv1d)
 @sound_rule.register(nn.Conv2d)
 @sound_rule.register(nn.Conv3d)
-def _linear_or_convolution(layer: nn.Module, box: Box, rounding: Rounding) -> Box:
+def _linear_or_convolution(layer: nn.Linear | Convolution, box: Box, rounding: Rounding) -> Box:
     return _affine(RoundedAffine.of_layer(rounding, layer), box, rounding)
 
 
@@ -307,7 +307,7 @@ def _average(rounding: Rounding, f: Callable, box: Box, *args: Any, terms: int |
     return rounding.outward(Box(lower, upper), size, terms + 2)
 
 
-def _average_pool(d: int, layer: nn.Module, box: Box, rounding: Rounding) -> Box:
+def _average_pool(d: int, layer: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d, box: Box, rounding: Rounding) -> Box:
     divisor = getattr(layer, "divisor_override", None) or 1
     if divisor < 0:
         raise ValueError(f"model: {type(layer).__name__} with divisor_override = {divisor} < 0 is not monotone")
@@ -396,5 +396,5 @@ def sound_tables(rounding: Rounding) -> list[dict[Any, Callable[..., Any]]]:
             elif name in BY_RULE:
                 table[key] = partial(BY_RULE[name], rounding, call)
             elif name in BY_FUNCTION:
-                table[key] = partial(BY_FUNCTION[name], rounding, getattr(Tensor, key) if table is tables[1] else key)
+                table[key] = partial(BY_FUNCTION[name], rounding, getattr(Tensor, key) if isinstance(key, str) else key)
     return tables

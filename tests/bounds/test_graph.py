@@ -1,22 +1,11 @@
-"""Each fused function against torch's own graph of the same, in values and gradients."""
+"""The graph of a network: which BatchNorms are folded into the layer before them."""
 
 import torch
 from torch import nn
 
 from acertlab.bounds.ibp import freeze
-from acertlab.bounds.rules import affine
 from acertlab.models.architectures import small_cnn
 from acertlab.training.loop.batch_statistics import clean_pass
-from tests.helpers.gradients import assert_same_gradients
-
-
-def test_sum_and_difference() -> None:
-    a, b = (torch.randn(5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    total, difference = affine.sum_and_difference(a, b)
-    assert torch.equal(total, a + b) and torch.equal(difference, a - b)
-    assert_same_gradients((total**3 + difference.exp()).sum(), ((a + b) ** 3 + (a - b).exp()).sum(), [a, b])
-    total.sum().backward()  # the difference is not used
-    assert (a.grad == 1).all() and (b.grad == 1).all()
 
 
 def test_a_linear_layers_batch_norm_is_folded_when_weights_serve_many_steps() -> None:
