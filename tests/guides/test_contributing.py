@@ -76,7 +76,7 @@ def test_a_function() -> None:
 def test_a_bound() -> None:
     run("BOUNDS[")
     model = network(nn.ReLU())
-    assert torch.equal(radius(model, bound="twice-ibp"), radius(model))
+    assert (radius(model, bound="twice-ibp") >= radius(model)).all()  # the least of it and of all cheaper bounds
 
 
 def test_a_solver() -> None:

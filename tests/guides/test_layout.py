@@ -20,7 +20,6 @@ TESTED_ELSEWHERE = {  # modules without a test file of their own name, and where
     "__main__": "guides/test_command.py",
     "bounds/box": "bounds/test_ibp.py",
     "bounds/checks": "bounds/test_hostile_input.py",
-    "bounds/graph": "bounds/test_any_model.py",
     "bounds/margin": "bounds/test_properties.py",
     "bounds/crown/auto_lirpa_compat": "bounds/test_auto_lirpa.py",
     "bounds/crown/crown_ibp": "training/test_methods.py",
