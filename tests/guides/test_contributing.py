@@ -1,6 +1,7 @@
 """CONTRIBUTING.md's examples: each does what it says with nothing else changed."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,13 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
-def tables_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    for table in (BOUNDS, FUNCTIONS, DATASETS, SOLVERS, METHODS, FAST, PAPER):
-        for key, value in list(table.items()):
-            monkeypatch.setitem(table, key, value)
-    added = (
-        (BOUNDS, "twice-ibp"),
-        (FUNCTIONS, torch.sinh),
-        (DATASETS, "my-digits"),
-        (SOLVERS, "halving"),
-        (METHODS, "half-ibp"),
-        (FAST, "my-digits"),
-        (PAPER, "my-digits"),
-    )
-    for table, key in added:
-        monkeypatch.delitem(table, key, raising=False)
+def tables_as_they_were() -> Iterator[None]:
+    tables = (BOUNDS, FUNCTIONS, DATASETS, SOLVERS, METHODS, FAST, PAPER)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
 
 
 def run(marker: str) -> dict[str, Any]:
