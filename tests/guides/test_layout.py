@@ -36,6 +36,7 @@ TESTED_ELSEWHERE = {  # modules without a test file of their own name, and where
     "radius/rootfind/brent": "radius/test_rootfind.py",
     "radius/rootfind/chandrupatla": "radius/test_rootfind.py",
     "radius/rootfind/iterate": "radius/test_rootfind.py",
+    "sweep/job": "sweep/test_executor.py",
     "training/presets": "training/test_config.py",
     "training/schedules": "training/test_config.py",
     "training/loop/checkpoint": "training/test_train.py",
