@@ -20,7 +20,7 @@ from acertlab.bounds.box import Box, ball
 from acertlab.bounds.crown.auto_lirpa_compat import bounded_module, import_auto_lirpa
 from acertlab.bounds.ibp import Network
 from acertlab.bounds.margin import margin_at, worst_margin
-from acertlab.training.methods.base import Step
+from acertlab.training.methods.base import Step, StepLog
 from acertlab.training.methods.ibp import FastIBP
 
 
@@ -121,9 +121,9 @@ class FastIBPThroughLirpa(FastIBP):
 
     converted: Any = None  # auto_LiRPA's graph of the network, which is trained
 
-    def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `acertlab.objectives.Standard.__call__`."""
+    def __call__(self, step: Step) -> tuple[Tensor, StepLog]:
+        """See `acertlab.training.methods.base.Standard.__call__`."""
         margins = lirpa_margins(self.converted, step.x, ball(step.x, step.eps, self.domain), step.y)
         clean, robust = F.cross_entropy(step.logits, step.y), F.cross_entropy(margins, step.y)
         loss = self.kappa * clean + (1 - self.kappa) * robust
-        return loss, self._log(clean, robust, clean.new_zeros(()), self.radii(step))
+        return loss, StepLog(clean.detach(), robust.detach(), clean.new_zeros(()), self.radii(step))

@@ -160,7 +160,7 @@ def hashes(folder: Path) -> tuple[str, str]:
 
 def test_twelve_cells_survive_everything(killing: Killing, tmp_path_factory: pytest.TempPathFactory) -> None:
     print(f"ACERTLAB_KILL_SEED={SEED}")
-    command = ("acertlab.sweep", str(killing.spec))
+    command = ("acertlab", "sweep", str(killing.spec))
 
     # on a cluster: a kernel dies, a worker dies, the scheduler dies
     scheduler = killing.start(
