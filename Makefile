@@ -3,6 +3,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 # one thread a process: two-threaded torch slows down many-fold where another process runs
 TEST_ENV := OMP_NUM_THREADS=1 PYDEVD_DISABLE_FILE_VALIDATION=1
+# what neither trains nor starts a kernel, a browser or a cluster
+FAST := $(addprefix tests/, test_lock.py test_memory.py test_text.py test_validation.py \
+	bounds/test_ibp.py bounds/test_graph.py models/test_architectures.py data/test_run.py data/test_run_table.py \
+	radius/test_log_secant.py radius/test_metrics.py radius/test_solvers.py training/test_config.py \
+	training/test_parameters.py training/test_regularisers.py analysis/test_seeds.py analysis/test_tradeoff.py \
+	analysis/test_equal_accuracy.py analysis/test_acr_breakdown.py visualization/test_style.py \
+	visualization/test_fronts.py visualization/test_radius.py sweep/test_spec.py guides/test_layout.py)
 
 .PHONY: help demo test test-fast bench bench-quick lab clean
 
@@ -22,7 +29,7 @@ test-fast: $(READY)  ## after an edit: lint, layout and what needs neither train
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal -m fast tests
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal $(FAST)
 
 bench: $(READY)  ## what bounds, search and training cost beside other tools (20 to 25 minutes, then as a table)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench

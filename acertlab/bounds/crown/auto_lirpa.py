@@ -24,7 +24,7 @@ from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.bounds.rules.affine import Normalize
 
 LADDER = ("ibp", "crown-ibp", "crown", "alpha-crown")  # from the cheapest to the tightest
-FEW = 4  # samples at once under CROWN, on a CPU: it bounds what is unstable in any of them, so more are slower
+FEW = 1  # samples at once under CROWN, on a CPU: it bounds what is unstable in any of them, so that more change a bound
 
 
 class AutoLirpaNetwork:
