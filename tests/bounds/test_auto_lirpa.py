@@ -315,7 +315,7 @@ def test_nan_in_a_tighter_bound_leaves_the_cheaper_one(monkeypatch: pytest.Monke
     model, shape = build("mlp")
     box, y = ball(torch.rand(3, *shape), 0.1), torch.arange(3)
     expected = AutoLirpaNetwork(model, "crown-ibp").margins(box, y)
-    monkeypatch.setattr(lirpa._BoundProblem, "crown", lambda self: torch.full((3, 4), torch.nan))
+    monkeypatch.setattr(lirpa._BoundProblem, "crown", lambda self: torch.full((len(self.y), 4), torch.nan))
     assert torch.equal(AutoLirpaNetwork(model, "crown").margins(box, y), expected)
     with torch.no_grad():
         model[1].weight[0, 0] = torch.nan
