@@ -18,7 +18,6 @@ from torch.fx.node import map_aggregate
 from torch.nn.utils import skip_init
 
 from acertlab.bounds.rules.affine import Stats
-from acertlab.bounds.rules.functions import FUNCTIONS
 from acertlab.models.onnx import check_same, drop_softmax
 from acertlab.models.state_dict import existing_file, normalised
 
@@ -34,8 +33,10 @@ SAME = (
     *("flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "flip", "roll", "narrow"),
     *("cat", "stack", "chunk", "split", "unbind", "index_select", "pad", "pixel_shuffle", "pixel_unshuffle"),
 )
+IN_FUNCTIONAL = ("selu", "celu", "dropout", "alpha_dropout", "max_pool1d", "max_pool2d", "max_pool3d")
 CALLED: dict[str, Callable[..., Any]] = {
-    name: next(getattr(m, name) for m in (torch, F) if getattr(m, name, None) in FUNCTIONS) for name in SAME
+    name: getattr(torch, name) if hasattr(torch, name) and name not in IN_FUNCTIONAL else getattr(F, name)
+    for name in SAME
 }
 OTHERWISE: dict[str, Callable[..., tuple[Callable, tuple]]] = {  # the others: which function, and its arguments
     "log_sigmoid": lambda x: (F.logsigmoid, (x,)),

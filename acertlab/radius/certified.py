@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from acertlab.bounds.box import Domain
 from acertlab.bounds.checks import check_dense, check_samples, full_precision
-from acertlab.bounds.crown.auto_lirpa import BOUNDS
+from acertlab.bounds.graph.comparison import check_chunk
 from acertlab.bounds.ibp import freeze
-from acertlab.bounds.margin import Sound, clean_logits, clean_margin, margin_at, prepare_checked
+from acertlab.bounds.margin import BOUNDS, Sound, captured, clean_logits, clean_margin, margin_at, prepare_all
 from acertlab.radius.batching import ALL_THAT_FIT, Chunks, chunk_size, in_chunks
 from acertlab.radius.search import (
     RadiusResult,
@@ -103,6 +103,7 @@ def find_radii(
     eps_max, sound = float(eps_max), settings.sound
 
     def search(part: slice) -> RadiusResult:
+        check_chunk(model, graph, x[part], settings.domain, eps_max)
         xs, ys = x[part].double() if sound else x[part], y[part].long()
         if sound:
             clean = margin_at(networks[0], xs, ys, 0.0, merged=settings.merged, domain=settings.domain)
@@ -115,8 +116,9 @@ def find_radii(
         return search_radius(networks[-1], xs, ys, clean, eps_max, settings, warm_start=guess, start=result)
 
     with torch.no_grad(), full_precision(x.device):
-        bounds = BOUNDS[: BOUNDS.index(settings.bound) + 1]
-        networks = prepare_checked(model, bounds, sound, x, y.long())
+        graph = captured(model, x, settings.domain, eps_max)
+        bounds = list(BOUNDS)[: list(BOUNDS).index(settings.bound) + 1]
+        networks = prepare_all(model, graph, bounds, sound, x, y.long())
         size = chunks.size or chunk_size(model, networks[-1], x[:1], y[:1].long(), eps_max, settings, chunks.memory)
         parts = in_chunks(search, len(x), size, desc="certified radii", progress=chunks.progress)
     return RadiusResult(

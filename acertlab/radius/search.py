@@ -51,7 +51,7 @@ class SearchSettings:
     def __post_init__(self) -> None:
         check_bound(self.bound, self.sound)
         check_domain(self.domain)
-        if self.solver not in SOLVERS:
+        if self.solver not in tuple(SOLVERS):  # of whatever type it is
             raise ValueError(f"solver: {self.solver!r} is unknown; choose from {', '.join(map(repr, SOLVERS))}")
         for name, value in (("xtol", self.xtol), ("rtol", self.rtol)):
             if not _is_a(Real, value) or not 0 <= value < 1 or (name == "xtol" and value == 0):

@@ -15,7 +15,6 @@ from torch import nn
 from acertlab.bounds.box import Box, ball
 from acertlab.bounds.crown.auto_lirpa import AutoLirpaNetwork
 from acertlab.bounds.crown.crown_ibp import crown_ibp_margins
-from acertlab.bounds.graph import trace
 from acertlab.bounds.ibp import freeze
 from acertlab.models.architectures import MODELS
 from acertlab.training.config import TrainConfig
@@ -69,7 +68,7 @@ def setup(build, seed=0, batch=12):
 
 def step_of(model, x, y, eps) -> Step:
     logits, statistics = clean_pass(model, x)
-    return Step(x, y, logits, freeze(trace(model), statistics), eps, STD, model=model)
+    return Step(x, y, logits, freeze(model, statistics), eps, STD, model=model)
 
 
 def reference(model, x, y, radii, merged, centre=None):
@@ -436,7 +435,7 @@ def test_crown_ibp_is_auto_lirpas(name, merged):
         frozen, box, relus = freeze(model), ball(x, eps), []
         ibp = frozen.margins(box, y, merged=merged, relu_inputs=relus)
         ours = torch.minimum(ibp, crown_ibp_margins(frozen, box, y, relus, merged=merged))
-        theirs = AutoLirpaNetwork(model, "crown-ibp").margins(box, y, merged=merged)
+        theirs = AutoLirpaNetwork(model, bound="crown-ibp").margins(box, y, merged=merged)
         assert (ours - theirs).abs().max() < 2e-6 * theirs.abs().max()
         assert (ours < ibp - 1e-3).any()
 

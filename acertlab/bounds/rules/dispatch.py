@@ -1,6 +1,7 @@
-"""`rule`: the interval rule of a layer, by its type."""
+"""Rules for modules of the user's own, which stay whole where they are called."""
 
 from functools import singledispatch
+from typing import Any
 
 from torch import nn
 
@@ -9,18 +10,32 @@ from acertlab.bounds.box import Box
 
 @singledispatch
 def rule(layer: nn.Module, box: Box) -> Box:
-    """The box that holds ``layer(x)`` for every x in ``box``; dispatched on the type of ``layer``.
+    """The box that holds ``layer(x)`` for every x in ``box``.
 
-    Give your own layer a rule with::
+    Of any module: the bounds of the operators that its forward runs. Give a module of your own a rule with::
 
         @acertlab.rule.register(MyLayer)
         def my_rule(layer, box):
             return acertlab.Box(lower, upper)
+
+    Further arguments of its forward are handed on, boxes where they depend on the input.
     """
-    raise TypeError(f"no interval rule for a layer of type {type(layer).__name__}")
+    raise TypeError(f"layer: must be a torch.nn.Module, not {type(layer).__name__}")
 
 
 def has_rule(layer: nn.Module) -> bool:
-    """Whether `rule` bounds what ``layer`` computes: not where it inherits a rule, but has a forward of its own."""
+    """Whether a registered rule speaks of what ``layer`` computes: not where only its parent has one, and forward
+    is another."""
     known = next((kind for kind in type(layer).__mro__ if kind in rule.registry), object)
-    return known is not object and "forward" not in vars(layer) and type(layer).forward is known.forward
+    return known not in (object, nn.Module) and "forward" not in vars(layer) and type(layer).forward is known.forward
+
+
+def refuse(why: str) -> Any:
+    """A rule that refuses."""
+
+    def refused(*args: Any, **kwargs: Any) -> Box:
+        raise TypeError(f"model: {why}")
+
+    refused.why = why
+
+    return refused

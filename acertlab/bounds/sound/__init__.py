@@ -9,3 +9,6 @@ from acertlab.bounds.sound.network import (
 from acertlab.bounds.sound.network import (
     rounding_example as rounding_example,
 )
+from acertlab.bounds.sound.rounding import ROUNDINGS as ROUNDINGS
+from acertlab.bounds.sound.rounding import Rounding as Rounding
+from acertlab.bounds.sound.rounding import sound_rule as sound_rule

@@ -28,7 +28,7 @@ def train_step(
         detached.
     """
     logits, statistics = clean_pass(state.model, x)
-    frozen = freeze(state.traced, statistics) if state.objective.bounds else None
+    frozen = freeze(state.model, statistics, state.graph) if state.objective.bounds else None
     known = state.radii.of(index) if state.radii else None
     step = Step(x, y, logits, frozen, eps, std, known, state.model)
     loss, logged = state.objective(step)
