@@ -9,7 +9,16 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from acertlab.radius.metrics import accuracy, acr, art, certified_accuracy, hypervolume, pareto_front, summarise
+from acertlab.radius.metrics import (
+    accuracy,
+    acr,
+    art,
+    certified_accuracy,
+    hypervolume,
+    mean_of_batches,
+    pareto_front,
+    summarise,
+)
 from acertlab.radius.search import RadiusStatus
 
 EPS = st.floats(1e-3, 10.0)
@@ -101,6 +110,15 @@ def test_acr_is_pooled_over_samples(batches, eps_max):
 
 def test_acr_is_not_the_mean_of_batch_means():
     assert acr([0.0, 1.0, 1.0], 1.0) == pytest.approx(2 / 3)  # batches [0] and [1, 1] would give 1/2
+
+
+def test_accuracy_by_the_published_code_is_pooled_and_the_rest_averaged_over_batches():
+    right, radii = [True] * 4 + [False], [0.5, 0.5, 1.0, 2.0, 0.0]  # batches of 4 and of 1
+    status = [RadiusStatus.AT_EPS_MAX if one else RadiusStatus.MISCLASSIFIED for one in right]
+    table = pd.DataFrame({"label": 1, "predicted": np.array(right, int), "radius": radii, "status": status})
+    scores = mean_of_batches(table, 1.0, 4)
+    assert scores["acc"] == 0.8  # the mean of 1 and 0 would be 0.5
+    assert scores["acr"] == pytest.approx(0.75 / 2) and scores["art"] == pytest.approx(0.75**0.5 / 2)
 
 
 def test_art_of_table_1():

@@ -219,6 +219,7 @@ def test_the_published_protocol_selects_on_the_test_set_and_says_so(killed, few,
     )
     assert means["art"] == pytest.approx(best.max(), abs=1e-3)
     assert means["acr"] == pytest.approx(sum(acrs).item() / 2, abs=1e-6)
+    assert means["acc"] == run.result["acc"] and sum(accs).item() / 2 != pytest.approx(means["acc"], abs=1e-3)
     assert means["acr"] != pytest.approx(run.result["acr"], abs=1e-6)  # ours pools: the last batch is smaller
     plain = train(replace(config, protocol="held-out"), few, tmp_path / "plain", progress=False)
     assert plain.result["protocol"] == "held-out" and "selected_on" not in plain.result

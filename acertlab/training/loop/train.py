@@ -211,7 +211,7 @@ def _mixed_seed(seed: int, epoch: int) -> int:
 
 
 def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[str, Any]:
-    """Scores on the validation part; by the published protocol on the test part, as means of batches."""
+    """Scores on the validation part; by the published protocol on the test part, as its code has them."""
     published = config.protocol == "published"
     x, y = (data.test_x, data.test_y) if published else (data.val_x, data.val_y)
     if not len(x):
