@@ -74,17 +74,15 @@ class Tuned:
         )
 
 
-def tuned(samples: Samples, scores: Scores) -> tuple[Tuned, ...]:
+def tuned(samples: Samples, scores: Scores, eps_max: float) -> tuple[Tuned, ...]:
     """Every method at its best kappa: by validation ART where all its runs have one, else by ART on the test images."""
-    runs = samples.runs.assign(val_art=validation_art(samples.runs))
-    settings = samples.settings.assign(art=scores.art[0])
+    of_runs = metrics.art(samples.correct.mean(1), samples.share(eps_max).mean(1, dtype=np.float64))
+    runs, settings = samples.runs.assign(art=of_runs, val_art=validation_art(samples.runs)), samples.settings
     found = []
     for method in samples.methods:
         places, of_method = samples.of(method), runs.loc[runs.method == method]
-        if of_method.val_art.isna().any():
-            chosen_on, kappa = "test", tuned_kappa(settings.iloc[places], "art", common_seeds=False)
-        else:
-            chosen_on, kappa = "validation", tuned_kappa(of_method, "val_art", common_seeds=False)
+        chosen_on = "test" if of_method.val_art.isna().any() else "validation"
+        kappa = tuned_kappa(of_method, "art" if chosen_on == "test" else "val_art")
         acc, acr, art = (values[:, places] for values in (scores.acc, scores.acr, scores.art))
         best = int(np.argmax(settings.kappa.iloc[places] == kappa))
         areas = [metrics.dominated_area(*front) for front in zip(acc, acr, strict=True)]
@@ -388,4 +386,4 @@ def analyse(runs: pd.DataFrame, eps_max: float | None = None, *, resamples: int 
     drawn = draw(samples, resamples, seed)
     scores = resampled_scores(samples, drawn, eps_max)
     pairs = tuple(compare(samples, scores, b, a) for a, b in combinations(samples.methods, 2))
-    return Analysis(samples, drawn, eps_max, scores, tuned(samples, scores), pairs)
+    return Analysis(samples, drawn, eps_max, scores, tuned(samples, scores, eps_max), pairs)

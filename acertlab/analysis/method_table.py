@@ -32,16 +32,15 @@ def tuned_table(runs: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns dataset, eps_max, method, kappa, seeds, Acc, ACR, ART, the last three in percent, not rounded.
     """
-    table = mean_over_seeds(runs)
-    shown, marks = np.zeros(len(table), dtype=bool), np.full(len(table), "", dtype=object)
-    for _, one in table.groupby(["dataset", "eps_max", "method"]):
-        best = one.index[one.kappa == tuned_kappa(one, "art", common_seeds=False)]
-        shown[[one.kappa.idxmin(), *best]] = True
-        marks[best] = " †" if len(one) > 1 else ""  # one kappa is no tuning
+    table, by = mean_over_seeds(runs), ["dataset", "eps_max", "method"]
+    best = {key: tuned_kappa(one, "art") for key, one in runs.groupby(by)}
+    tuned = table.kappa == [best[key] for key in table[by].itertuples(index=False, name=None)]
+    kappas = table.groupby(by).kappa
+    marks = np.where(tuned & (kappas.transform("size") > 1), " †", "")  # one kappa is no tuning
     percent = {shown: 100 * table[name] for name, shown in SCORES.items()}
     table = table.assign(method=table.method.map(name_of) + marks, **percent)
-    columns = ["dataset", "eps_max", "method", "kappa", "seeds", *SCORES.values()]
-    return table.loc[shown, columns].reset_index(drop=True)
+    shown = tuned | (table.kappa == kappas.transform("min"))
+    return table.loc[shown, [*by, "kappa", "seeds", *SCORES.values()]].reset_index(drop=True)
 
 
 def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -64,7 +63,7 @@ def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(
             f"runs: {runs.path[runs.val_art.isna()].iloc[0]} was not validated, so that kappa cannot be chosen"
         )
-    best = {method: tuned_kappa(of, "val_art", common_seeds=True) for method, of in runs.groupby("method")}
+    best = {method: tuned_kappa(of, "val_art") for method, of in runs.groupby("method")}
     return runs.loc[runs.kappa == runs.method.map(best)].reset_index(drop=True)
 
 

@@ -85,20 +85,19 @@ def check_comparable(runs: pd.DataFrame, *columns: str) -> None:
             raise ValueError(f"runs: several {column} ({', '.join(found)}); choose one, as runs[runs.{column} == ...]")
 
 
-def tuned_kappa(runs: pd.DataFrame, score: str, common_seeds: bool) -> float:
+def tuned_kappa(runs: pd.DataFrame, score: str) -> float:
     """The kappa with the highest mean score, the smallest among equals.
 
+    The mean is over those seeds alone with which all kappas were trained, so that a kappa is not chosen for its seeds;
+    over all seeds where there are none in common.
+
     Args:
-        runs: One method's, a row a run or a setting.
+        runs: One method's, a row a run.
         score: "art", on the test images, or "val_art", on the validation images (`validation_art`).
-        common_seeds: Average over those seeds alone with which all kappas were trained, so that a kappa is not chosen
-            for its seeds; over all seeds where there are none in common.
     """
-    if common_seeds:
-        common = set.intersection(*(set(seeds) for _, seeds in runs.groupby("kappa").seed))
-        runs = runs.loc[runs.seed.isin(common)] if common else runs
-    means = runs.groupby("kappa", as_index=False).agg(score=(score, "mean"))
-    return float(means.kappa[means.score.argmax()])
+    common = set.intersection(*(set(seeds) for _, seeds in runs.groupby("kappa").seed))
+    means = runs[runs.seed.isin(common or runs.seed)].groupby("kappa")[score].mean()
+    return float(means.index[means.argmax()])
 
 
 def validation_art(runs: pd.DataFrame) -> np.ndarray:

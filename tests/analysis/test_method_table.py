@@ -11,7 +11,7 @@ from acertlab import _text
 from acertlab.__main__ import main
 from acertlab.analysis import method_table
 from acertlab.analysis.method_table import tuned_table
-from acertlab.analysis.seeds import mean_over_seeds
+from acertlab.analysis.seeds import mean_over_seeds, validation_art
 from acertlab.data.datasets import to_float
 from acertlab.radius.attack import adversarial_accuracy
 from acertlab.training.methods import catalogue
@@ -55,6 +55,9 @@ def test_kappa_is_chosen_by_the_seeds_that_all_kappas_have(tmp_path: Path) -> No
     assert runs[runs.kappa == best].seed.nunique() == 3 and (runs.kappa == lucky).sum() == 1
     chosen = method_table.chosen_runs(runs)
     assert set(chosen.kappa) == {best} and sorted(chosen.seed) == [0, 1, 2]
+    assert al.analyse(runs, resamples=50).tuned[0].kappa == best
+    marked = tuned_table(runs.assign(art=validation_art(runs)))
+    assert marked.kappa[marked.method.str.endswith("†")].tolist() == [best]
     apart = runs[(runs.seed > 0) | (runs.kappa != best)]  # no seed in common
     assert set(method_table.chosen_runs(apart).kappa) != {best}
 
