@@ -60,7 +60,10 @@ HISTORY_COLUMNS = (
     "seconds",  # training and validation
 )
 NOT_IDENTIFYING = ("device", "version")  # of `config.json`: with another one it is still the same run
-DEFAULTS_BEFORE: dict[str, Any] = {"train_eps_factor": 1.0}  # settings that earlier versions do not name: what they did
+DEFAULTS_BEFORE: dict[str, Any] = {  # settings that earlier versions do not name: what they did
+    "train_eps_factor": 1.0,
+    **{"classifier_relus": 1, "taps_weight": 5.0, "latent_steps": 20, "link_share": 0.5},
+}
 LOCK_WAIT = 10.0  # seconds for another process in the same folder to end: a kernel may live on for one after its parent
 EXTERNAL = "external"  # config["model"] of an imported network that is none of MODELS
 PACKED = "packed.json"  # a folder with this file holds packed runs

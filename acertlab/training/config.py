@@ -67,6 +67,10 @@ class TrainConfig:
     beta_end: float = 0.0  # CROWN-IBP: its share once the ramp is over (0: Zhang et al. 2020, Xu et al. 2020)
     attack_steps: int = 8  # of PGD while training (Mueller et al. 2023)
     attack_step_size: float = 0.5  # relative to eps_{max,t} (Mueller et al. 2023); falls tenfold at 50, 80, 90 %
+    classifier_relus: int = 1  # TAPS, STAPS: ReLUs in the last part of the network, which is attacked (17 + 4 layers)
+    taps_weight: float = 5.0  # TAPS, STAPS: of the TAPS loss's gradient (Mao et al. 2023: --alpha-box)
+    latent_steps: int = 20  # TAPS, STAPS: of PGD inside the network (Mao et al. 2023: --train-steps)
+    link_share: float = 0.5  # TAPS, STAPS: c of the gradient connector (Mao et al. 2023: --soft-thre)
 
     # bounds and radii while training
     merged: bool = True  # last layer merged with the margin: never looser, and what the published code does
@@ -165,11 +169,11 @@ def _milestones(given: Any) -> tuple[int, ...]:
 
 
 _RANGES = (
-    (Within(0, open_low=True), "eps_max train_eps_factor lr clip div final_div attack_step_size"),
+    (Within(0, open_low=True), "eps_max train_eps_factor lr clip div final_div attack_step_size link_share"),
     (Within(0, open_low=True), "xtol rtol eval_xtol eval_rtol"),
-    (Within(0), "l1 lambda0"),
+    (Within(0), "l1 lambda0 taps_weight"),
     (Within(0, 1), "kappa decay pct_start small_box alpha beta_end"),
-    (Within(1, kind=int), "width epochs batch_size eval_batch attack_steps"),
+    (Within(1, kind=int), "width epochs batch_size eval_batch attack_steps classifier_relus latent_steps"),
     (Within(0, kind=int), "clean_epochs ramp_epochs root_iterations"),
     (bool, "merged three_phase radius_history amp"),
 )

@@ -64,7 +64,7 @@ def host_value(counter: Tensor | float) -> float:
         return float(counter)
 
 
-def state_of(device: str, method: str = "acert", **changes) -> tuple[State, object, tuple]:
+def state_of(device: str, method: str = "acert", eps: float = 0.1, **changes) -> tuple[State, object, tuple]:
     images = data.load_dataset("digits")
     config = replace(preset("digits", method, budget="smoke"), l1=1e-5, **changes)
     state = initial_state(config, images, torch.device("cpu"), 10)
@@ -75,34 +75,35 @@ def state_of(device: str, method: str = "acert", **changes) -> tuple[State, obje
         state.radii = state.radii and RadiusEstimates._make(row.to(device) for row in state.radii)
     state.model.train()
     x, y = data.to_float(images.train_x[:BATCH]), images.train_y[:BATCH]
-    batch = (x, y, torch.arange(BATCH), 0.1, torch.ones(1, 1, 1, 1))
+    batch = (x, y, torch.arange(BATCH), eps, torch.ones(1, 1, 1, 1))
     return state, config, tuple(t.to(device) if isinstance(t, Tensor) else t for t in batch)
 
 
 @pytest.mark.parametrize("history", [False, True])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_no_operation_of_a_training_step_waits(
-    solver: str, history: bool, monkeypatch: pytest.MonkeyPatch, method: str = "acert"
+    solver: str, history: bool, monkeypatch: pytest.MonkeyPatch, method: str = "acert", eps: float = 0.1
 ) -> None:
     monkeypatch.setattr(
         acert,
         "approximate_radius",
         lambda *call, **more: approximate_radius(*call[:4], call[4]._replace(compact=False), **more),
     )
-    state, config, batch = state_of("cpu", method, solver=solver, radius_history=history)
+    state, config, batch = state_of("cpu", method, eps, solver=solver, radius_history=history)
     monkeypatch.setitem(vars(sys.modules[torch.optim.Adam.__module__]), "_get_value", host_value)
     for _ in range(2):  # the optimiser's first step makes its buffers
         with NoSync():
             loss, norm, _, logged = train_step(state, config, *batch)
         assert loss.isfinite() and norm > 0
     radii = logged.radii.radius
-    assert ((radii >= 0) & (radii <= 0.1 + 1e-6)).all() and ((radii > 0).any() or method == "standard")
+    assert ((radii >= 0) & (radii <= eps + 1e-6)).all() and ((radii > 0).any() or method == "standard")
     assert state.radii is None or torch.equal(state.radii.radius[:BATCH], radii)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_operation_of_any_methods_step_waits(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    test_no_operation_of_a_training_step_waits("log-secant", False, monkeypatch, method)
+    for eps in (0.1, preset("digits", method, budget="smoke").train_eps):  # on the ramp, and after it
+        test_no_operation_of_a_training_step_waits("log-secant", False, monkeypatch, method, eps)
 
 
 @pytest.mark.parametrize("history", [False, True])

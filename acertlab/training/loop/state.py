@@ -34,10 +34,15 @@ class State:
     warned: bool = False  # of radii that fall back; once is enough
 
 
+def network(config: TrainConfig, data: ImageData) -> nn.Module:
+    """The network that ``config`` asks for, untrained."""
+    return MODELS[config.model](data.in_shape, data.num_classes, width=config.width, mean=data.mean, std=data.std)
+
+
 def initial_state(config: TrainConfig, data: ImageData, device: torch.device, steps: int) -> State:
     """The state before the first of ``steps`` steps an epoch, on ``device``."""
     torch.manual_seed(config.seed)
-    model = MODELS[config.model](data.in_shape, data.num_classes, width=config.width, mean=data.mean, std=data.std)
+    model = network(config, data)
     objective = config.objective()
     if objective.ibp_init:
         ibp_init_(model)

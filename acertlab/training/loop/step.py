@@ -30,7 +30,7 @@ def train_step(
     logits, statistics = clean_pass(state.model, x)
     frozen = freeze(state.traced, statistics) if state.objective.bounds else None
     known = state.radii.of(index) if state.radii else None
-    step = Step(x, y, logits, frozen, eps, std, known, state.model)
+    step = Step(x, y, logits, frozen, eps, std, known, state.model, statistics=statistics)
     loss, logged = state.objective(step)
     if state.radii and eps > 0:
         state.radii.update_(index, logged.radii)

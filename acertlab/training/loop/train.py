@@ -34,6 +34,7 @@ from acertlab.data.run import (
     load_run,
     open_folder,
 )
+from acertlab.models.split import split
 from acertlab.radius.certificate import certify_batch
 from acertlab.radius.metrics import mean_of_batches, summarise
 from acertlab.radius.search import SearchSettings
@@ -41,7 +42,7 @@ from acertlab.training.config import TrainConfig
 from acertlab.training.loop.checkpoint import full_disk_explained, restore, save_checkpoint
 from acertlab.training.loop.diagnostics import NonFiniteLossError, find_layer
 from acertlab.training.loop.session import session
-from acertlab.training.loop.state import State, initial_state
+from acertlab.training.loop.state import State, initial_state, network
 from acertlab.training.loop.step import history_sums, normalisation, train_step
 from acertlab.training.schedules import RAMPS
 
@@ -263,6 +264,8 @@ def _check_data(config: TrainConfig, data: ImageData) -> None:
     if data.num_classes < 2:
         raise ValueError(f"data: {data.name!r} has one class ({', '.join(data.classes)}); at least 2")
     smallest = len(data.train_x) // math.ceil(len(data.train_x) / config.batch_size)
+    if config.objective().splits:
+        split(network(config, data), config.classifier_relus)  # refuses what cannot be split
     if smallest < 2 and config.model != "mlp":  # which has no BatchNorm
         raise ValueError(
             f"batch_size = {config.batch_size}: {len(data.train_x)} training images come to a batch of one, of which "

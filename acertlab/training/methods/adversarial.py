@@ -1,20 +1,23 @@
-"""Methods that also attack: SABR, MTL-IBP, CC-IBP, Exp-IBP, and their combinations with ACERT."""
+"""Methods that also attack: SABR, MTL-IBP, CC-IBP, Exp-IBP, TAPS, STAPS, and their combinations with ACERT."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from acertlab.bounds.box import Box, ball
+from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.bounds.margin import worst_margin
+from acertlab.models.split import split
 from acertlab.radius.search import MarginGrowth, without_zero
 from acertlab.training.methods.acert import ACERT
 from acertlab.training.methods.base import Step, StepLog
 from acertlab.training.methods.ibp import FastIBP
-from acertlab.training.methods.pgd import training_attack
+from acertlab.training.methods.pgd import gradient_link, latent_attack, margins_at, training_attack, wrong_classes
 
 SMALLEST = 1e-12  # of a loss that is raised to a power below 1, whose gradient is infinite at 0
 
@@ -106,6 +109,58 @@ class CCIBP(MTLIBP):
         logits = step.network.logits(step.attacked)
         attacked = logits - logits.gather(1, step.y.unsqueeze(1))
         return F.cross_entropy(self.alpha * margins + (1 - self.alpha) * attacked, step.y)
+
+
+@dataclass(frozen=True)
+class TAPS(FastIBP):
+    """TAPS: once the ramp is over, L_rob = CE(TAPS margins) CE(IBP margins), of the batch's mean losses.
+
+    The network is split. IBP bounds its first part; in the box that this gives, PGD looks for the largest margin of
+    each wrong class by itself over the last part, the classifier: never larger than IBP's bound of it, and by a perfect
+    search never smaller than at any x' in the ball. The point that is found passes its gradient on to both ends of
+    that box (`gradient_link`). In the product the gradient of the TAPS loss counts ``taps_weight`` times:
+    dL_rob = w CE_IBP dCE_TAPS + CE_TAPS dCE_IBP. While the ramp lasts it is FastIBP.
+
+    Source: Mao et al. 2023, "Connecting certified and adversarial training".
+    """
+
+    splits: ClassVar[bool] = True
+
+    classifier_relus: int = 1  # of the network's ReLUs, in the part that is attacked
+    taps_weight: float = 5.0  # w, of the TAPS loss's gradient
+    latent_steps: int = 20  # of PGD in the box between the parts
+    link_share: float = 0.5  # c of the gradient connector
+
+    def bounded(self, step: Step, box: Box, relu_inputs: list[Box] | None) -> Tensor:
+        """The product of both losses at the end of the ramp; the IBP loss before."""
+        if step.eps < self.eps_max:
+            return super().bounded(step, box, relu_inputs)
+        margins, estimated = self.both_margins(step, box)
+        taps, ibp = F.cross_entropy(estimated, step.y), self.robust(step, margins)
+        return (taps.detach() + self.taps_weight * (taps - taps.detach())) * ibp
+
+    def both_margins(self, step: Step, box: Box) -> tuple[Tensor, Tensor]:
+        """IBP's bounds of logit_i - logit_y over the box, and TAPS's estimates of the same, (B, classes) each."""
+        first, classifier = (_frozen(part, step) for part in split(step.victim, self.classifier_relus))
+        features, classes = first.propagate(box), step.logits.shape[1]
+        margins = classifier.margins(features, step.y, merged=self.merged)
+        points = latent_attack(classifier, features, step.y, classes, self.latent_steps)
+        found = margins_at(classifier, gradient_link(features, points, self.link_share), step.y)
+        return margins, torch.zeros_like(margins).scatter(1, wrong_classes(step.y, classes), found)
+
+
+def _frozen(part: nn.Module, step: Step) -> IntervalNetwork:
+    """A part of the network, with the step's weights and batch statistics."""
+    names = dict(part.named_modules())
+    return freeze(part, {name: known for name, known in step.normalised.items() if name in names})
+
+
+@dataclass(frozen=True)
+class STAPS(TAPS, SABR):
+    """STAPS: TAPS over SABR's small box instead of the ball; SABR while the ramp lasts.
+
+    Source: Mao et al. 2023.
+    """
 
 
 # ---- ours: does a radius of each sample's own help the successors too?

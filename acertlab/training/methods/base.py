@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple, TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acertlab.bounds.ibp import IntervalNetwork
+from acertlab.bounds.ibp import IntervalNetwork, Statistics
 from acertlab.training.methods.sample_radii import RadiusEstimates
 
 T = TypeVar("T")
@@ -30,6 +30,7 @@ class Step:
     history: RadiusEstimates | None = None  # what the last epoch found for these samples
     model: nn.Module | None = None  # the network itself, for methods that attack it
     x_adv: Tensor | None = None  # (B, C, H, W) what the attack at eps_{max,t} found
+    statistics: Statistics | None = None  # those in `frozen`, for methods that bound a part of the network
 
     @property
     def network(self) -> IntervalNetwork:
@@ -40,6 +41,11 @@ class Step:
     def attacked(self) -> Tensor:
         """The adversarial examples: `x_adv`, which a method that uses them must be given."""
         return _given(self.x_adv, "x_adv")
+
+    @property
+    def normalised(self) -> Statistics:
+        """The BatchNorm statistics of the clean pass: `statistics`, which a method that bounds parts must be given."""
+        return _given(self.statistics, "statistics")
 
     @property
     def victim(self) -> nn.Module:
@@ -69,6 +75,7 @@ class Standard:
     bounds: ClassVar[bool] = False  # whether the method bounds the network
     attacks: ClassVar[bool] = False  # whether it attacks the network
     searches: ClassVar[bool] = False  # whether it searches each sample's own radius
+    splits: ClassVar[bool] = False  # whether it takes the network in two parts
     ibp_init: ClassVar[bool] = False  # whether weights start from Shi et al.'s IBP initialisation
 
     def __call__(self, step: Step) -> tuple[Tensor, StepLog]:

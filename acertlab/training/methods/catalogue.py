@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from acertlab.training.methods.acert import ACERT, ACERTFast
-from acertlab.training.methods.adversarial import ACERTMTLIBP, ACERTSABR, CCIBP, MTLIBP, SABR, ExpIBP
+from acertlab.training.methods.adversarial import ACERTMTLIBP, ACERTSABR, CCIBP, MTLIBP, SABR, STAPS, TAPS, ExpIBP
 from acertlab.training.methods.base import Standard
 from acertlab.training.methods.ibp import CROWNIBP, IBP, FastIBP
 
@@ -26,6 +26,8 @@ METHODS: dict[str, Method] = {  # in the order of tables and legends
     "mtl-ibp": Method(MTLIBP, "MTL-IBP", "green", "x"),
     "cc-ibp": Method(CCIBP, "CC-IBP", "purple", "pentagon"),
     "exp-ibp": Method(ExpIBP, "Exp-IBP", "sky", "triangle-down"),
+    "taps": Method(TAPS, "TAPS", "blue", "hourglass"),
+    "staps": Method(STAPS, "STAPS", "orange", "bowtie"),
     "acert": Method(ACERT, "ACERT", "vermillion", "star"),
     "acert-fast": Method(ACERTFast, "ACERT-fast", "orange", "hexagram"),
     "acert-sabr": Method(ACERTSABR, "ACERT + SABR (ours)", "purple", "star-diamond"),

@@ -45,6 +45,10 @@ class IBP(Standard):
         """() L_rob of the worst-case margins."""
         return F.cross_entropy(margins, step.y)
 
+    def bounded(self, step: Step, box: Box, relu_inputs: list[Box] | None) -> Tensor:
+        """() L_rob over the box; receives the boxes at the ReLUs."""
+        return self.robust(step, self.margins(step, box, relu_inputs))
+
     def regulariser_weight(self, eps: float) -> float:
         """The weight of both regularisers at eps_{max,t}: none here."""
         return 0.0
@@ -56,12 +60,13 @@ class IBP(Standard):
         if weight > 0:
             relu_inputs: list[Box] = []
             box = self.box(step, found.radius.clamp(min=REGULARISER_EPS))
-            margins = self.margins(step, box, relu_inputs)
             if step.eps > 0:
-                robust = self.robust(step, margins)
+                robust = self.bounded(step, box, relu_inputs)
+            else:
+                self.margins(step, box, relu_inputs)
             penalty = weight * regulariser(relu_inputs, (box.radius / step.std).mean())
         elif step.eps > 0:
-            robust = self.robust(step, self.margins(step, self.box(step, found.radius), None))
+            robust = self.bounded(step, self.box(step, found.radius), None)
         loss = self.kappa * clean + (1 - self.kappa) * robust + penalty
         return loss, StepLog(clean.detach(), robust.detach(), penalty.detach(), found)
 

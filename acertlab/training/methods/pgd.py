@@ -1,10 +1,14 @@
 """PGD inside a training step: cheap, unchecked and without a witness, unlike `acertlab.pgd`."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from acertlab.bounds.box import Domain, ball
+from acertlab.bounds.box import Box, Domain, ball
+from acertlab.bounds.ibp import IntervalNetwork
 
 
 def training_attack(
@@ -47,3 +51,115 @@ def training_attack(
         for module, training in modes:
             module.training = training
     return point
+
+
+# ---- inside a network, for TAPS (Mao et al. 2023). Numbers are those of the published code
+LARGEST = 2**27  # numbers in the points that are attacked at once (half a gigabyte)
+
+
+def latent_attack(network: IntervalNetwork, box: Box, y: Tensor, classes: int, steps: int) -> Tensor:
+    """For each sample and each wrong class i, the point of the box with the largest margin f_i - f_y that PGD finds.
+
+    From one random start; each step is a fifth of the box's width (2 / steps of it, if that is more), a tenth of that
+    after 70 % of 20 to 50 steps (40 and 70 % of up to 80; 30, 60 and 80 % of more). The best of all points counts.
+
+    Args:
+        network: the network's last part, prepared.
+        box: (B, ...) of that part's inputs.
+        y: (B,) labels.
+        classes: K.
+        steps: >= 1.
+
+    Returns:
+        (B, K - 1, ...), without gradient; the wrong classes in order.
+    """
+    rows = max(1, LARGEST // ((classes - 1) * box.lower[0].numel()))
+    parts = zip(box.lower.detach().split(rows), box.upper.detach().split(rows), y.split(rows), strict=True)
+    return torch.cat([_latent_attack(network, *part, classes, steps) for part in parts])
+
+
+@torch.no_grad()
+def _latent_attack(
+    network: IntervalNetwork, lower: Tensor, upper: Tensor, y: Tensor, classes: int, steps: int
+) -> Tensor:
+    lower, upper = lower.unsqueeze(1), upper.unsqueeze(1)
+    width, size = upper - lower, max(0.2, 2 / steps)
+    falls = [int(share * steps) for share in _shares(steps)]
+    shape = (len(y), classes - 1, *lower.shape[2:])
+    point = lower + width * torch.rand(shape, dtype=lower.dtype, device=lower.device)
+    best, largest = point, lower.new_full(shape[:2], -torch.inf)
+    for step in range(steps + 1):
+        point.requires_grad_()
+        with torch.enable_grad():
+            margins = margins_at(network, point, y)
+            total = margins.sum()
+        better = margins > largest
+        best = torch.where(better.view(*shape[:2], *[1] * (lower.dim() - 2)), point, best)
+        largest = torch.maximum(largest, margins)
+        if step < steps:
+            move = size * 0.1 ** sum(step >= fall for fall in falls) * width
+            slope = torch.autograd.grad(total, point)[0]
+            point = (point + move * slope.sign()).clamp(lower, upper)
+    return best
+
+
+def _shares(steps: int) -> tuple[float, ...]:
+    if steps < 20:
+        return ()
+    return (0.7,) if steps <= 50 else (0.4, 0.7) if steps <= 80 else (0.3, 0.6, 0.8)
+
+
+def margins_at(network: IntervalNetwork, points: Tensor, y: Tensor) -> Tensor:
+    """f_i - f_y at a point of its own (B, K - 1, ...) for each wrong class i, (B, K - 1)."""
+    wrong = wrong_classes(y, points.shape[1] + 1).unsqueeze(2)
+    logits = network.logits(points.flatten(0, 1)).unflatten(0, points.shape[:2])  # (B, K - 1, K)
+    return (logits.gather(2, wrong) - logits.gather(2, y.view(-1, 1, 1).expand_as(wrong))).squeeze(2)
+
+
+def wrong_classes(y: Tensor, classes: int) -> Tensor:
+    """(B, K - 1) all classes but y, in order."""
+    others = torch.arange(classes - 1, device=y.device)
+    return others + (others >= y.unsqueeze(1))
+
+
+class _GradientLink(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, lower: Tensor, upper: Tensor, points: Tensor, share: float) -> Tensor:
+        ctx.save_for_backward(lower, upper, points)
+        ctx.share = share
+        return points.view_as(points)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (once_differentiable hides the names)
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        lower, upper, points = ctx.saved_tensors
+        lower, upper = lower.unsqueeze(1), upper.unsqueeze(1)
+        reach = ctx.share * (upper - lower)
+        scaled = grad / reach.clamp(min=NARROW)
+
+        def share(within: Tensor) -> Tensor:
+            return (scaled * within.clamp(min=NARROW / 2) * (within >= 0)).sum(1)
+
+        return share(lower + reach - points), share(points - (upper - reach)), None, None
+
+
+NARROW = 1e-5  # an interval narrower than this gives each of its ends half of the gradient
+
+
+def gradient_link(box: Box, points: Tensor, share: float) -> Tensor:
+    """The points themselves, whose gradient goes to the ends of the box: the rectified linear gradient connector.
+
+    With width w = upper - lower, upper receives max(0, 1 - (upper - point) / (c w)) of a point's gradient and lower
+    max(0, 1 - (point - lower) / (c w)): all of it where the point is that end, none from c w away on. It is the
+    derivative of no function.
+
+    Args:
+        box: (B, ...).
+        points: (B, n, ...) in it.
+        share: c, of the width, > 0; beyond 1/2 a point between has both ends' attention.
+
+    Source: Mao et al. 2023 (c = 0.5).
+    """
+    return _GradientLink.apply(box.lower, box.upper, points, share)
