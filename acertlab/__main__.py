@@ -16,6 +16,9 @@ EPILOG = "acertlab COMMAND --help tells more. From Python and notebooks: import 
 
 def demo(args: argparse.Namespace) -> int:
     """Train on the embedded digits and draw the accuracy-robustness picture, in a few minutes."""
+    from acertlab._optional import need
+
+    need("notebooks", "acertlab demo", "anywidget", "ipywidgets", "jinja2", "nbconvert", "plotly")
     import papermill
 
     from acertlab.data.files import CLONE, from_clone

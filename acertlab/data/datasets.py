@@ -21,8 +21,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
-from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
-from torchvision.datasets.utils import download_and_extract_archive
 
 from acertlab.data.readers import (
     Raw,
@@ -71,8 +69,21 @@ class Dataset:
     certified_at: tuple[float, ...] = ()
 
 
+def _by_torchvision(name: str, folder: str) -> None:
+    from torchvision import datasets  # with all its networks and a compiler: two seconds, for a download only
+
+    getattr(datasets, name)(folder, download=True)
+
+
+def _fetch_tinyimagenet(folder: str) -> None:
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    download_and_extract_archive(_tinyimagenet_zip, folder, md5="90528d7ca1a48142e341f4ef8d21d0de")
+
+
+_clothes = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _read_mnist = partial(read_idx_folder, classes=[str(i) for i in range(10)])
-_read_fashion = partial(read_idx_folder, classes=FashionMNIST.classes)
+_read_fashion = partial(read_idx_folder, classes=_clothes)
 _idx_layout = "raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte (plain or .gz)"
 _tinyimagenet_zip = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 DATASETS: dict[str, Dataset] = {
@@ -81,7 +92,7 @@ DATASETS: dict[str, Dataset] = {
         shape=(1, 8, 8),
         classes=10,
         sizes=(1_438, 359),
-        places={"": read_digits},  # it comes with scikit-learn
+        places={"": read_digits},  # it comes with the package
         certified_at=(0.05, 0.1, 0.15, 0.2),
     ),
     "mnist": Dataset(
@@ -91,8 +102,8 @@ DATASETS: dict[str, Dataset] = {
         sizes=(60_000, 10_000),
         places={"MNIST/raw": _read_mnist},
         layout=f"MNIST/{_idx_layout}",
-        url=MNIST.mirrors[0] + MNIST.resources[0][0],
-        fetch=partial(MNIST, download=True),
+        url="https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz",
+        fetch=partial(_by_torchvision, "MNIST"),
         certified_at=(0.1, 0.2, 0.3, 0.4),
     ),
     "fashion-mnist": Dataset(
@@ -102,8 +113,8 @@ DATASETS: dict[str, Dataset] = {
         sizes=(60_000, 10_000),
         places={"FashionMNIST/raw": _read_fashion, "/usr/share/datasets/fashion-mnist": _read_fashion},
         layout=f"FashionMNIST/{_idx_layout}, or install Debian's package dataset-fashion-mnist",
-        url=FashionMNIST.mirrors[0] + FashionMNIST.resources[0][0],
-        fetch=partial(FashionMNIST, download=True),
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-images-idx3-ubyte.gz",
+        fetch=partial(_by_torchvision, "FashionMNIST"),
         certified_at=(0.05, 0.1),
     ),
     "cifar10": Dataset(
@@ -114,8 +125,8 @@ DATASETS: dict[str, Dataset] = {
         places={"cifar-10-batches-py": read_cifar_batches, "cifar10": read_split_folders},
         layout="cifar-10-batches-py/{data_batch_[1-5],test_batch,batches.meta}, "
         "or cifar10/{train,test}/CLASS/*.png|jpg",
-        url=CIFAR10.url,
-        fetch=partial(CIFAR10, download=True),
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        fetch=partial(_by_torchvision, "CIFAR10"),
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
         crop=2,
@@ -129,7 +140,7 @@ DATASETS: dict[str, Dataset] = {
         places={"tiny-imagenet-200": read_tinyimagenet},
         layout="tiny-imagenet-200/{words.txt,train/WNID/images/*.JPEG,val/images/*.JPEG,val/val_annotations.txt}",
         url=_tinyimagenet_zip,
-        fetch=partial(download_and_extract_archive, _tinyimagenet_zip, md5="90528d7ca1a48142e341f4ef8d21d0de"),
+        fetch=_fetch_tinyimagenet,
         mean=(0.4802, 0.4481, 0.3975),
         std=(0.2302, 0.2265, 0.2262),
         crop=4,
@@ -209,7 +220,7 @@ def load_dataset(
     shuffled order, so that the first n images of a part are a fair sample of it.
 
     Args:
-        name: "digits" (comes with scikit-learn; values 0..16 are stored as round(v * 255 / 16); a fixed fifth is the
+        name: "digits" (comes with the package; values 0..16 are stored as round(v * 255 / 16); a fixed fifth is the
             test part), "mnist", "fashion-mnist", "cifar10", "tinyimagenet" (its published validation images are the
             test part, since its test labels are not public), or "folder:PATH" with PATH/{train,test}/CLASS/*.png|jpg,
             or with PATH/CLASS/*.png|jpg, of which a fixed fifth is the test part.
@@ -313,7 +324,7 @@ def _read(name: str, known: Dataset, root: Path, download: bool) -> Raw:
     if raw is not None:
         return raw
     looked = "".join(f"\n  {root / place}" for place in known.places)
-    command = f"""python -c "from acertlab.data import load_dataset; load_dataset('{name}', root='{DEFAULT_ROOT}')\""""
+    command = f"""python -c "import acertlab as al; al.load_dataset('{name}', root='{DEFAULT_ROOT}')\""""
     ways = [f"on a machine with a network: {command}"] if known.fetch else []
     ways += [f"give root=... or ACERTLAB_DATA=... a folder that holds {known.layout or ', or '.join(known.places)}"]
     raise FileNotFoundError(

@@ -9,11 +9,12 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-from safetensors.torch import save
+
+if TYPE_CHECKING:
+    import torch
 
 CLONE = Path(__file__).resolve().parents[2]  # the repository's folder, where the package is used from a clone of it
 
@@ -123,6 +124,8 @@ def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
 
 def write_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor]) -> None:
     """Write a network's tensors as safetensors, atomically; on whatever device they are, they are read on the CPU."""
+    from safetensors.torch import save
+
     # copies: safetensors refuses tensors that share memory
     content = save({name: t.detach().to("cpu", copy=True).contiguous() for name, t in state_dict.items()})
     with written_aside(Path(path)) as aside:

@@ -20,24 +20,26 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from acertlab.data.files import shown, walk
 
 DEFAULT_CACHE = "~/.cache/acertlab"
+IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 # What a reader returns: train_x, train_y, test_x, test_y, classes; None where the place does not hold the dataset.
 Raw = tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]
 
 
 def read_digits(place: Path) -> Raw:
-    """scikit-learn's handwritten digits, which come with it wherever `place` is; a fixed fifth is the test part."""
-    from sklearn.datasets import load_digits  # imported here because it takes a second and only this dataset needs it
+    """Handwritten digits, which come with the package wherever `place` is; a fixed fifth is the test part.
 
-    images, labels = load_digits(return_X_y=True)
-    images = np.rint(np.asarray(images) * (255 / 16)).astype(np.uint8)
-    x, y = torch.from_numpy(images).view(-1, 1, 8, 8), torch.from_numpy(np.asarray(labels)).long()
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998
+    (CC BY 4.0): its test part, as in scikit-learn.
+    """
+    with np.load(Path(__file__).with_name("digits.npz")) as file:  # values 0 to 16
+        images, labels = file["images"], file["labels"]
+    x = torch.from_numpy(np.rint(images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    y = torch.from_numpy(labels).long()
     order = permutation(len(y))
     test, train = order[: len(y) // 5], order[len(y) // 5 :]
     return x[train], y[train], x[test], y[test], tuple(map(str, range(10)))
@@ -90,6 +92,8 @@ def read_cifar_batches(place: Path) -> Raw | None:
     """CIFAR-10's pickles, unpickled by torchvision after it has verified their checksums."""
     if not place.is_dir():
         return None
+    from torchvision.datasets import CIFAR10  # with all its networks and a compiler: two seconds
+
     with warnings.catch_warnings():
         # numpy 2.4.0 to 2.4.4 warn about dtypes pickled by numpy 1, as these were.
         warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)

@@ -20,15 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from acertlab._validation import tidy
 from acertlab.data.files import CLONE, read_json, read_parquet, write_json
-from acertlab.models.architectures import MODELS
 
 if TYPE_CHECKING:
+    import torch
+
     from acertlab.data.datasets import ImageData
 
 log = logging.getLogger(__name__)
@@ -107,6 +105,11 @@ class Run:
             FileNotFoundError: The weights are gone, or were never there: runs are packed without them.
             ValueError: The configuration names an unknown network, or the weights do not fit it.
         """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        from acertlab.models.architectures import MODELS  # with torch, which tables of runs do not need
+
         name, weights = self.config.get("model"), self.path / "model.safetensors"
         if name == EXTERNAL:
             raise ValueError(

@@ -7,6 +7,11 @@ they are asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from acertlab._optional import need, spare_the_grammar
+
+need("sweep", "acertlab.sweep", "distributed", "ipykernel", "nbformat", "papermill", "rich", "yaml")
+spare_the_grammar()  # nbformat
+
 if TYPE_CHECKING:
     from acertlab.sweep.executor import run as run
     from acertlab.sweep.spec import read_spec as read_spec

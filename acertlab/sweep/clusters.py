@@ -1,6 +1,7 @@
 """Workers for a sweep on other machines: Slurm, SSH, Kubernetes. `pip install 'acertlab[cluster]'`; one worker a GPU.
 
-    from acertlab import clusters, sweep
+    from acertlab import sweep
+    from acertlab.sweep import clusters
 
     if __name__ == "__main__":
         with clusters.slurm(8, queue="gpu", shared="~/.acertlab") as cluster:      # eight jobs of one GPU
@@ -29,6 +30,7 @@ from dask import config
 from distributed import Security, SpecCluster
 from distributed.deploy import ssh as dask_ssh
 
+from acertlab._optional import need
 from acertlab.sweep.job import START_TIMEOUT
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def slurm(
         shared: a folder that all nodes see; takes the certificates, readable by you alone.
         options: further ones of `dask_jobqueue.SLURMCluster`, as account or job_script_prologue.
     """
+    need("cluster", "clusters.slurm", "dask_jobqueue")
     from dask_jobqueue.slurm import SLURMCluster
 
     # else 60 seconds: a job whose worker is not up by then ends, and nobody submits it again
@@ -122,6 +125,7 @@ def kubernetes_spec(
         gpus: of every worker: 1, or 0.
         name: of the cluster.
     """
+    need("cluster", "clusters.kubernetes_spec", "dask_kubernetes")
     from dask_kubernetes.operator import make_cluster_spec
 
     spec = make_cluster_spec(

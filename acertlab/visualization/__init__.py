@@ -5,6 +5,11 @@ readers) and one marker throughout. A `..._spec` is what a figure is made of, as
 with the last and changes what differs, in a fraction of the time that it takes to make a figure.
 """
 
+from acertlab._optional import need, spare_the_grammar
+
+need("notebooks", "acertlab.visualization", "plotly", "jinja2")
+spare_the_grammar()  # a figure's display loads nbformat
+
 from acertlab.visualization.fronts import (
     tradeoff as tradeoff,
     tradeoff_of_means as tradeoff_of_means,

@@ -35,7 +35,7 @@ if what == "assertion":
     assert number > 100, "this number is too small"
 if what == "nan":
     import numpy as np
-    from acertlab.data import ImageData
+    from acertlab.data.datasets import ImageData
     from acertlab.training.config import TrainConfig
     from acertlab.training.loop.train import train
     import torch

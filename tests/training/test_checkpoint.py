@@ -23,9 +23,9 @@ CHILD = textwrap.dedent("""
     import sys
     import torch
     torch.set_num_threads(1)
-    from acertlab.data import load_dataset
-    from acertlab.training import TrainConfig
-    from acertlab.training import train
+    from acertlab.data.datasets import load_dataset
+    from acertlab.training.config import TrainConfig
+    from acertlab.training.loop.train import train
     train(TrainConfig(**eval(sys.argv[2])), load_dataset("digits"), sys.argv[1], progress=False)
 """)
 

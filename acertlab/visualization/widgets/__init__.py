@@ -4,6 +4,10 @@ The widgets keep no state of their own; what they show at any position of the co
 `pareto_texts` and `radius_figures` return for it, and those draw the static pictures, too.
 """
 
+from acertlab._optional import need
+
+need("notebooks", "acertlab.visualization.widgets", "ipywidgets", "anywidget")
+
 from acertlab.visualization.widgets.explorer import pareto_explorer as pareto_explorer
 from acertlab.visualization.widgets.gallery import (
     gallery_figure as gallery_figure,
