@@ -31,7 +31,7 @@ class _Grammar(ModuleType):
 
     def __init__(self, spec: ModuleSpec) -> None:
         super().__init__(spec.name)
-        self.__spec__, self.__path__ = spec, spec.submodule_search_locations
+        self.__spec__, self.__path__ = spec, list(spec.submodule_search_locations or ())
 
     def is_valid_syntax(self, *args: Any) -> bool:
         return self._loaded().is_valid_syntax(*args)
