@@ -84,11 +84,9 @@ class CapSensitivity:
 
 
 def cap_sensitivity(samples: Samples, resamples: Resamples, caps: Sequence[float] | None = None) -> CapSensitivity:
-    """Tuned ART of every method over eps_max, and the crossings, found to 1e-6 of the cap.
+    """Tuned ART of every method at rising eps_max (``caps``, pixel units), and the crossings, to 1e-6 of the cap.
 
-    Args:
-        samples, resamples: `joint_samples` and `draw`; the first draws are used.
-        caps: The values of eps_max, rising, pixel units; None: evenly from a sixtieth of the cap to the cap.
+    Of the resamples the first ones are used.
     """
     grid = np.linspace(samples.cap / CAPS, samples.cap, CAPS) if caps is None else np.asarray(caps, dtype=float)
     few = resamples.first(CAP_DRAWS)
@@ -184,14 +182,8 @@ def acr_breakdown(
 ) -> ACRBreakdown:
     """Break down the ACR of one method at one kappa.
 
-    Args:
-        samples, resamples: `joint_samples` and `draw`.
-        method, kappa: A row of `samples.settings`.
-        eps_max: The perceptual limit, pixel units, at most the cap.
-        eps_grid: Where to give the certified accuracy, pixel units, at most the cap.
-
-    Raises:
-        ValueError: There is no such run, or an eps lies beyond the cap.
+    ``eps_max`` is the perceptual limit, and certified accuracy is given at ``eps_grid`` (pixel units). ValueError where
+    there is no such run, or an eps lies beyond the cap.
     """
     settings = samples.settings
     chosen = np.flatnonzero((settings.method == method) & np.isclose(settings.kappa, kappa))

@@ -96,11 +96,7 @@ class Samples:
 
 
 def joint_samples(runs: pd.DataFrame, tables: Mapping[str, pd.DataFrame] | None = None) -> Samples:
-    """The radii of all runs of a table, side by side.
-
-    Args:
-        runs: A row a run, of one dataset and one trained eps_max, as `load_runs` gives it.
-        tables: From a run's path to its samples, in the order of the runs; None: `load_samples(runs)`.
+    """The radii of all runs of a table (as `load_runs` gives it), side by side; ``tables`` are their `load_samples`.
 
     Raises:
         ValueError: No runs; several datasets, eps_max or verifiers; runs of one setting that differ in more than their
@@ -180,10 +176,7 @@ class Scores:
 def resampled_scores(samples: Samples, resamples: Resamples, eps_max: float, acc: np.ndarray | None = None) -> Scores:
     """The scores at an eps_max (pixel units, at most the cap); ART is the mean over seeds of each network's.
 
-    Args:
-        samples, resamples: What to score.
-        eps_max: The perceptual limit.
-        acc: `image_means(samples.correct, resamples)`, where it is known already.
+    ``acc`` is `image_means` of what is correct, where that is known already.
     """
     acc = image_means(samples.correct, resamples) if acc is None else acc
     acr = image_means(samples.share(eps_max), resamples)

@@ -78,16 +78,13 @@ def _grid(low: float, high: float, step: float) -> np.ndarray:
 
 def ratio_table(runs: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
     """`ratios_by_seed` as text: both ACR in percent, their ratio with its standard error, and the seeds' range."""
-    a, b = name_of(method), name_of(other)
-    rows = [
-        {
-            "Acc %": f"{100 * row['accuracy']:.1f}",
-            f"{a}: ACR %": f"{100 * row['acr']:.2f}",
-            f"{b}: ACR %": f"{100 * row['other_acr']:.2f}",
-            "ratio": f"{row['ratio']:.3f} ± {row['standard_error']:.3f}",
-            "seeds from": f"{row['low']:.3f}",
-            "to": f"{row['high']:.3f}",
-        }
-        for row in ratios_by_seed(runs, method, other).to_dict("records")
-    ]
-    return pd.DataFrame(rows)
+    found = ratios_by_seed(runs, method, other)
+    columns = {
+        "Acc %": (100 * found.accuracy).map("{:.1f}".format),
+        f"{name_of(method)}: ACR %": (100 * found.acr).map("{:.2f}".format),
+        f"{name_of(other)}: ACR %": (100 * found.other_acr).map("{:.2f}".format),
+        "ratio": found.ratio.map("{:.3f}".format) + " ± " + found.standard_error.map("{:.3f}".format),
+        "seeds from": found.low.map("{:.3f}".format),
+        "to": found.high.map("{:.3f}".format),
+    }
+    return pd.DataFrame(columns)

@@ -204,15 +204,7 @@ class Comparison:
 
 
 def compare(samples: Samples, scores: Scores, method: str, other: str) -> Comparison:
-    """Two methods' fronts, at the accuracies that both reach (or at its one accuracy, where a front is one point).
-
-    Args:
-        samples, scores: `joint_samples` and `resampled_scores`.
-        method, other: Two of `samples.methods`.
-
-    Raises:
-        ValueError: A method that the samples do not have.
-    """
+    """Two methods' fronts, at the accuracies that both reach (or at its one accuracy, where a front is one point)."""
     curves = [Curve.of(samples, scores, name) for name in (method, other)]
     accuracy = _common_accuracies(*curves)  # (1 + B, G)
     acr, other_acr = (curve.acr_at(accuracy) for curve in curves)

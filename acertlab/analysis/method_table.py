@@ -12,7 +12,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from acertlab._text import eps_text
-from acertlab.analysis.seeds import check_comparable, check_seeds, mean_over_seeds, tuned_kappa, validation_art
+from acertlab.analysis.seeds import (
+    check_comparable,
+    check_eps_max,
+    check_seeds,
+    mean_over_seeds,
+    tuned_kappa,
+    validation_art,
+)
 from acertlab.data.datasets import ImageData, load_dataset, to_float
 from acertlab.data.files import read_json, write_json
 from acertlab.data.run import Run, check_tested_on, load_run
@@ -26,11 +33,8 @@ SCORES = {"acc": "Acc", "acr": "ACR", "art": "ART"}
 def tuned_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Table 1: every method at its smallest kappa and, marked with a dagger, at the kappa of the highest ART.
 
-    Args:
-        runs: A row a run, of any datasets and eps_max; seeds are averaged.
-
-    Returns:
-        Columns dataset, eps_max, method, kappa, seeds, Acc, ACR, ART, the last three in percent, not rounded.
+    Of runs of any datasets and eps_max, seeds averaged: columns dataset, eps_max, method, kappa, seeds, Acc, ACR, ART,
+    the last three in percent, not rounded.
     """
     table, by = mean_over_seeds(runs), ["dataset", "eps_max", "method"]
     best = {key: tuned_kappa(one, "art") for key, one in runs.groupby(by)}
@@ -44,13 +48,7 @@ def tuned_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of each method at the kappa with the highest ART on the validation images.
-
-    It is the mean over those seeds with which all kappas of the method were trained, so that a kappa is not chosen for
-    its seeds; where there are none, over all.
-
-    Args:
-        runs: Of one dataset and eps_max, as `load_runs` gives them; the history of each has validation scores.
+    """The runs of each method at the kappa with the highest ART on the validation images (`tuned_kappa`).
 
     Raises:
         ValueError: Runs of several datasets, eps_max or verifiers, runs that are no seeds of one setting, or one
@@ -60,9 +58,8 @@ def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
     check_seeds(runs)
     runs = runs.assign(val_art=validation_art(runs))
     if runs.val_art.isna().any():
-        raise ValueError(
-            f"runs: {runs.path[runs.val_art.isna()].iloc[0]} was not validated, so that kappa cannot be chosen"
-        )
+        unknown = runs.path[runs.val_art.isna()].iloc[0]
+        raise ValueError(f"runs: {unknown} was not validated, so that kappa cannot be chosen")
     best = {method: tuned_kappa(of, "val_art") for method, of in runs.groupby("method")}
     return runs.loc[runs.kappa == runs.method.map(best)].reset_index(drop=True)
 
@@ -79,15 +76,13 @@ def attack_run(
         run: With its weights, thus not a packed one.
         data: The run's dataset; its test part is attacked.
         eps: Pixel units, up to the run's `radius_cap`.
-        steps, restarts: As in `acertlab.attack.pgd`.
+        steps, restarts: As in `acertlab.pgd`.
 
     Raises:
         ValueError: An eps beyond `radius_cap`; the run is packed; `data` is not what it was measured on.
     """
-    if beyond := [value for value in eps if not 0 < value <= run.result["radius_cap"]]:
-        raise ValueError(
-            f"eps = {beyond[0]!r}: accepted is > 0 and <= {run.result['radius_cap']:g}, up to where radii are known"
-        )
+    for value in eps:
+        check_eps_max(value, run.result["radius_cap"], "eps")
     check_tested_on(run, data)
     attack = {"steps": steps, "restarts": restarts}
     known = run.result.get("adv_acc", {}) if run.result.get("attack") == attack else {}
@@ -108,16 +103,9 @@ def attack_run(
 def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame:
     """A row a method at its chosen kappa: scores in percent as "mean ± standard deviation" over seeds; – where none.
 
-    The seconds of an epoch, validation included, are the median over seeds, as they were when the runs were made:
-    whatever else ran on the machine is in them.
-
-    Args:
-        runs: As `chosen_runs` gives them.
-        eps: Where to give certified accuracy, and accuracy under PGD of the methods that were attacked there with
-            every seed.
-
-    Raises:
-        ValueError: An eps at which certified accuracy was not measured; runs that are no seeds of one setting.
+    Certified accuracy is given at ``eps``, and accuracy under PGD of the methods that were attacked there with every
+    seed; ValueError where certified accuracy was not measured. The seconds of an epoch, validation included, are the
+    median over seeds, as they were when the runs were made: whatever else ran on the machine is in them.
     """
     check_seeds(runs)
     rows, seconds = [], []
@@ -125,11 +113,10 @@ def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame
         row = {"method": name_of(group.method.iloc[0]), "kappa": f"{group.kappa.iloc[0]:g}", **scores(group)}
         for value in eps:
             row[f"cert. at {eps_text(value)}"] = spread([_certified_at(value, shares) for shares in group.cert_acc])
-        held = group.adv_acc if "adv_acc" in group else ()
-        attacked = [result for result in held if isinstance(result, dict)]
+        attacked = [held if isinstance(held, dict) else {} for held in group.get("adv_acc", [{}] * len(group))]
         for value in eps:
-            if len(attacked) == len(group) and all(str(value) in result for result in attacked):
-                row[f"PGD at {eps_text(value)}"] = spread([result[str(value)] for result in attacked])
+            if all(str(value) in held for held in attacked):
+                row[f"PGD at {eps_text(value)}"] = spread([held[str(value)] for held in attacked])
         rows.append(row)
         seconds.append(epoch_seconds(group))
     return pd.DataFrame(rows).fillna("–").assign(**{"s / epoch": seconds})
@@ -158,12 +145,9 @@ def _certified_at(eps: float, certified: Mapping[float, float]) -> float:
 
 
 def chosen_table(runs: pd.DataFrame, eps: Sequence[float] | None, attack: bool) -> pd.DataFrame:
-    """`methods_table` of the runs that validation chose.
+    """`methods_table` of the runs that validation chose, at ``eps`` (pixel units) or wherever all were measured.
 
-    Args:
-        runs: Of one dataset and eps_max, from `acertlab.data.run_table.load_finished`.
-        eps: Where to give certified accuracy, pixel units; None: wherever all of them were measured.
-        attack: Run PGD there, on the networks that were not attacked yet.
+    With ``attack`` PGD runs there on the networks that were not attacked yet.
     """
     chosen = chosen_runs(runs)
     eps = sorted(set.intersection(*(set(run) for run in chosen.cert_acc))) if eps is None else eps

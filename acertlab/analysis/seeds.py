@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from acertlab._validation import refuse
 from acertlab.data.run import DEFAULTS_BEFORE, NOT_IDENTIFYING
 from acertlab.data.run_table import load_histories
 from acertlab.radius import metrics
@@ -24,15 +25,12 @@ FREE = ("seed", *NOT_IDENTIFYING, "eval_batch", "network", "source")
 def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a (dataset, eps_max, method, kappa): mean and standard deviation of acc, acr and art over the seeds.
 
-    Args:
-        runs: A row a run, as `load_runs` gives it.
-
     Returns:
         Columns dataset, eps_max, method, kappa, acc, acr, art, acc_std, acr_std, art_std (fractions; the deviations
         are 0 where there is one seed), seeds (their number), in the order of the methods' table and of kappa.
 
     Raises:
-        ValueError: Runs that would be averaged differ in more than their seed, or a seed occurs twice.
+        ValueError: as `check_seeds`.
     """
     check_seeds(runs)
     scores = ("acc", "acr", "art")
@@ -46,14 +44,9 @@ def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_seeds(runs: pd.DataFrame, by: Sequence[str] = SETTING) -> None:
-    """Refuse runs that are no seeds of settings: what is averaged differs in nothing but the seed.
+    """Refuse, by a ValueError, runs of a setting (the columns ``by``) that differ in more than their seed or not in it.
 
-    Args:
-        runs: A row a run, as `load_runs` gives it; what a run does not say, as one of an earlier version, is let pass.
-        by: Which columns make a setting.
-
-    Raises:
-        ValueError: Two runs of a setting differ in something else, which the message names; or have the same seed.
+    The message names what differs. What a run does not say, as one of an earlier version, is let pass.
     """
     runs = runs.reset_index(drop=True)
     of_result = [name for name in (*TRAINING, *MEASURED) if name in runs and name not in by]
@@ -109,29 +102,17 @@ def validation_art(runs: pd.DataFrame) -> np.ndarray:
     return np.array([table.val_art.iloc[-1] if len(table) else np.nan for table in histories.values()], dtype=float)
 
 
-def check_eps_max(eps_max: float, cap: float) -> None:
+def check_eps_max(eps_max: float, cap: float, name: str = "eps_max") -> None:
     """Refuse an eps_max up to which radii were not searched, by a ValueError."""
     if not 0 < eps_max <= cap * (1 + metrics.FLOAT32_ROUNDING):
-        raise ValueError(
-            f"eps_max = {eps_max!r}: accepted is > 0 and <= {cap:g}, up to where these radii were searched"
-        )
+        refuse(name, eps_max, f"> 0 and <= {cap:g}, up to where these radii were searched")
 
 
 def rescore(runs: pd.DataFrame, radii: Mapping[str, np.ndarray], eps_max: float) -> pd.DataFrame:
-    """Eq. (12)-(13) at another eps_max, from the stored radii: no network is run.
+    """The runs with acr and art (Eq. 12-13) at another eps_max, from stored radii (`load_radii`): no network is run.
 
-    A radius found up to radius_cap and cut at eps_max is the radius of Def. 3.1 for that eps_max.
-
-    Args:
-        runs: A row a run, all trained for one eps_max.
-        radii: `load_radii(runs)`.
-        eps_max: The new perceptual limit, pixel units, 0 < eps_max <= radius_cap of every run.
-
-    Returns:
-        A copy of the table with this eps_max, acr and art.
-
-    Raises:
-        ValueError: eps_max is out of that range, or runs trained for several eps_max would look alike.
+    A radius found up to radius_cap and cut at eps_max is the radius of Def. 3.1 for that eps_max. ValueError where
+    eps_max (pixel units) is not in (0, radius_cap], or runs trained for several eps_max would look alike.
     """
     check_comparable(runs, "eps_max")
     check_eps_max(eps_max, runs.radius_cap.min())

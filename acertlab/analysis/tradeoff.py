@@ -88,15 +88,10 @@ class Tradeoff:
         return tuple(dict.fromkeys(point.method for point in self.points))
 
     def of(self, method: str) -> list[TradeoffPoint]:
-        """The points of one method, by rising kappa.
-
-        Raises:
-            ValueError: There is no such method; the message lists those that there are.
-        """
-        found = [point for point in self.points if point.method == method]
-        if not found:
-            raise ValueError(f"method = {method!r}: accepted are those of these runs, {', '.join(self.methods)}")
-        return found
+        """The points of one method, by rising kappa; ValueError, with those that there are, where there is none."""
+        if found := [point for point in self.points if point.method == method]:
+            return found
+        raise ValueError(f"method = {method!r}: accepted are those of these runs, {', '.join(self.methods)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,15 +132,10 @@ class Interpolation:
 
 
 def select_runs(runs: pd.DataFrame, dataset: str = "", trained_eps_max: float = 0.0) -> pd.DataFrame:
-    """The runs of one dataset that were trained for one eps_max.
+    """The runs of one dataset that were trained for one eps_max (pixel units).
 
-    Args:
-        runs: A row a run.
-        dataset: Whose; "": of which there are most, the first by name among several.
-        trained_eps_max: For which, pixel units; 0: there is only one.
-
-    Raises:
-        ValueError: There are none, or several eps_max; the message says what there is.
+    Without a dataset the one with most runs, the first by name among several; without an eps_max there must be one.
+    ValueError, saying what there is, where there are none or several eps_max.
     """
     there = runs.dataset.value_counts().sort_index()
     dataset = dataset or str(there.idxmax() if len(there) else "")
@@ -166,11 +156,7 @@ def select_runs(runs: pd.DataFrame, dataset: str = "", trained_eps_max: float = 
 
 
 def pool_seeds(runs: pd.DataFrame, radii: Mapping[str, np.ndarray]) -> Tradeoff:
-    """The tradeoff of a table of runs: seeds pooled, radii sorted and summed.
-
-    Args:
-        runs: A row a run, of one dataset and trained for one eps_max.
-        radii: `load_radii(runs)`.
+    """The tradeoff of a table of runs and their radii (`load_radii`): seeds pooled, radii sorted and summed.
 
     Raises:
         ValueError: No run, several datasets or eps_max, or runs that are not seeds of one setting.
@@ -189,11 +175,7 @@ def pool_seeds(runs: pd.DataFrame, radii: Mapping[str, np.ndarray]) -> Tradeoff:
 
 
 def means(tradeoff: Tradeoff, eps_max: float) -> pd.DataFrame:
-    """`mean_over_seeds(rescore(runs, radii, eps_max))`, from what is summed up already.
-
-    Raises:
-        ValueError: eps_max is not in (0, cap].
-    """
+    """`mean_over_seeds(rescore(runs, radii, eps_max))`, from what is summed up already."""
     columns: dict[str, Any] = {"dataset": tradeoff.dataset, "eps_max": float(eps_max)}
     columns |= {name: [getattr(point, name) for point in tradeoff.points] for name in ("method", "kappa")}
     scores = _scores(tradeoff, eps_max)
@@ -253,12 +235,7 @@ def _interpolation(points: Sequence[TradeoffPoint], places: np.ndarray, place: f
 def front_acr(acc: np.ndarray, acr: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
     """The best ACR at an accuracy of at least these, by interpolation along the front of some networks.
 
-    Args:
-        acc, acr: (K,) of the networks.
-        accuracy: (G,) where to read it off.
-
-    Returns:
-        (G,); below the front's lowest accuracy the ACR there, NaN above its highest.
+    Of (K,) acc and acr, at (G,) accuracies: (G,); below the front's lowest one the ACR there, NaN above its highest.
     """
     places = metrics.front_places(acc, acr)
     return np.interp(accuracy, acc[places], acr[places], right=np.nan)

@@ -91,12 +91,9 @@ def ramp_table(runs: Runs) -> pd.DataFrame:
 
 
 def root_table(runs: Runs, iterations: Sequence[int], step: Mapping[Setting, float]) -> pd.DataFrame:
-    """Table 6: the cost and the effect of the root finder's precision.
+    """Table 6: the cost and the effect of the root finder's precision, of the runs of `root_settings(iterations)`.
 
-    Args:
-        runs: of `root_settings(iterations)`.
-        iterations: the most iterations, rising.
-        step: seconds a training step of each of the settings.
+    ``step`` has the seconds of a training step of each setting.
 
     Returns:
         A row a method and its most iterations (the index); columns (ours | the paper's, Acc | ACR | ART | ± ART | step,
@@ -150,15 +147,10 @@ def shown(table: pd.DataFrame) -> Styler:
 
 @torch.no_grad()
 def radius_errors(run: Run, data: ImageData, iterations: Sequence[int], samples: int = 512) -> pd.DataFrame:
-    """Error of the radii of training by the most iterations of the root finder.
+    """Error of the radii of training by the most iterations of Brent's method, against a search to 1e-8.
 
-    On a trained network as training sees it, with the statistics of the batch: against a search to 1e-8.
-
-    Args:
-        run: whose network and eps_max.
-        data: on the first training images of which.
-        iterations: the most iterations of Brent's method; 0: eps_max for all that are classified correctly.
-        samples: how many images make the batch.
+    On a run's network as training sees it, with the statistics of the batch: the first training images. 0 iterations:
+    eps_max for all that are classified correctly.
 
     Returns:
         A row a number of iterations: iterations, mean, largest (of the error, % of eps_max), passes (a sample).
@@ -224,12 +216,9 @@ def root_sentence(table: pd.DataFrame) -> str:
 
 
 def lead_sentence(radii: Mapping[str, np.ndarray], first: str, second: str, eps_max: float) -> str:
-    """Sentence: on which stretches of eps the one certifies more images than the other.
+    """Sentence: on which stretches of eps up to eps_max the one name certifies more images than the other.
 
-    Args:
-        radii: from a name to certified radii (N,), pixel units, of the same images and as many seeds.
-        first, second: two of the names.
-        eps_max: where the stretches end.
+    ``radii`` has certified radii (N,), pixel units, by name, of the same images and as many seeds.
     """
     grid = np.linspace(0.0, eps_max, 401)
     gap = np.sign(np.subtract(*(metrics.certified_accuracy(radii[name], grid) for name in (first, second))))
@@ -257,11 +246,7 @@ def step_seconds(runs: Runs, iterations: Sequence[int], data: ImageData) -> dict
 
 
 def iteration_counts(given: str | int) -> list[int]:
-    """Numbers of iterations as a notebook's parameter has them, "1 2 100" or 2.
-
-    Raises:
-        ValueError: not whole numbers >= 1, or not rising; the message is what is accepted.
-    """
+    """Numbers of iterations as a notebook's parameter has them, "1 2 100" or 2; ValueError with what is accepted."""
     words = str(given).split()
     numbers = [int(word) for word in words if word.isdecimal()]
     if not numbers or len(numbers) < len(words) or numbers != sorted(set(numbers)) or numbers[0] < 1:

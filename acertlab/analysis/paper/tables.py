@@ -118,14 +118,9 @@ INCONSISTENT = (
 def varied(config: TrainConfig, variant: str) -> TrainConfig:
     """The configuration with what the variant changes.
 
-    Args:
-        config: of the method's preset.
-        variant: "": nothing; "no-ramp": eps_max from the first epoch after the clean ones (Table 2); "root-N": radii by
-            at most N iterations of Brent's method, each epoch's search from nothing (Table 6, Fig. 2; N = 0 is
-            ACERT-fast's radii).
-
-    Raises:
-        ValueError: an unknown variant, or "root-N" for a method that searches no radii.
+    "" nothing; "no-ramp": eps_max from the first epoch after the clean ones (Table 2); "root-N": radii by at most N
+    iterations of Brent's method, each epoch's search from nothing (Table 6, Fig. 2; N = 0 is ACERT-fast's radii).
+    ValueError for another variant, or "root-N" for a method that searches no radii.
     """
     if variant == "":
         return config
@@ -142,24 +137,14 @@ def varied(config: TrainConfig, variant: str) -> TrainConfig:
 def configuration(
     dataset: str, method: str, kappa: float, *, variant: str = "", budget: str = "paper", **settings: Any
 ) -> TrainConfig:
-    """Configuration that trains a row: preset, variant, and further fields of `TrainConfig` (0, "" and None: preset's).
-
-    Raises:
-        ValueError: as `preset`, `TrainConfig` and `varied`.
-    """
+    """Configuration that trains a row: preset, variant, and more fields of `TrainConfig` (0, "" and None: preset's)."""
     chosen = {"dataset": dataset, "method": method, "kappa": kappa, "seed": 0, "budget": budget} | settings
     return varied(config_from_parameters(chosen), variant)
 
 
 def rows(dataset: str, method: str, kappa: float, variant: str = "") -> tuple[Row, ...]:
-    """The rows that a training reproduces, if its budget is "paper"; () where the paper has none.
-
-    Args:
-        dataset, method: as in `TrainConfig`.
-        kappa: share of the clean loss; for "standard" it is 1 whatever is given.
-        variant: see `varied`.
-    """
-    kappa = 1.0 if method == "standard" else kappa
+    """The rows that a training reproduces, if its budget is "paper"; () where the paper has none."""
+    kappa = 1.0 if method == "standard" else kappa  # whatever is given
     return tuple(r for r in _rows_of(dataset, method, variant) if math.isclose(r.kappa, kappa, abs_tol=1e-9))
 
 
@@ -188,13 +173,7 @@ def _rows_of(dataset: str, method: str, variant: str) -> list[Row]:
 
 
 def shortfalls(config: TrainConfig, data: ImageData, variant: str = "") -> list[str]:
-    """Reasons why a run is no reproduction of a row of the paper, a phrase each; none if it is one (of one seed).
-
-    Args:
-        config: of the run.
-        data: on which it is trained and judged.
-        variant: see `varied`.
-    """
+    """Reasons why a run is no reproduction of a row of the paper, a phrase each; none if it is one (of one seed)."""
     found = []
     if not rows(config.dataset, config.method, config.kappa, variant):
         what = f"{config.method} at kappa {config.kappa:g} on {config.dataset}" + (f", {variant}" if variant else "")
@@ -203,9 +182,8 @@ def shortfalls(config: TrainConfig, data: ImageData, variant: str = "") -> list[
     free = ("seed", "device", "protocol", "eval_batch", "radius_cap", "eval_xtol", "eval_rtol")
     names = [field.name for field in fields(config) if field.name not in free]
     pairs = {name: (getattr(config, name), getattr(wanted, name)) for name in names}
-    if other := [
-        f"{name} {short(here)} instead of {short(there)}" for name, (here, there) in pairs.items() if here != there
-    ]:
+    other = [f"{name} {short(is_)} instead of {short(of)}" for name, (is_, of) in pairs.items() if is_ != of]
+    if other:
         found.append("its settings are not those of the budget paper (" + ", ".join(other) + ")")
     if config.dataset in DATASETS:
         counts = {"training": len(data.train_x) + len(data.val_x), "test": len(data.test_x)}
@@ -241,12 +219,9 @@ def scores(run: Run) -> dict[str, float]:
 def beside(
     found: Sequence[Row], run: Run, *, step_ratio: float | None = None, runtime_ratio: float | None = None
 ) -> pd.DataFrame:
-    """The paper's figures beside a run's.
+    """The paper's figures beside a finished run's.
 
-    Args:
-        found: rows of the paper.
-        run: a finished run.
-        step_ratio, runtime_ratio: a training step, and the whole run, over FastIBP's; None: not measured.
+    ``step_ratio`` and ``runtime_ratio`` are a training step's and the whole run's, over FastIBP's; None: not measured.
 
     Returns:
         A row a figure: table, dataset and kappa (of the paper's row), figure, paper, std (of the paper's; NaN where it
