@@ -86,8 +86,7 @@ def attack_run(
     check_tested_on(run, data)
     attack = {"steps": steps, "restarts": restarts}
     known = run.result.get("adv_acc", {}) if run.result.get("attack") == attack else {}
-    missing = [value for value in eps if str(value) not in known]
-    if missing:
+    if missing := [value for value in eps if str(value) not in known]:
         model, table, known = run.load_model(), run.radii, dict(known)
         x, y = to_float(data.test_x), data.test_y
         for value in missing:

@@ -150,11 +150,7 @@ DATASETS: dict[str, Dataset] = {
 
 
 def find_dataset(name: str) -> Dataset:
-    """The entry of a name, "folder:PATH" among them.
-
-    Raises:
-        ValueError: There is none; the message lists the names.
-    """
+    """The entry of a name, "folder:PATH" among them; ValueError, with all names, where there is none."""
     if isinstance(name, str) and name in DATASETS:
         return DATASETS[name]
     if isinstance(name, str) and name.startswith("folder:"):
@@ -194,7 +190,6 @@ class ImageData:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
         return len(self.classes)
 
     def digests(self) -> dict[str, str]:
@@ -203,8 +198,7 @@ class ImageData:
 
     def first(self, n: int) -> "ImageData":
         """The first n images of each part, which are a fair sample of it."""
-        names = ("train_x", "train_y", "val_x", "val_y", "test_x", "test_y")
-        return replace(self, **{name: getattr(self, name)[:n] for name in names})
+        return replace(self, **{f"{part}_{of}": getattr(self, f"{part}_{of}")[:n] for part in PARTS for of in "xy"})
 
     def __repr__(self) -> str:
         sizes = f"{len(self.train_x)} train, {len(self.val_x)} val, {len(self.test_x)} test"

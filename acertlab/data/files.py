@@ -20,13 +20,9 @@ CLONE = Path(__file__).resolve().parents[2]  # the repository's folder, where th
 
 
 def from_clone(path: str) -> Path:
-    """A file or folder that comes with a clone of the repository, but not with an installed package.
+    """A file that comes with a clone of the repository, but not with an installed package: notebooks/02_training.ipynb.
 
-    Args:
-        path: Below the repository's folder, such as "notebooks/02_training.ipynb".
-
-    Raises:
-        FileNotFoundError: The package is not used from a clone; the message says how to get one.
+    FileNotFoundError, saying how to get one, where the package is not used from a clone.
     """
     if not (found := CLONE / path).exists():
         raise FileNotFoundError(

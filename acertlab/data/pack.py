@@ -34,9 +34,6 @@ def pack_runs(root: str | Path, out: str | Path, spec: str | Path | None = None,
         spec: A file that says how the runs were made, copied beside them.
         progress: Show a bar over the runs.
 
-    Returns:
-        `out`.
-
     Raises:
         FileNotFoundError: There is no such folder or spec.
         ValueError: No finished run; one that is packed already; `out` lies in `root` or holds other things; the
@@ -54,8 +51,7 @@ def pack_runs(root: str | Path, out: str | Path, spec: str | Path | None = None,
     samples = pd.concat(radii, ignore_index=True)
     first = ["run", *RADII_COLUMNS]
     samples = samples.reindex(columns=[*first, *(name for name in samples if name not in first)])
-    if (out / PACKED).is_file():
-        (out / PACKED).unlink()  # written last: a folder half replaced is no packed folder
+    (out / PACKED).unlink(missing_ok=True)  # written last: a folder half replaced is no packed folder
     _write_samples(out / "radii.parquet", samples, list(held))
     write_parquet(out / "history.parquet", pd.concat(histories, ignore_index=True))
     if spec:

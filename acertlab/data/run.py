@@ -118,8 +118,7 @@ class Run:
             )
         if name not in MODELS:
             raise ValueError(f"{self.path / 'config.json'}: model = {name!r} is unknown; known: {', '.join(MODELS)}")
-        missing = [key for key in ("in_shape", "classes", "width", "mean", "std") if key not in self.config]
-        if missing:
+        if missing := [key for key in ("in_shape", "classes", "width", "mean", "std") if key not in self.config]:
             raise ValueError(f"{self.path / 'config.json'} lacks {', '.join(missing)}: the network cannot be rebuilt")
         if not weights.is_file():
             why = "; packed runs come without weights: train it anew by its config" if packed_folder(self.path) else ""
@@ -135,13 +134,9 @@ class Run:
 
 
 def load_run(path: str | Path) -> Run:
-    """Read one finished run.
+    """Read one finished run from its folder, or by a packed run's path as `load_runs` tells it.
 
-    Args:
-        path: The run's folder, or a packed run's path as `load_runs` tells it.
-
-    Returns:
-        The run; the network itself is read by `.load_model()` only.
+    The network itself is read by `.load_model()` only.
 
     Raises:
         FileNotFoundError: There is no such folder, or it lacks a file.
@@ -152,16 +147,13 @@ def load_run(path: str | Path) -> Run:
         return _load_packed_run(packed, path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no run folder {path}")
-    missing = [name for name in FILES if not (path / name).is_file()]
-    if missing:
+    if missing := [name for name in FILES if not (path / name).is_file()]:
         state = "is unfinished (result.json is written last)" if missing == ["result.json"] else "is not complete"
         holds = f"it lacks {', '.join(missing)}. A run's folder holds {', '.join(FILES)}"
         raise FileNotFoundError(f"the run folder {path} {state}: {holds}")
-    radii = _checked_radii(read_parquet(path / "radii.parquet"), path / "radii.parquet")
-    config, history = read_json(path / "config.json"), read_parquet(path / "history.parquet")
-    result = read_result(path / "result.json")
-    check_radii(radii, result["n"], result["radius_cap"], path)
-    return Run(path, config, history, radii, result)
+    config, result = read_json(path / "config.json"), read_result(path / "result.json")
+    radii, history = (read_parquet(path / name) for name in ("radii.parquet", "history.parquet"))
+    return _checked_run(Run(path, config, history, radii, result), path / "radii.parquet")
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -170,8 +162,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def _checked_result(result: dict[str, Any], where: str) -> dict[str, Any]:
-    missing = [key for key in RESULT_KEYS if key not in result]
-    if missing:
+    if missing := [key for key in RESULT_KEYS if key not in result]:
         raise ValueError(f"{where} lacks {', '.join(missing)}")
     try:
         cert_acc = {float(eps): float(value) for eps, value in result["cert_acc"].items()}
@@ -192,11 +183,11 @@ def check_radii(radii: pd.DataFrame, n: int, cap: float, where: str | Path) -> N
         raise ValueError(f"{where}: radii.parquet holds radii that are no numbers from 0 to radius_cap = {cap:g}")
 
 
-def _checked_radii(radii: pd.DataFrame, where: Path) -> pd.DataFrame:
-    absent = [name for name in RADII_COLUMNS if name not in radii]
-    if absent:
-        raise ValueError(f"{where} lacks the columns {', '.join(absent)}")
-    return radii
+def _checked_run(run: Run, file: Path) -> Run:
+    if absent := [name for name in RADII_COLUMNS if name not in run.radii]:
+        raise ValueError(f"{file} lacks the columns {', '.join(absent)}")
+    check_radii(run.radii, run.result["n"], run.result["radius_cap"], run.path)
+    return run
 
 
 def packed_folder(path: Path) -> Path | None:
@@ -210,13 +201,10 @@ def read_packed(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]
     """Each packed run's (result, config) by its name."""
     file = folder / PACKED
     held = read_json(file).get("runs")
-    if not isinstance(held, dict) or not all(map(_is_packed_run, held.values())):
+    runs = held.values() if isinstance(held, dict) else [None]
+    if not all(isinstance(run, dict) and {"result", "config"} <= run.keys() for run in runs):
         raise ValueError(f"{file} holds no table `runs` from a name to a result and a config")
     return {name: (_checked_result(run["result"], f"{file}: {name}"), run["config"]) for name, run in held.items()}
-
-
-def _is_packed_run(run: Any) -> bool:
-    return isinstance(run, dict) and {"result", "config"} <= run.keys()
 
 
 def _load_packed_run(folder: Path, path: Path) -> Run:
@@ -228,20 +216,11 @@ def _load_packed_run(folder: Path, path: Path) -> Run:
         read_parquet(folder / file, filters=[("run", "==", name)]).drop(columns="run")
         for file in ("radii.parquet", "history.parquet")
     )
-    check_radii(_checked_radii(radii, folder / "radii.parquet"), result["n"], result["radius_cap"], path)
-    return Run(path, config, history, radii, result)
+    return _checked_run(Run(path, config, history, radii, result), folder / "radii.parquet")
 
 
 def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run | None:
-    """Begin a run's folder, or go on in it.
-
-    Args:
-        run_dir: The folder; into a fresh one `config.json` is written.
-        described: What `config.json` holds or is to hold.
-        resume: False: refuse a folder that holds a run.
-
-    Returns:
-        The run, if the folder holds it finished.
+    """Begin a run's folder by writing ``described`` into its `config.json`, or go on in it; the run, if it is finished.
 
     Raises:
         FileExistsError: `resume` is False and there is a run.

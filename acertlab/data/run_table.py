@@ -45,21 +45,19 @@ def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
         raise FileNotFoundError(f"there is no folder of runs {root}")
     if _is_run(root, os.listdir(root)):
         raise ValueError(f"{root} is one run's folder: use load_run({str(root)!r}), or give the folder above it")
-    rows, unfinished = [], []
+    found, unfinished = [], []  # a path, a result and a config each
     for folder, files in _run_folders(root):
         if PACKED in files:
-            rows += [
-                {**{s: config.get(s) for s in settings}, **result, "config": config, "path": str(folder / name)}
-                for name, (result, config) in read_packed(folder).items()
-            ]
+            found += [(folder / name, *run) for name, run in read_packed(folder).items()]
         if "result.json" in files:
             config = read_json(folder / "config.json") if "config.json" in files else {}
-            chosen = {name: config.get(name) for name in settings}
-            result = read_result(folder / "result.json")
-            rows.append({**chosen, **result, "config": config, "path": str(folder)})
+            found.append((folder, read_result(folder / "result.json"), config))
         elif PACKED not in files:
             unfinished.append(str(folder))
-    rows = [{"path": row["path"]} | row for row in rows]  # the first column
+    rows = [
+        {"path": str(path)} | {name: config.get(name) for name in settings} | result | {"config": config}
+        for path, result, config in found
+    ]
     table = pd.DataFrame(rows, columns=None if rows else ["path", *RESULT_KEYS, "config"])
     table.attrs["unfinished"] = unfinished
     return table

@@ -43,6 +43,18 @@ class AttackResult:
     margin: Tensor
     evaluations: Tensor
 
+    def with_witnesses(self, x: Tensor, index: Tensor, point: Tensor, margin: Tensor, spent: int) -> "AttackResult":
+        """Also with points for the samples ``index`` of x, where they are closer; each took ``spent`` passes."""
+        away = distance(point, x[index].detach())
+        closer = (margin >= 0) & (away < self.radius[index])
+        at = (index[closer],)
+        return AttackResult(
+            radius=self.radius.index_put(at, away[closer]),
+            x_adv=self.x_adv.index_put(at, point[closer]),
+            margin=self.margin.index_put(at, margin[closer]),
+            evaluations=self.evaluations.index_add(0, index, torch.full_like(index, spent)),
+        )
+
 
 def pgd(
     model: nn.Module,
@@ -261,17 +273,8 @@ class _Search:
             value = self.attack(cap[index], index, target[index])
             hit = value > 0
             index, b = index[hit], cap[index[hit]]
-            brentq(
-                self.attack,
-                torch.zeros_like(b),
-                b,
-                args=(index, target[index]),
-                fa=self.clean[index],
-                fb=value[hit],
-                xtol=self.xtol / 2,
-                rtol=self.rtol / 2,
-                maxiter=50,
-            )
+            known = {"args": (index, target[index]), "fa": self.clean[index], "fb": value[hit]}
+            brentq(self.attack, torch.zeros_like(b), b, **known, xtol=self.xtol / 2, rtol=self.rtol / 2, maxiter=50)
         self.settle()
 
     def attack(self, eps: Tensor, index: Tensor, target: Tensor) -> Tensor:

@@ -28,14 +28,7 @@ ALL_THAT_FIT = Chunks()
 
 
 def in_chunks(work: Callable[[slice], Part], n: int, size: int, *, desc: str, progress: bool) -> list[Part]:
-    """``work`` on every chunk of ``size`` of n samples, on an empty one if n is 0; one that does not fit is halved.
-
-    Args:
-        work: called with the samples' slice.
-        n: number of samples.
-        size: samples a chunk, >= 1.
-        desc: what the progress bar says.
-        progress: show it.
+    """``work`` on the slices of n samples, ``size`` each, on an empty one if n is 0; one that does not fit is halved.
 
     Raises:
         MemoryError, RuntimeError: memory ran out for a single sample; or whatever else ``work`` raises.
@@ -45,16 +38,13 @@ def in_chunks(work: Callable[[slice], Part], n: int, size: int, *, desc: str, pr
         while start < n or not parts:
             try:
                 parts.append(work(slice(start, start + size)))
-                fits = True
             except (MemoryError, RuntimeError) as error:
                 if size == 1 or not out_of_memory(error):
                     raise
-                fits = False  # go on outside, where the failed work's tensors are free again
-            if fits:
+                size = (min(size, n) + 1) // 2  # the next try is outside, where the failed work's tensors are free
+            else:
                 bar.update(min(size, n - start))
                 start += size
-            else:
-                size = (min(size, n) + 1) // 2
     return parts
 
 

@@ -1,13 +1,13 @@
 """The robust radius from both sides: [certified, attacked] of every sample, which must not cross."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from acertlab.bounds.box import Domain
 from acertlab.bounds.margin import Sound
-from acertlab.radius.attack import AttackResult, attacked_radius, check_budget, distance, pgd, rounded
+from acertlab.radius.attack import AttackResult, attacked_radius, check_budget, pgd, rounded
 from acertlab.radius.batching import Chunks, in_chunks
 from acertlab.radius.certified import find_radii
 from acertlab.radius.search import RadiusResult, SearchSettings
@@ -47,8 +47,7 @@ class RadiusBracket:
 
     def raise_if_crossed(self) -> "RadiusBracket":
         """Raises RuntimeError, naming samples and both radii, where an attack succeeded inside a certified ball."""
-        crossed = self.crossed.nonzero().squeeze(1).tolist()
-        if crossed:
+        if crossed := self.crossed.nonzero().squeeze(1).tolist():
             told = ", ".join(
                 f"{i} (attacked {self.attacked[i].item():.9g} <= certified {self.certified[i].item():.9g})"
                 for i in crossed[:10]
@@ -110,22 +109,5 @@ def radius_bracket(
 
     found = in_chunks(attack_there, len(rows), batch_size, desc="attacks at the certified radii", progress=progress)
     point, margin = (torch.cat(column) for column in zip(*found, strict=True))
-    return RadiusBracket(certificate, _with_witnesses(attack, x, rows, point, margin, effort))
-
-
-def _with_witnesses(
-    attack: AttackResult, x: Tensor, index: Tensor, point: Tensor, margin: Tensor, effort: dict
-) -> AttackResult:
-    """``attack`` with those of the points that are closer than its own witnesses."""
-    evaluations = attack.evaluations.clone()
-    evaluations[index] += 1 + (effort["restarts"] + 1) * (effort["steps"] + 1)
-    away = distance(point, x[index].detach())
-    closer = (margin >= 0) & (away < attack.radius[index])
-    at = (index[closer],)
-    return replace(
-        attack,
-        radius=attack.radius.index_put(at, away[closer]),
-        x_adv=attack.x_adv.index_put(at, point[closer]),
-        margin=attack.margin.index_put(at, margin[closer]),
-        evaluations=evaluations,
-    )
+    spent = 1 + (restarts + 1) * (steps + 1)
+    return RadiusBracket(certificate, attack.with_witnesses(x, rows, point, margin, spent))

@@ -214,13 +214,10 @@ def _check_batch(batch: Any, i: int) -> Batch:
 
 
 def certify_batch(model: nn.Module, x: Tensor, y: Tensor, eps_max: float, settings: SearchSettings) -> pd.DataFrame:
-    """Predictions and certified radii (Def. 3.1) of one batch as a table.
+    """Predictions and certified radii (Def. 3.1), up to eps_max, of one batch as a table.
 
-    Args:
-        model: in evaluation mode; the samples are moved to its device.
-        x: (B, ...) in pixel units, or uint8 images; y: (B,) labels.
-        eps_max: the largest radius searched for, pixel units.
-        settings: of the search.
+    ``x`` is (B, ...) in pixel units, or uint8 images; the samples are moved to the device of the model, which is in
+    evaluation mode.
 
     Returns:
         A row a sample: label, predicted (-1: logits not finite), radius (certified), upper (not certified), status
@@ -285,11 +282,7 @@ class _Folder:
                 raise ValueError(f"run_dir: {self.path} was begun with {what}; {ELSEWHERE}")
 
     def path_of(self, i: int, x: Tensor, y: Tensor) -> Path:
-        """Where batch i is kept.
-
-        Raises:
-            ValueError: the folder has a batch i of other samples.
-        """
+        """Where batch i is kept; ValueError where the folder has a batch i of other samples."""
         path = self.path / f"batch-{i:05d}-{_sha256({'x': x, 'y': y})}.parquet"
         if not path.is_file() and any(self.path.glob(f"batch-{i:05d}-*.parquet")):
             raise ValueError(

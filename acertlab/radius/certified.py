@@ -12,14 +12,7 @@ from acertlab.bounds.checks import check_dense, check_samples, full_precision
 from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import BOUNDS, Sound, clean_logits, clean_margin, margin_at, prepare_checked
 from acertlab.radius.batching import ALL_THAT_FIT, Chunks, chunk_size, in_chunks
-from acertlab.radius.search import (
-    AT_LEAST_ONE,
-    EPS_MAX,
-    RadiusResult,
-    RadiusStatus,
-    SearchSettings,
-    search_radius,
-)
+from acertlab.radius.search import AT_LEAST_ONE, EPS_MAX, RadiusResult, RadiusStatus, SearchSettings, search_radius
 
 
 def certified_radius(
@@ -146,12 +139,9 @@ def _attach_gradient(model: nn.Module, x: Tensor, y: Tensor, result: RadiusResul
 
 def _check_warm_start(warm_start: Tensor, y: Tensor) -> None:
     check_dense("warm_start", warm_start)
-    if not isinstance(warm_start, Tensor) or warm_start.is_complex() or warm_start.shape != y.shape:
-        given = (
-            f"{warm_start.dtype} {tuple(warm_start.shape)}"
-            if isinstance(warm_start, Tensor)
-            else type(warm_start).__name__
-        )
+    tensor = isinstance(warm_start, Tensor)
+    if not tensor or warm_start.is_complex() or warm_start.shape != y.shape:
+        given = f"{warm_start.dtype} {tuple(warm_start.shape)}" if tensor else type(warm_start).__name__
         raise ValueError(
             f"warm_start: must be a real tensor of shape {tuple(y.shape)}, one earlier radius a sample, not {given}"
         )

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from acertlab._validation import Within, check
 from acertlab.data.datasets import to_float
 from acertlab.radius.search import RadiusStatus
 
-# Rounding eps to float32 lowers it by at most this much, relatively.
-FLOAT32_ROUNDING = 2.0**-24
+FLOAT32_ROUNDING = 2.0**-24  # rounding eps to float32 lowers it by at most this much, relatively
+POSITIVE = Within(0, open_low=True)
 
 
 def accuracy(logits_or_model: ArrayLike | nn.Module, *data: ArrayLike, batch_size: int = 512) -> float:
@@ -61,7 +62,7 @@ def acr(radii: ArrayLike, eps_max: float) -> float:
         radii: Certified radii (N,), pixel units; they may have been searched beyond eps_max.
         eps_max: The perceptual limit, pixel units, > 0.
     """
-    return float(np.minimum(_radii(radii) / _positive(eps_max), 1.0).mean())
+    return float(np.minimum(_radii(radii) / check("eps_max", eps_max, POSITIVE), 1.0).mean())
 
 
 def art(acc: Any, acr: Any) -> Any:
@@ -94,19 +95,12 @@ def certified_accuracy(radii: ArrayLike, eps_grid: ArrayLike) -> np.ndarray:
 
 
 def summarise(table: pd.DataFrame, eps_max: float, eps_grid: Sequence[float], radius_cap: float) -> dict[str, Any]:
-    """Acc, ACR, ART and certified accuracies at any eps_max, from radii that were searched once up to `radius_cap`.
-
-    Args:
-        table: A row a sample with label, predicted, radius and status (a run's radii.parquet).
-        eps_max: The perceptual limit, pixel units, in (0, radius_cap].
-        eps_grid: Where to give the certified accuracy, in [0, radius_cap].
-        radius_cap: The limit of the search, pixel units.
+    """Acc, ACR, ART and certified accuracies of a run's radii.parquet at any eps_max up to `radius_cap` (pixel units).
 
     Returns:
-        {"acc", "acr", "art": floats, "cert_acc": {eps: share}}.
+        {"acc", "acr", "art": floats, "cert_acc": {eps: share}}, the last one for `eps_grid`.
     """
-    beyond = [eps for eps in (eps_max, *eps_grid) if eps > radius_cap]
-    if beyond:
+    if beyond := [eps for eps in (eps_max, *eps_grid) if eps > radius_cap]:
         raise ValueError(f"radii were searched up to radius_cap = {radius_cap}: nothing is known at eps {beyond}")
     robustness = acr(table["radius"], eps_max)
     shares = certified_accuracy(table["radius"], eps_grid) if len(eps_grid) else ()
@@ -198,12 +192,6 @@ def _radii(radii: ArrayLike) -> np.ndarray:
     if not np.all(values >= 0):
         raise ValueError(f"radii must be >= 0, got {values[~(values >= 0)][0]} (index {np.argmin(values >= 0)})")
     return values
-
-
-def _positive(eps_max: float) -> float:
-    if not 0 < eps_max < float("inf"):
-        raise ValueError(f"eps_max must be positive and finite, got {eps_max!r}")
-    return eps_max
 
 
 def _two_columns(df: pd.DataFrame, maximize: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from acertlab._validation import Within, check
 from acertlab.bounds.box import Domain, ball, check_domain
 from acertlab.bounds.ibp import Network
 from acertlab.bounds.margin import Sound, check_bound, margin_at
+from acertlab.radius.rootfind.bracketed import Status
 from acertlab.radius.rootfind.iterate import Bracket, RootProblem, StoppingRule
 from acertlab.radius.rootfind.log_secant import EXPONENT, rounding_guard
 from acertlab.radius.rootfind.solvers import SOLVERS
@@ -136,24 +136,14 @@ def probe_image(like: Tensor, domain: Domain) -> Tensor:
     return blobs.expand(1, *like.shape[1:])
 
 
-class RadiusStatus(IntEnum):
+class RadiusStatus(Status):
     """How a sample's radius came about; ``.sentence`` says it in words."""
 
-    MISCLASSIFIED = 0
-    CONVERGED = 1
-    AT_EPS_MAX = 2
-    MAXITER = 3
-    NONFINITE = 4
-
-    @property
-    def sentence(self) -> str:
-        return {
-            RadiusStatus.MISCLASSIFIED: "Misclassified or tied without perturbation: the radius is 0.",
-            RadiusStatus.CONVERGED: "The certificate breaks inside (0, eps_max); the bracket is within tolerance.",
-            RadiusStatus.AT_EPS_MAX: "Certified at eps_max; the radius may be larger.",
-            RadiusStatus.MAXITER: "maxiter was reached; the radius is certified, but may be far from the largest.",
-            RadiusStatus.NONFINITE: "The clean logits are NaN or infinite: nothing can be certified.",
-        }[self]
+    MISCLASSIFIED = 0, "Misclassified or tied without perturbation: the radius is 0."
+    CONVERGED = 1, "The certificate breaks inside (0, eps_max); the bracket is within tolerance."
+    AT_EPS_MAX = 2, "Certified at eps_max; the radius may be larger."
+    MAXITER = 3, "maxiter was reached; the radius is certified, but may be far from the largest."
+    NONFINITE = 4, "The clean logits are NaN or infinite: nothing can be certified."
 
 
 @dataclass(frozen=True)
@@ -180,8 +170,7 @@ class RadiusResult:
 
     def raise_if_failed(self) -> "RadiusResult":
         """Raises RuntimeError, with counts, where a status is MAXITER or NONFINITE; else returns the result."""
-        failed = [s for s in (RadiusStatus.MAXITER, RadiusStatus.NONFINITE) if (self.status == s).any()]
-        if failed:
+        if failed := [s for s in (RadiusStatus.MAXITER, RadiusStatus.NONFINITE) if (self.status == s).any()]:
             said = " ".join(f"{int((self.status == s).sum())} x {s.name}: {s.sentence}" for s in failed)
             raise RuntimeError(f"{len(self.radius)} radii, of which failed: {said}")
         return self

@@ -44,8 +44,7 @@ def check_parameters(namespace: Mapping[str, Any], spec: Mapping[str, Accepted])
         if name not in spec:
             hint = did_you_mean(name, spec)
             raise ValueError(f"{name!r} is not a parameter of this notebook{hint}; accepted are {', '.join(spec)}")
-    missing = [name for name in spec if name not in namespace]
-    if missing:
+    if missing := [name for name in spec if name not in namespace]:
         raise ValueError(f"the parameters cell does not set {', '.join(missing)}: run it first")
     return {n: check(f"parameter {n}", namespace[n], accepted, parse=True) for n, accepted in spec.items()}
 

@@ -182,8 +182,7 @@ def shortfalls(config: TrainConfig, data: ImageData, variant: str = "") -> list[
     free = ("seed", "device", "protocol", "eval_batch", "radius_cap", "eval_xtol", "eval_rtol")
     names = [field.name for field in fields(config) if field.name not in free]
     pairs = {name: (getattr(config, name), getattr(wanted, name)) for name in names}
-    other = [f"{name} {short(is_)} instead of {short(of)}" for name, (is_, of) in pairs.items() if is_ != of]
-    if other:
+    if other := [f"{name} {short(is_)} instead of {short(of)}" for name, (is_, of) in pairs.items() if is_ != of]:
         found.append("its settings are not those of the budget paper (" + ", ".join(other) + ")")
     if config.dataset in DATASETS:
         counts = {"training": len(data.train_x) + len(data.val_x), "test": len(data.test_x)}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from numbers import Real
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,15 +21,19 @@ _DTYPES = (torch.float32, torch.float64)
 XTOL, RTOL, MAXITER = 2e-12, 8.881784197001252e-16, 100  # scipy.optimize.brentq's
 
 
-class RootStatus(IntEnum):
-    """How the search of one element ended; `.sentence` says it in words."""
+class Status(IntEnum):
+    """A number, and a `.sentence` that says it in words."""
 
     sentence: str
 
-    def __new__(cls, value: int, sentence: str) -> "RootStatus":
+    def __new__(cls, value: int, sentence: str) -> Self:
         status = int.__new__(cls, value)
         status._value_, status.sentence = value, sentence
         return status
+
+
+class RootStatus(Status):
+    """How the search of one element ended; `.sentence` says it in words."""
 
     CONVERGED = 0, "The root was found to the requested tolerance, or f is exactly 0 there."
     SIGN_ERROR = -1, "f has the same sign at both ends of the bracket."

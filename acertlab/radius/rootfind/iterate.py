@@ -75,12 +75,11 @@ def iterate(
     step: Callable[[Rows, Tensor, Rows, int], Rows],
     select: Callable[[Rows, Tensor, int], Tensor | None] = unfinished,
 ) -> tuple[Rows, Tensor]:
-    """Rounds of evaluations of the elements that have not finished.
+    """Rounds of evaluations, at most so many, of the elements that have not finished.
 
     Args:
         rows: what is carried from round to round, (..., B) each.
         args: tensors of leading dimension B, cut down together with the rows.
-        rounds: how many at most.
         going_on: which elements have not finished, (B,) bool, of the rows.
         step: the rows after one more evaluation; of the rows, which of them go on, their args, and the round.
         select: the indices of the elements that stay in the batch, of the first two and the round; None: all. The

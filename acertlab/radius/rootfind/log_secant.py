@@ -55,28 +55,13 @@ class SecantState(NamedTuple):
 
     @classmethod
     def start(
-        cls,
-        lower: Tensor,
-        f_lower: Tensor,
-        guess: Tensor | None = None,
-        slope: Tensor | None = None,
+        cls, lower: Tensor, f_lower: Tensor, guess: Tensor | None = None, slope: Tensor | None = None
     ) -> "SecantState":
         """Before any evaluation above ``lower``; the first is at ``guess``, or, where that is none, at the cap."""
         zero, inf = torch.zeros_like(lower), torch.full_like(lower, math.inf)
         log_eps = torch.full_like(lower, math.nan) if guess is None else guess.log()
-        return cls(
-            lower,
-            f_lower,
-            inf,
-            inf,
-            log_eps,
-            zero,
-            zero + (1 / EXPONENT if slope is None else slope),
-            zero,
-            zero,
-            zero,
-            zero,
-        )
+        slope = zero + (1 / EXPONENT if slope is None else slope)
+        return cls(lower, f_lower, inf, inf, log_eps, zero, slope, step=zero, earlier=zero, aim=zero, misses=zero)
 
     def done(self, cap: float, xtol: float, rtol: float) -> Tensor:
         """(B,) bool: the bracket is narrow, with room for one more guard; or f < 0 at the cap."""
