@@ -58,9 +58,14 @@ HISTORY_COLUMNS = (
     "seconds",  # training and validation
 )
 NOT_IDENTIFYING = ("device", "version")  # of `config.json`: with another one it is still the same run
-DEFAULTS_BEFORE: dict[str, Any] = {  # settings that earlier versions do not name: what they did
-    "train_eps_factor": 1.0,
-    **{"classifier_relus": 1, "taps_weight": 5.0, "latent_steps": 20, "link_share": 0.5},
+# Settings that version 0.1.0 does not name, and what it did; of methods with no use for one, today's default
+DEFAULTS_BEFORE: dict[str, Any] = {"train_eps_factor": 1.0, "l1_reach": "weights", "attack_eps_factor": 1.0}
+DEFAULTS_BEFORE |= {"classifier_relus": 1, "taps_weight": 5.0, "latent_steps": 20, "link_share": 0.5}
+UNATTACKED = ("standard", "ibp", "fast-ibp", "crown-ibp", "acert", "acert-fast", "taps")
+RULES_BEFORE = {  # what it did, what is done today, and the methods with no use for the setting
+    "attack": ("last", "authors", UNATTACKED),
+    "small_box_at_border": ("cut", "inside", (*UNATTACKED, "mtl-ibp", "cc-ibp", "exp-ibp", "acert-mtl-ibp")),
+    "batch_statistics": ("clean", "attacked", (*UNATTACKED, "sabr", "staps", "acert-sabr", "acert-mtl-ibp")),
 }
 LOCK_WAIT = 10.0  # seconds for another process in the same folder to end: a kernel may live on for one after its parent
 EXTERNAL = "external"  # config["model"] of an imported network that is none of MODELS
@@ -77,6 +82,12 @@ def runs_beside(what: str, given: str | Path = "") -> Path:
     """``given``, else a folder beside `runs_folder`, for runs that are not to be pooled with those: runs-WHAT."""
     beside = runs_folder().absolute()
     return Path(given or beside.with_name(f"{beside.name}-{what}"))
+
+
+def defaults_before(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run of version 0.1.0 did by settings that it does not name; ``config`` tells its method."""
+    method, rules = config.get("method"), RULES_BEFORE.items()
+    return DEFAULTS_BEFORE | {name: now if method in without else old for name, (old, now, without) in rules}
 
 
 @dataclass(frozen=True)
@@ -235,10 +246,11 @@ def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run |
         raise FileExistsError(f"run_dir: {run_dir} holds a run ({', '.join(there)}); resume=True continues it")
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
+        then = defaults_before(before) | before
         differs = [
-            f"{key} = {before.get(key)!r} there, {value!r} here"
+            f"{key} = {then.get(key)!r} there, {value!r} here"
             for key, value in described.items()
-            if key not in (*NOT_IDENTIFYING, "data") and tidy(before.get(key, DEFAULTS_BEFORE.get(key))) != value
+            if key not in (*NOT_IDENTIFYING, "data") and tidy(then.get(key)) != value
         ]
         differs += other_parts(before, described["data"])
     except (OSError, ValueError, AttributeError) as error:

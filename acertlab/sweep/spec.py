@@ -26,7 +26,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +250,7 @@ def _sweep(out: Path, notebook: Path, code: str, given: list[dict[str, Any]]) ->
             raise ValueError(f"the job {describe(parameters, shown)} is there twice")
         folder = out / "cells" / name
         before = out / "cells" / _earlier_name(label, notebook, parameters)
-        if before.is_dir() and not folder.exists():
+        if before.is_dir() and not folder.exists() and _began_this(before, parameters):
             folder, earlier = before, earlier + 1
         jobs[name] = Job(folder.name, parameters, folder, notebook, environment, Path.cwd())
     if earlier:
@@ -269,9 +269,24 @@ def _name(label: str, key: list[Any]) -> str:
 
 
 def _earlier_name(label: str, notebook: Path, parameters: Mapping[str, Any]) -> str:
-    """The name by which version 0.1.0 knew a job."""
-    keyed = {k: v for k, v in parameters.items() if k not in NOT_KEYED and (k, v) != ("settings", {})}
-    return _name(label, [notebook.stem, "0.1.0", keyed])
+    """The name by which version 0.1.0 knew a job, of whose settings it had not all."""
+    from acertlab.data.run import defaults_before
+
+    new = defaults_before(parameters)
+    settings = {name: value for name, value in parameters.get("settings", {}).items() if name not in new}
+    keyed = {name: value for name, value in parameters.items() if name not in (*NOT_KEYED, "settings")}
+    return _name(label, [notebook.stem, "0.1.0", keyed | ({"settings": settings} if settings else {})])
+
+
+def _began_this(folder: Path, parameters: Mapping[str, Any]) -> bool:
+    """Whether a training that was begun there is the one asked for: presets and defaults have changed since."""
+    if not is_training(parameters) or not (folder / "config.json").is_file():
+        return True
+    from acertlab.data.files import read_json
+    from acertlab.training.parameters import config_from_parameters, config_of
+
+    began, asked = config_of(read_json(folder / "config.json")), config_from_parameters(parameters)
+    return replace(began, device=asked.device) == asked
 
 
 def _label(name: str, value: Any) -> str:

@@ -13,6 +13,7 @@ from acertlab.radius.search import SearchSettings
 from acertlab.training import presets
 from acertlab.training.methods.base import Standard
 from acertlab.training.methods.catalogue import METHODS
+from acertlab.training.methods.regularisers import L1_REACH
 from acertlab.training.schedules import RAMPS
 
 PROTOCOLS = ("held-out", "published")
@@ -57,16 +58,21 @@ class TrainConfig:
     three_phase: bool = True  # OneCycle: symmetric fall, then the tail (published code)
     milestones: tuple[int, ...] = ()  # "step": epochs after which the rate falls
     decay: float = 0.2  # "step": by this factor (Shi et al. 2021)
-    clip: float = 10.0  # largest gradient norm (Table 4)
+    clip: float | None = 10.0  # largest gradient norm (Table 4); None: any
     l1: float = 0.0  # weight of sum |w| (Table 4; 1e-4 for TinyImageNet)
+    l1_reach: str = "weights"  # of affine layers (Shi et al. 2021); "parameters": biases and BatchNorm's too
     lambda0: float = 0.5  # weight of FastIBP's regularisers when the ramp starts (Table 4; 0.2 for TinyImageNet)
 
     # what only some methods have
     small_box: float = 0.4  # SABR: lambda, the small box's share of the radius
+    small_box_at_border: str = "inside"  # moved into the ball that is cut to the domain (published code), or "cut"
     alpha: float = 0.5  # MTL-, CC- and Exp-IBP: the share of the IBP loss
+    batch_statistics: str = "attacked"  # MTL-, CC- and Exp-IBP: of the bounds and f(x_adv) (published code); or "clean"
     beta_end: float = 0.0  # CROWN-IBP: its share once the ramp is over (0: Zhang et al. 2020, Xu et al. 2020)
+    attack: str = "authors"  # while training: what its points are and which is used, see `training_attack`; or "last"
     attack_steps: int = 8  # of PGD while training (Mueller et al. 2023)
-    attack_step_size: float = 0.5  # relative to eps_{max,t} (Mueller et al. 2023); falls tenfold at 50, 80, 90 %
+    attack_step_size: float = 0.5  # relative to the attack's radius (Mueller et al. 2023)
+    attack_eps_factor: float = 1.0  # the attack's radius over eps_{max,t}
     classifier_relus: int = 1  # TAPS, STAPS: ReLUs in the last part of the network, which is attacked (17 + 4 layers)
     taps_weight: float = 5.0  # TAPS, STAPS: of the TAPS loss's gradient (Mao et al. 2023: --alpha-box)
     latent_steps: int = 20  # TAPS, STAPS: of PGD inside the network (Mao et al. 2023: --train-steps)
@@ -168,8 +174,18 @@ def _milestones(given: Any) -> tuple[int, ...]:
     return tuple(given)
 
 
+def _clip(given: Any) -> float | None:
+    try:
+        return None if given is None else check("clip", given, Within(0, open_low=True), parse=isinstance(given, str))
+    except ValueError:
+        raise ValueError("a finite number > 0, or None") from None
+
+
 _RANGES = (
-    (Within(0, open_low=True), "eps_max train_eps_factor lr clip div final_div attack_step_size link_share"),
+    (
+        Within(0, open_low=True),
+        "eps_max train_eps_factor lr div final_div attack_step_size attack_eps_factor link_share",
+    ),
     (Within(0, open_low=True), "xtol rtol eval_xtol eval_rtol"),
     (Within(0), "l1 lambda0 taps_weight"),
     (Within(0, 1), "kappa decay pct_start small_box alpha beta_end"),
@@ -190,6 +206,11 @@ ACCEPTED: dict[str, Accepted] = {  # of each setting by itself, for `check`; rad
     "protocol": PROTOCOLS,
     "domain": _domain,
     "milestones": _milestones,
+    "clip": _clip,
+    "l1_reach": L1_REACH,
+    "attack": ("authors", "last"),
+    "small_box_at_border": ("inside", "cut"),
+    "batch_statistics": ("attacked", "clean"),
 }
 
 

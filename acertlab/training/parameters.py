@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from acertlab._validation import Accepted, Within, check, did_you_mean
-from acertlab.data.run import DEFAULTS_BEFORE, runs_folder
+from acertlab.data.run import defaults_before, runs_folder
 from acertlab.models.architectures import MODELS
 from acertlab.training.config import ACCEPTED, DEVICES, SEED, TrainConfig, preset
 from acertlab.training.methods.catalogue import METHODS
@@ -144,7 +144,7 @@ def config_of(settings: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ValueError: fields are missing; the message names them. And as `TrainConfig`.
     """
-    names, settings = [field.name for field in fields(TrainConfig)], DEFAULTS_BEFORE | dict(settings)
+    names, settings = [field.name for field in fields(TrainConfig)], defaults_before(settings) | dict(settings)
     if missing := [name for name in names if name not in settings]:
         raise ValueError(f"config: it lacks {', '.join(missing)}, so that the run cannot be repeated")
     return TrainConfig(**{name: settings[name] for name in names})

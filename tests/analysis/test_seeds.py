@@ -1,11 +1,15 @@
 """Means over seeds, and scores at another eps_max from the stored radii."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from acertlab.analysis.seeds import mean_over_seeds, rescore
+from acertlab.data.run import defaults_before
 from acertlab.data.run_table import load_radii
+from acertlab.training.config import TrainConfig
 from tests.helpers.synthetic_runs import RUNS
 
 CAP = 0.25
@@ -25,6 +29,18 @@ class TestMeanOverSeeds:
         runs = RUNS.assign(**{column: ["a", "b", "c", "d", "e", "f"]})
         with pytest.raises(ValueError, match=f"method = acert, kappa = 0.0 differ in {column}"):
             mean_over_seeds(runs)
+
+    @pytest.mark.parametrize(("method", "apart"), [("sabr", True), ("exp-ibp", True), ("fast-ibp", False)])
+    def test_runs_of_before_are_not_averaged_with_those_by_other_rules(self, method, apart):
+        """Where the method has a use for what 0.1.0 did not name; by today's setting of what was done they are."""
+        today = asdict(TrainConfig(method=method))
+        before = {name: value for name, value in today.items() if name not in defaults_before(today)}
+        runs = RUNS.iloc[:2].assign(method=method, kappa=0.0, seed=[0, 1], config=[before, today])
+        if apart:
+            with pytest.raises(ValueError, match="differ in attack, so that they are not seeds"):
+                mean_over_seeds(runs)
+        as_then = runs.assign(config=[before, today | defaults_before(today)])
+        assert mean_over_seeds(as_then if apart else runs).seeds.tolist() == [2]
 
     def test_the_same_seed_twice(self):
         with pytest.raises(ValueError, match=r"two with .*method = acert, kappa = 0.25, seed = 0"):

@@ -12,7 +12,7 @@ import pytest
 from acertlab.__main__ import main
 from acertlab.data import files, pack, run as runs, run_table
 from acertlab.data.pack import pack_runs
-from acertlab.data.run import DEFAULTS_BEFORE
+from acertlab.data.run import defaults_before
 from acertlab.radius.metrics import summarise
 from acertlab.sweep.spec import read_spec
 from acertlab.training.config import TrainConfig
@@ -168,7 +168,7 @@ class TestShipped:
         asked = [config_from_parameters(job.parameters) for job in read_spec(folder / "sweep.yaml").jobs]
         settings = [field.name for field in fields(TrainConfig) if field.name != "device"]
         configs = [runs.load_run(path).config for path in run_table.load_runs(folder).path]
-        made = [{name: config.get(name, DEFAULTS_BEFORE.get(name)) for name in settings} for config in configs]
+        made = [{name: (defaults_before(config) | config).get(name) for name in settings} for config in configs]
         assert sorted(map(str, made)) == sorted(
             str({name: json.loads(json.dumps(getattr(config, name))) for name in settings}) for config in asked
         )

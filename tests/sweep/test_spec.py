@@ -1,5 +1,8 @@
 """Specifications are checked as a whole before anything starts."""
 
+import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from acertlab.__main__ import main
 from acertlab.sweep import executor as sweep
 from acertlab.sweep.job import FAILED, RUNNING
 from acertlab.sweep.spec import describe, read_spec
+from acertlab.training.parameters import config_from_parameters
 from tests.helpers.notebooks import write_notebook
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +82,24 @@ def test_jobs_of_version_0_1_0_are_gone_on_with(tmp_path: Path, caplog: pytest.L
     (job,) = read_spec(spec, out=tmp_path).jobs
     assert job.folder == folder  # or a sweep would train again what is there
     assert "1 jobs were begun by version 0.1.0" in caplog.text
+
+
+def test_jobs_of_version_0_1_0_that_did_something_else_are_not(tmp_path: Path) -> None:
+    """SABR's box and attack were others by the same parameters; by settings that say so they are those jobs."""
+    grid = {"method": "sabr", "kappa": 0, "seed": 2}
+    spec = {"dataset": "digits", "budget": "fast", "grid": grid}
+    (job,) = read_spec(spec, out=tmp_path).jobs
+    keyed = {k: v for k, v in job.parameters.items() if k not in ("settings", "data_root")}
+    digest = hashlib.sha256(json.dumps(["02_training", "0.1.0", keyed], sort_keys=True).encode()).hexdigest()[:10]
+    folder = tmp_path / "cells" / f"{job.name.rpartition('-')[0]}-{digest}"
+    folder.mkdir(parents=True)
+    config = asdict(config_from_parameters(job.parameters))
+    for name in ("attack", "attack_eps_factor", "small_box_at_border", "batch_statistics", "l1_reach"):
+        del config[name]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_spec(spec, out=tmp_path).jobs[0].folder != folder
+    then = spec | {"settings": {"attack": "last", "small_box_at_border": "cut"}}
+    assert read_spec(then, out=tmp_path).jobs[0].folder == folder
 
 
 def test_equal_trainings_written_differently_are_one_job() -> None:

@@ -1,5 +1,6 @@
 """Each objective against an independent computation: plain tensors, layer by layer, BatchNorm by the clean batch."""
 
+import copy
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -24,7 +25,7 @@ from acertlab.training.methods.adversarial import ACERTMTLIBP, ACERTSABR, CCIBP,
 from acertlab.training.methods.base import Standard, Step
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.methods.ibp import CROWNIBP, IBP, FastIBP
-from acertlab.training.methods.pgd import training_attack
+from acertlab.training.methods.pgd import RULES, training_attack
 from acertlab.training.methods.regularisers import l1_norm, relu_balance, tightness
 from acertlab.training.schedules import linear_ramp, smooth_ramp
 
@@ -67,17 +68,20 @@ def setup(build, seed=0, batch=12):
 
 
 def step_of(model, x, y, eps) -> Step:
-    logits, statistics = clean_pass(model, x)
-    return Step(x, y, logits, freeze(trace(model), statistics), eps, STD, model=model)
+    def own_pass(x):
+        logits, statistics = clean_pass(model, x)
+        return logits, freeze(trace(model), statistics)
+
+    return Step(x, y, *own_pass(x), eps, STD, model=model, own_pass=own_pass)
 
 
-def reference(model, x, y, radii, merged, centre=None):
+def reference(model, x, y, radii, merged, centre=None, seen=None):
     """Worst-case margins (B, 4), the boxes at the ReLUs, and d0 at the normalised input: by the definition.
 
-    The boxes are around ``centre``, x if that is None; BatchNorm has the statistics of x.
+    The boxes are around ``centre``, BatchNorm has the statistics of ``seen``; both x where they are None.
     """
     eps, centre = radii.view(-1, 1, 1, 1), x if centre is None else centre
-    lower, upper, clean = (centre - eps).clamp(min=0), (centre + eps).clamp(max=1), x
+    lower, upper, clean = (centre - eps).clamp(min=0), (centre + eps).clamp(max=1), x if seen is None else seen
     relus, margins = [], None
     for layer in model:
         c, r = (lower + upper) / 2, (upper - lower) / 2
@@ -248,54 +252,106 @@ def test_at_eps_zero_the_robust_term_is_the_clean_loss(method):
 # ---- successors
 
 
-def pgd(model, x, y, eps, steps, size):
-    """PGD in a few lines, with the global generator's noise; the model in evaluation mode."""
+def pgd(model, x, y, eps, steps, size, rule="last"):
+    """PGD in plain loops, with the global generator's noise; the model in evaluation mode."""
     lower, upper = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
-    point = lower + torch.rand_like(x) * (upper - lower)
+    width = upper - lower
+    middle = x if rule == "mueller" else lower + width / 2
+    points, losses, wrong = [middle + (torch.rand_like(x) - 0.5) * width], [], []
     model.eval()
-    for step in range(steps):
-        point.requires_grad_()
-        loss = F.cross_entropy(model(point), y, reduction="sum")
+    for step in range(steps + 1):
+        point = points[-1].clone().requires_grad_()
+        logits = model(point)
+        losses.append(F.cross_entropy(logits, y, reduction="none"))
+        wrong.append(logits.argmax(1) != y)
         falls = (step / steps >= 0.5) + (step / steps >= 0.8) + (step / steps >= 0.9)
-        move = eps * size * 0.1**falls * torch.autograd.grad(loss, point)[0].sign()
-        point = torch.maximum(torch.minimum(point.detach() + move, upper), lower)
+        scale = {"last": eps * 0.1**falls, "mueller": width.max() / 2 * 0.1**falls, "de-palma": width / 2}[rule]
+        move = scale * size * torch.autograd.grad(losses[-1].sum(), point)[0].sign()
+        points.append(torch.maximum(torch.minimum(point.detach() + move, upper), lower))
     model.train()
-    return point
+    if rule == "last" or (rule == "de-palma" and steps == 1):
+        return points[steps]
+    so_far = torch.stack(wrong).cumsum(0) > 0
+    ended = next((i for i in range(steps) if so_far[i].all()), steps)
+    chosen = []
+    for i in range(len(x)):
+        own = [loss[i].item() for loss in losses]
+        if rule == "de-palma":
+            k = max(range(steps + 1), key=lambda j, own=own: (own[j], j))
+        else:
+            k = ended if so_far[ended, i] else max(range(steps), key=own.__getitem__)
+        chosen.append(points[k][i])
+    return torch.stack(chosen)
 
 
 @both
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("steps", "size"), [(1, 10.0), (8, 0.5), (10, 0.25)])
-def test_the_attack_is_pgd_and_leaves_the_model_alone(build, steps, size):
+def test_the_attack_is_pgd_and_leaves_the_model_alone(build, steps, size, rule):
     model, x, y = setup(build)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(3)
-    found = training_attack(model, x, y, 0.1, steps=steps, step_size=size)
+    found = training_attack(model, x, y, 0.1, rule=rule, steps=steps, step_size=size)
     torch.manual_seed(3)
-    assert torch.equal(found, pgd(model, x, y, 0.1, steps, size))
+    assert torch.allclose(found, pgd(model, x, y, 0.1, steps, size, rule), rtol=0, atol=1e-15)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
     assert all(p.grad is None for p in model.parameters()) and not found.requires_grad
-    assert ((found - x).abs() <= 0.1 + 1e-12).all() and found.min() >= 0 and found.max() <= 1
+    assert ((found - x).abs() <= 0.1 + 1e-12).all()
+    assert rule == "mueller" or (found.min() >= 0 and found.max() <= 1)  # whose start may leave the domain
     model.eval()
     assert F.cross_entropy(model(found), y) > F.cross_entropy(model(x), y)
+
+
+@pytest.mark.parametrize("rule", ["mueller", "de-palma"])
+def test_the_attack_keeps_what_misclassifies_or_the_largest_loss(rule):
+    """Steps so large that they jump to and fro: the last point is not the best."""
+    model, x, y = setup(cnn)
+    torch.manual_seed(3)
+    kept = training_attack(model, x, y, 0.1, rule=rule, steps=7, step_size=1.7)
+    torch.manual_seed(3)
+    last = pgd(model, x, y, 0.1, 7, 1.7, "last")
+    model.eval()
+    kept, last = (F.cross_entropy(model(at), y, reduction="none") for at in (kept, last))
+    assert (kept > last + 1e-3).any()
+
+
+def test_the_attack_ends_where_the_whole_batch_is_misclassified():
+    model, x, _ = setup(mlp)
+    y = (model(x).argmax(1) + 1) % 4
+    torch.manual_seed(3)
+    start = x + (torch.rand_like(x) - 0.5) * ((x + 0.01).clamp(max=1) - (x - 0.01).clamp(min=0))
+    assert (model(start).argmax(1) != y).all()
+    torch.manual_seed(3)
+    assert torch.equal(training_attack(model, x, y, 0.01, rule="mueller"), start)
 
 
 def loss_and_attack(objective, model, x, y, eps):
     """The loss of one step, and the x_adv that its attack must have found."""
     step = step_of(model, x, y, eps)
+    rule = objective.authors_attack if objective.attack == "authors" else "last"
+    attack = objective.attack_eps_factor * eps, objective.attack_steps, objective.attack_step_size, rule
+    as_attacked = copy.deepcopy(model)  # a pass over x_adv changes the running statistics
     torch.manual_seed(5)
     loss, logged = objective(step)
     torch.manual_seed(5)
-    return loss, logged, pgd(model, x, y, eps, objective.attack_steps, objective.attack_step_size)
+    return loss, logged, pgd(as_attacked, x, y, *attack)
 
 
 @both
 @pytest.mark.parametrize("eps", [0.02, 0.1])
-def test_sabr_bounds_a_small_box_around_the_attack(build, eps):
+@pytest.mark.parametrize("attack", ["authors", "last"])
+@pytest.mark.parametrize(("border", "factor"), [("inside", 1.0), ("cut", 1.0), ("inside", 2.0)])
+def test_sabr_bounds_a_small_box_around_the_attack(build, eps, border, factor, attack):
     model, x, y = setup(build)
-    objective = SABR(kappa=0.2, eps_max=0.1, small_box=0.3, lambda0=0.5)
+    settings = {"small_box_at_border": border, "attack_eps_factor": factor, "attack": attack}
+    objective = SABR(kappa=0.2, eps_max=0.1, small_box=0.3 / factor, lambda0=0.5, **settings)
     loss, logged, x_adv = loss_and_attack(objective, model, x, y, eps)
-    centre = torch.maximum(torch.minimum(x_adv, x + 0.7 * eps), x - 0.7 * eps)
+    whole, small = factor * eps, 0.3 * eps
+    low, high = x - whole, x + whole
+    if border == "inside":
+        low, high = low.clamp(min=0), high.clamp(max=1)
+    centre = torch.minimum(torch.maximum(x_adv, low + small), high - small)
     margins, relus, d0 = reference(model, x, y, torch.full_like(x[:, 0, 0, 0], 0.3 * eps), True, centre)
     weight = 0.5 * (1 - eps / 0.1)
     expected = 0.2 * F.cross_entropy(model(x), y) + 0.8 * F.cross_entropy(margins, y)
@@ -303,16 +359,31 @@ def test_sabr_bounds_a_small_box_around_the_attack(build, eps):
     assert (logged.radii.radius == eps).all()
 
 
+def test_sabrs_box_at_the_border_of_the_image():
+    """A black and a white pixel, lambda 0.6, eps 0.3, as the authors' code has them, and cut."""
+    x, radii = torch.tensor([0.0, 1.0]).double().view(2, 1), torch.full((2,), 0.3).double()
+    for border, black, white in (("inside", (0.0, 0.3), (0.64, 1.0)), ("cut", (0.0, 0.18), (0.82, 1.0))):
+        box = SABR(small_box=0.6, small_box_at_border=border)._small(radii, x, x)
+        assert box.lower.flatten().tolist() == pytest.approx([black[0], white[0]])
+        assert box.upper.flatten().tolist() == pytest.approx([black[1], white[1]])
+
+
 @both
+@pytest.mark.parametrize("statistics", ["attacked", "clean"])
 @pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize("kind", [MTLIBP, CCIBP, ExpIBP])
-def test_expressive_losses_mix_bounds_and_attack(build, kind, merged):
+def test_expressive_losses_mix_bounds_and_attack(build, kind, merged, statistics):
     model, x, y = setup(build)
     eps, a, kappa = 0.05, 0.3, 0.25
-    objective = kind(kappa=kappa, eps_max=eps, alpha=a, merged=merged, attack_steps=1, attack_step_size=10.0)
+    attack = {"attack_steps": 1, "attack_step_size": 10.0, "batch_statistics": statistics}
+    objective = kind(kappa=kappa, eps_max=eps, alpha=a, merged=merged, **attack)
     loss, logged, x_adv = loss_and_attack(objective, model, x, y, eps)
-    bounds, _, _ = reference(model, x, y, torch.full_like(x[:, 0, 0, 0], eps), merged)
-    attacked, _, _ = reference(model, x, y, torch.zeros_like(x[:, 0, 0, 0]), merged, x_adv)
+    seen = x_adv if statistics == "attacked" else x
+    bounds, _, _ = reference(model, x, y, torch.full_like(x[:, 0, 0, 0], eps), merged, seen=seen)
+    attacked, _, _ = reference(model, x, y, torch.zeros_like(x[:, 0, 0, 0]), merged, x_adv, seen)
+    if statistics == "attacked":
+        logits = model(x_adv)
+        assert torch.allclose(attacked, logits - logits.gather(1, y[:, None]))
     ibp, adversarial = F.cross_entropy(bounds, y), F.cross_entropy(attacked, y)
     robust = {
         MTLIBP: a * ibp + (1 - a) * adversarial,
@@ -338,16 +409,21 @@ def test_the_ends_of_the_expressive_losses():
 
 @solvers
 @pytest.mark.parametrize("merged", [True, False])
-def test_acert_sabr_finds_the_root_of_the_small_box(merged, solver):
+@pytest.mark.parametrize("border", ["inside", "cut"])
+def test_acert_sabr_finds_the_root_of_the_small_box(merged, solver, border):
     model, x, y = setup(cnn)
     eps, share = 0.1, 0.4
-    objective = ACERTSABR(eps_max=eps, small_box=share, merged=merged, solver=solver, root_iterations=60)
+    search = {"merged": merged, "solver": solver, "root_iterations": 60}
+    objective = ACERTSABR(eps_max=eps, small_box=share, small_box_at_border=border, **search)
     loss, logged, x_adv = loss_and_attack(objective, model, x, y, eps)
     radii = logged.radii.radius
 
     def margins_at(radii):
-        reach = ((1 - share) * radii).view(-1, 1, 1, 1)
-        centre = x + torch.maximum(torch.minimum(x_adv - x, reach), -reach)
+        whole = radii.view(-1, 1, 1, 1)
+        low, high = x - whole, x + whole
+        if border == "inside":
+            low, high = low.clamp(min=0), high.clamp(max=1)
+        centre = torch.minimum(torch.maximum(x_adv, low + share * whole), high - share * whole)
         return reference(model, x, y, share * radii, merged, centre)[0]
 
     def worst(radii):
@@ -474,6 +550,25 @@ def test_search_and_bounds_update_running_statistics_once():
         assert torch.equal(ours, theirs), name
 
 
+@pytest.mark.parametrize("eps", [0.0, 0.05])
+@pytest.mark.parametrize("method", ["mtl-ibp", "cc-ibp", "exp-ibp", "sabr", "acert-mtl-ibp"])
+@pytest.mark.parametrize("statistics", ["attacked", "clean"])
+def test_attacked_statistics_are_counted_beside_the_clean_ones(method, statistics, eps):
+    model, x, y = setup(cnn)
+    twin = cnn().double().train()
+    twin.load_state_dict(model.state_dict())
+    objective = TrainConfig(method=method, batch_statistics=statistics, eps_max=0.1).objective()
+    found = []
+    step = step_of(model, x, y, eps)
+    objective(replace(step, own_pass=lambda x: (found.append(x), step.own_pass(x))[1]))
+    assert len(found) == (statistics == "attacked" and method in ("mtl-ibp", "cc-ibp", "exp-ibp"))
+    for batch in (x, *found):
+        twin(batch)
+    for (name, ours), theirs in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert all(0 < (batch - x).abs().max() <= max(eps, 1e-6) + 1e-12 for batch in found)
+
+
 def test_a_config_s_objective_has_every_field():
     config = TrainConfig(kappa=0.3, eps_max=0.1, lambda0=0.2, merged=False, domain=None, root_iterations=3, rtol=1e-3)
     assert config.objective() == ACERT(0.3, False, None, 0.1, 0.2, "log-secant", 1e-6, 1e-3, 3)
@@ -545,10 +640,12 @@ def test_networks_without_relu_have_no_penalty():
     assert relu_balance([]) == 0
 
 
-def test_l1_norm_counts_weights_only():
+def test_l1_norm_counts_weights_only_or_all_that_is_trained():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     nn.init.constant_(model[0].weight, -0.5)
+    nn.init.constant_(model[0].bias, 3.0)
     assert l1_norm(model).item() == 2.0
+    assert l1_norm(model, "parameters").item() == 2.0 + 6.0 + 2.0  # the last are BatchNorm's weights of 1
 
 
 # ---- ramps

@@ -3,7 +3,7 @@
 import json
 import shlex
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import nbformat
 import papermill
@@ -12,7 +12,9 @@ import yaml
 from hypothesis import given, settings, strategies as st
 
 from acertlab._validation import Within
+from acertlab.data.run import defaults_before
 from acertlab.training.config import TrainConfig, preset
+from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.parameters import (
     PARAMETERS,
     check_parameters,
@@ -273,6 +275,19 @@ def test_settings_that_are_no_parameters_of_their_own_are_told_too():
     command = training_command(config)
     assert "-y 'settings: {" in command and "scheduler: step" in command and "width" not in command
     assert followed(command) == config
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_run_of_before_does_not_name_is_what_was_done_then(method):
+    """Of methods with no use for a setting it is today's default, so that their runs are those of today."""
+    used = {field.name for field in fields(METHODS[method].objective)}
+    today, before = TrainConfig(method=method), defaults_before({"method": method})
+    old = {"attack": "last", "small_box_at_border": "cut", "batch_statistics": "clean"}
+    assert old.keys() < before.keys() <= {field.name for field in fields(TrainConfig)}
+    for name, value in before.items():
+        assert value == (old[name] if name in old and name in used else getattr(today, name)), name
+    written = {name: value for name, value in asdict(today).items() if name not in before}
+    assert config_of(written) == replace(today, **before)
 
 
 def test_from_a_run_folder():

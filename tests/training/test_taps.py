@@ -176,7 +176,7 @@ def test_staps_is_taps_over_the_small_box() -> None:
     torch.manual_seed(0)
     loss, logged = staps(step)
     torch.manual_seed(0)
-    attacked = replace(step, x_adv=pgd(model, x, y, EPS, staps.attack_steps, staps.attack_step_size))
+    attacked = replace(step, x_adv=pgd(model, x, y, EPS, staps.attack_steps, staps.attack_step_size, "mueller"))
     small = SABR(eps_max=EPS, small_box=0.3).box(attacked, torch.full_like(x[:, 0, 0, 0], EPS))
     assert torch.equal(loss, TAPS(eps_max=EPS).bounded(attacked, small, None))
     assert small.radius.max() <= 0.3 * EPS + 1e-12 and loss < TAPS(eps_max=EPS)(step)[0]

@@ -9,7 +9,7 @@ import torch
 from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import margin_at
 from acertlab.data.datasets import load_dataset, to_float
-from acertlab.data.run import HISTORY_COLUMNS, RESULT_KEYS
+from acertlab.data.run import HISTORY_COLUMNS, RESULT_KEYS, defaults_before
 from acertlab.data.run_table import load_runs
 from acertlab.models.architectures import MODELS
 from acertlab.radius.certified import certified_radius
@@ -18,6 +18,7 @@ from acertlab.training.config import preset
 from acertlab.training.loop import train as loop
 from acertlab.training.loop.train import evaluate, train
 from acertlab.training.methods.catalogue import METHODS
+from acertlab.training.parameters import config_of
 from tests.helpers.training import SMALL, Interrupted, assert_same_weights, stop_after, weights
 
 # ---- what decides a run
@@ -45,10 +46,19 @@ def test_training_at_another_eps_is_that_training_judged_at_eps_max(method, tmp_
         replace(config, train_eps_factor=0)
 
 
-def test_a_run_of_before_a_setting_goes_on(tmp_path, monkeypatch):
-    """A checkpoint and a config.json that do not name `train_eps_factor` are those of the run at its default."""
+@pytest.mark.parametrize(
+    ("method", "then"),
+    [
+        ("acert", {}),
+        ("sabr", {"attack": "last", "small_box_at_border": "cut"}),
+        ("cc-ibp", {"attack": "last", "batch_statistics": "clean"}),
+    ],
+)
+def test_a_run_of_before_a_setting_goes_on(method, then, tmp_path, monkeypatch):
+    """A checkpoint and a config.json that do not name a setting are those of the run by what was done then."""
     data = load_dataset("digits").first(150)
-    config = replace(preset("digits", "acert", budget="fast"), epochs=4, ramp_epochs=1, width=4)
+    today = replace(preset("digits", method, budget="fast"), epochs=4, ramp_epochs=1, width=4)
+    config = replace(today, **then)
     whole = train(config, data, tmp_path / "whole", progress=False)
 
     def stop(*args):
@@ -60,8 +70,13 @@ def test_a_run_of_before_a_setting_goes_on(tmp_path, monkeypatch):
     monkeypatch.undo()
     path = tmp_path / "old" / "config.json"
     written = json.loads(path.read_text())
-    del written["train_eps_factor"]
+    for name in defaults_before(written):
+        del written[name]
     path.write_text(json.dumps(written))
+    assert config_of(written) == config
+    if then:
+        with pytest.raises(ValueError, match="attack = 'last' there, 'authors' here"):
+            train(today, data, tmp_path / "old", progress=False)
     with pytest.raises(ValueError, match="train_eps_factor = .* there, 0.5 here"):
         train(replace(config, train_eps_factor=0.5), data, tmp_path / "old", progress=False)
     monkeypatch.setattr(loop, "_train_epoch", stop)  # nothing is trained again

@@ -1,9 +1,11 @@
 """One step of the optimiser."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from acertlab.bounds.ibp import freeze
+from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.data.datasets import ImageData
 from acertlab.training.config import TrainConfig
 from acertlab.training.loop.batch_statistics import clean_pass
@@ -27,18 +29,23 @@ def train_step(
         The loss and the gradient's norm before clipping, (), the logits (B, classes) and what the objective logs; all
         detached.
     """
+
+    def own_pass(x: Tensor) -> tuple[Tensor, IntervalNetwork]:
+        logits, statistics = clean_pass(state.model, x)
+        return logits, freeze(state.traced, statistics)
+
     logits, statistics = clean_pass(state.model, x)
     frozen = freeze(state.traced, statistics) if state.objective.bounds else None
     known = state.radii.of(index) if state.radii else None
-    step = Step(x, y, logits, frozen, eps, std, known, state.model, statistics=statistics)
+    step = Step(x, y, logits, frozen, eps, std, known, state.model, statistics, own_pass)
     loss, logged = state.objective(step)
     if state.radii and eps > 0:
         state.radii.update_(index, logged.radii)
     if config.l1:
-        loss = loss + config.l1 * l1_norm(state.model)
+        loss = loss + config.l1 * l1_norm(state.model, config.l1_reach)
     state.optimizer.zero_grad()
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), math.inf if config.clip is None else config.clip)
     state.optimizer.step()
     state.scheduler.step()
     return loss.detach(), norm, logits.detach(), logged

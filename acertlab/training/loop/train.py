@@ -25,11 +25,11 @@ from acertlab._lock import locked
 from acertlab.data.datasets import ImageData, augment, certified_at, to_float
 from acertlab.data.files import write_json, write_parquet, write_weights
 from acertlab.data.run import (
-    DEFAULTS_BEFORE,
     LOCK_WAIT,
     NOT_IDENTIFYING,
     RADII_COLUMNS,
     Run,
+    defaults_before,
     history_table,
     load_run,
     open_folder,
@@ -284,10 +284,11 @@ def _described(config: TrainConfig, data: ImageData) -> dict[str, Any]:
 def _owners(config: TrainConfig, data: ImageData) -> tuple[str, str]:
     """What a checkpoint must have been made for: all of `_described` but where it ran; and as version 0.1.0 had it."""
     described = _described(config, data)
+    unnamed = defaults_before(described)
     settings = {
         name: value
         for name, value in described.items()
-        if name not in (*NOT_IDENTIFYING, "data") and not (name in DEFAULTS_BEFORE and value == DEFAULTS_BEFORE[name])
+        if name not in (*NOT_IDENTIFYING, "data") and not (name in unnamed and value == unnamed[name])
     }
     digest, before = (
         hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

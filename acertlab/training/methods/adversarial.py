@@ -16,7 +16,7 @@ from acertlab.models.split import split
 from acertlab.radius.search import MarginGrowth, without_zero
 from acertlab.training.methods.acert import ACERT
 from acertlab.training.methods.base import Step, StepLog
-from acertlab.training.methods.ibp import FastIBP
+from acertlab.training.methods.ibp import REGULARISER_EPS, FastIBP
 from acertlab.training.methods.pgd import gradient_link, latent_attack, margins_at, training_attack, wrong_classes
 
 SMALLEST = 1e-12  # of a loss that is raised to a power below 1, whose gradient is infinite at 0
@@ -24,37 +24,57 @@ SMALLEST = 1e-12  # of a loss that is raised to a power below 1, whose gradient 
 
 @dataclass(frozen=True)
 class Adversarial(FastIBP):
-    """FastIBP that knows an adversarial example x_adv at eps_{max,t} of every sample; by itself it makes no use of it.
+    """FastIBP that knows an adversarial example x_adv of every sample; by itself it makes no use of it.
 
-    BatchNorm is in evaluation mode during the attack; f(x_adv) is then evaluated with the clean batch's statistics, as
-    all bounds are.
+    The attack, at attack_eps_factor eps_{max,t}, sees BatchNorm in evaluation mode.
     """
 
     attacks: ClassVar[bool] = True
+    authors_attack: ClassVar[str] = "mueller"  # a key of `RULES` in `acertlab.training.methods.pgd`
 
+    attack: str = "authors"  # or "last": the last point of falling steps, whatever the method (version 0.1.0)
     attack_steps: int = 8  # of PGD, from one random start (Mueller et al. 2023)
-    attack_step_size: float = 0.5  # relative to eps_{max,t}; falls tenfold after 50, 80 and 90 % of the steps
+    attack_step_size: float = 0.5  # relative to the ball's radius
+    attack_eps_factor: float = 1.0  # radius of the attack over eps_{max,t}
     amp: bool = False  # attack in bfloat16 on CUDA; bounds never are
 
     def __call__(self, step: Step) -> tuple[Tensor, StepLog]:
         """The loss of one step; see `IBP.__call__`."""
-        if step.eps > 0:
-            settings = {"steps": self.attack_steps, "step_size": self.attack_step_size, "amp": self.amp}
-            x_adv = training_attack(step.victim, step.x, step.y, step.eps, domain=self.domain, **settings)
-            step = replace(step, x_adv=x_adv)
-        return super().__call__(step)
+        return super().__call__(self.attacked(step, self.attack_eps_factor * step.eps) if step.eps > 0 else step)
+
+    def attacked(self, step: Step, eps: float) -> Step:
+        """The step with what its attack at radius eps found."""
+        x_adv = training_attack(
+            step.victim,
+            step.x,
+            step.y,
+            eps,
+            rule=self.authors_attack if self.attack == "authors" else self.attack,
+            steps=self.attack_steps,
+            step_size=self.attack_step_size,
+            domain=self.domain,
+            amp=self.amp,
+        )
+        return replace(step, x_adv=x_adv)
 
 
 @dataclass(frozen=True)
 class SABR(Adversarial):
     """SABR: FastIBP on a small box of radius lambda eps_{max,t}, around x_adv moved to where the box fits in.
 
-    Its centre is clamp(x_adv, x - (1 - lambda) eps_{max,t}, x + (1 - lambda) eps_{max,t}).
+    As its authors' code has it, it fits into the ball *cut to the domain* ("inside"): its centre is
+    clamp(x_adv, l + lambda eps, u - lambda eps) with the ends l, u of that. Where they are closer than the box is wide,
+    as at an image's border with lambda > 1/2, the upper end counts, so that the box of a white pixel reaches
+    (2 lambda - 1) eps below the ball. With "cut" it is moved into the whole ball and cut afterwards, which makes it
+    narrower at the border: of a black pixel with x_adv = 0 [0, lambda eps], in place of [0, min(1, 2 lambda) eps].
+
+    With an attack_eps_factor the small box is a share of the attack's ball, as in De Palma et al.'s SABR.
 
     Source: Mueller et al. 2023, "Certified training: small boxes are all you need".
     """
 
     small_box: float = 0.4  # lambda
+    small_box_at_border: str = "inside"  # or "cut" (version 0.1.0)
 
     def box(self, step: Step, radii: Tensor) -> Box:
         """The small box in the ball of each radius; while eps_{max,t} = 0 the ball itself."""
@@ -63,27 +83,56 @@ class SABR(Adversarial):
         return self._small(radii, step.x, step.x_adv)
 
     def _small(self, radii: Tensor, x: Tensor, x_adv: Tensor) -> Box:
-        reach = ((1 - self.small_box) * radii).view(-1, *[1] * (x.dim() - 1))
-        return ball(x + (x_adv - x).clamp(-reach, reach), self.small_box * radii, self.domain)
+        radii = self.attack_eps_factor * radii
+        if self.small_box_at_border == "cut":
+            reach = ((1 - self.small_box) * radii).view(-1, *[1] * (x.dim() - 1))
+            return ball(x + (x_adv - x).clamp(-reach, reach), self.small_box * radii, self.domain)
+        whole, small = ball(x, radii, self.domain), (self.small_box * radii).view(-1, *[1] * (x.dim() - 1))
+        return ball(x_adv.clamp(whole.lower + small, whole.upper - small), self.small_box * radii, self.domain)
 
 
 @dataclass(frozen=True)
-class MTLIBP(Adversarial):
-    """MTL-IBP: L_rob = alpha CE_IBP + (1 - alpha) CE(f(x_adv), y).
+class Mixed(Adversarial):
+    """Base of the losses that mix IBP's with the attack's: alpha CE_IBP + (1 - alpha) CE(f(x_adv), y)."""
 
-    Source: De Palma et al. 2024, "Expressive losses for verified robustness via convex combinations".
-    """
+    authors_attack: ClassVar[str] = "de-palma"
 
     alpha: float = 0.5  # share of the IBP loss
 
     def robust(self, step: Step, margins: Tensor) -> Tensor:
         """The mixture of both losses."""
-        return self._mixed(
-            F.cross_entropy(margins, step.y), F.cross_entropy(step.network.logits(step.attacked), step.y)
-        )
+        return self._mixed(F.cross_entropy(margins, step.y), F.cross_entropy(step.logits_adv, step.y))
 
     def _mixed(self, ibp: Tensor, adversarial: Tensor) -> Tensor:
         return self.alpha * ibp + (1 - self.alpha) * adversarial
+
+
+@dataclass(frozen=True)
+class MTLIBP(Mixed):
+    """MTL-IBP: L_rob = alpha CE_IBP + (1 - alpha) CE(f(x_adv), y).
+
+    As its authors' code has it, the network's pass over x_adv comes last, so that BatchNorm's running statistics are
+    updated twice, by x and by x_adv, and the bounds have the statistics of x_adv ("attacked"). With "clean" f(x_adv)
+    and the bounds have those of x, which alone are counted. While eps_{max,t} = 0 "attacked" attacks the smallest ball.
+
+    Source: De Palma et al. 2024, "Expressive losses for verified robustness via convex combinations".
+    """
+
+    batch_statistics: str = "attacked"  # or "clean" (version 0.1.0)
+
+    def __call__(self, step: Step) -> tuple[Tensor, StepLog]:
+        """The loss of one step; see `IBP.__call__`."""
+        if step.eps == 0 and self.batch_statistics == "attacked":
+            step = self.attacked(step, REGULARISER_EPS)
+        return super().__call__(step)
+
+    def attacked(self, step: Step, eps: float) -> Step:
+        """The step with what its attack at radius eps found, bounds by those examples' statistics."""
+        step = super().attacked(step, eps)
+        if self.batch_statistics == "clean":
+            return step
+        logits, frozen = step.again(step.adversarial)
+        return replace(step, frozen=frozen, passed_adv=logits)
 
 
 @dataclass(frozen=True)
@@ -106,7 +155,7 @@ class CCIBP(MTLIBP):
 
     def robust(self, step: Step, margins: Tensor) -> Tensor:
         """The loss of the mixture of both margins."""
-        logits = step.network.logits(step.attacked)
+        logits = step.logits_adv
         attacked = logits - logits.gather(1, step.y.unsqueeze(1))
         return F.cross_entropy(self.alpha * margins + (1 - self.alpha) * attacked, step.y)
 
@@ -169,14 +218,15 @@ class ACERTSABR(SABR, ACERT):
     """SABR at each sample's own radius: the largest r, capped by eps_{max,t}, at which its *small* box is certified.
 
     The attack is SABR's, at eps_{max,t}, and the small box follows it: radius lambda r around
-    clamp(x_adv, x - (1 - lambda) r, x + (1 - lambda) r). Such boxes do not hold each other, so that r is a root and
+    x_adv moved into the ball of r, by SABR's rule. Such boxes do not hold each other, so that r is a root and
     not always the first. Ours; not published.
     """
 
     def growth(self, step: Step) -> MarginGrowth | None:
         """That over small boxes which no attack has moved."""
-        growth = super().growth(replace(step, eps=self.small_box * step.eps))
-        return growth and growth._replace(eps=growth.eps - math.log(self.small_box))
+        share = self.small_box * self.attack_eps_factor
+        growth = super().growth(replace(step, eps=share * step.eps))
+        return growth and growth._replace(eps=growth.eps - math.log(share))
 
     def searched(self, step: Step) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
         """The margin over the small box as a function of r."""
@@ -185,12 +235,14 @@ class ACERTSABR(SABR, ACERT):
             margins = step.network.margins(self._small(eps, x, x_adv), y, merged=self.merged)
             return without_zero(worst_margin(margins, y))
 
-        return margin, (step.x, step.y, step.attacked)
+        return margin, (step.x, step.y, step.adversarial)
 
 
 @dataclass(frozen=True)
-class ACERTMTLIBP(MTLIBP, ACERT):
+class ACERTMTLIBP(Mixed, ACERT):
     """MTL-IBP with ACERT's radii: alpha CE(margins at E_cert(x)) + (1 - alpha) CE(f(x_adv), y), x_adv at eps_{max,t}.
+
+    All have the clean batch's statistics, by which the radii are found.
 
     Ours; not published.
     """

@@ -5,6 +5,7 @@ called with a `Step`. Eq. (11) is common to all: L = kappa CE(f(x), y) + (1 - ka
 thing of `IBP`: the radius of each sample's box, where the box lies, what bounds the network over it, or the loss.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -29,8 +30,10 @@ class Step:
     std: Tensor | float = 1.0  # (1, C, 1, 1) the model's normalisation, for d0 at the normalised input
     history: RadiusEstimates | None = None  # what the last epoch found for these samples
     model: nn.Module | None = None  # the network itself, for methods that attack it
-    x_adv: Tensor | None = None  # (B, C, H, W) what the attack at eps_{max,t} found
     statistics: Statistics | None = None  # those in `frozen`, for methods that bound a part of the network
+    own_pass: Callable[[Tensor], tuple[Tensor, IntervalNetwork]] | None = None  # its logits; bounds by that batch
+    x_adv: Tensor | None = None  # (B, C, H, W) what the attack found
+    passed_adv: Tensor | None = None  # (B, classes) its logits, where the network's own pass has been over it
 
     @property
     def network(self) -> IntervalNetwork:
@@ -38,7 +41,7 @@ class Step:
         return _given(self.frozen, "frozen")
 
     @property
-    def attacked(self) -> Tensor:
+    def adversarial(self) -> Tensor:
         """The adversarial examples: `x_adv`, which a method that uses them must be given."""
         return _given(self.x_adv, "x_adv")
 
@@ -46,6 +49,16 @@ class Step:
     def normalised(self) -> Statistics:
         """The BatchNorm statistics of the clean pass: `statistics`, which a method that bounds parts must be given."""
         return _given(self.statistics, "statistics")
+
+    @property
+    def logits_adv(self) -> Tensor:
+        """(B, classes) of the adversarial examples, by the statistics that the bounds have."""
+        return self.network.logits(self.adversarial) if self.passed_adv is None else self.passed_adv
+
+    @property
+    def again(self) -> Callable[[Tensor], tuple[Tensor, IntervalNetwork]]:
+        """The network's own pass, over another batch: `own_pass`, which a method that needs one must be given."""
+        return _given(self.own_pass, "own_pass")
 
     @property
     def victim(self) -> nn.Module:

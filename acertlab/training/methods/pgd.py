@@ -10,6 +10,8 @@ from torch.autograd.function import once_differentiable
 from acertlab.bounds.box import Box, Domain, ball
 from acertlab.bounds.ibp import IntervalNetwork
 
+RULES = ("mueller", "de-palma", "last")  # whose attack; see `training_attack`
+
 
 def training_attack(
     model: nn.Module,
@@ -17,40 +19,79 @@ def training_attack(
     y: Tensor,
     eps: float,
     *,
+    rule: str = "mueller",
     steps: int = 8,
     step_size: float = 0.5,
     domain: Domain = (0.0, 1.0),
     amp: bool = False,
 ) -> Tensor:
-    """PGD as certified training has it: one random start, climbing the cross entropy; its last point, (B, ...).
+    """PGD as certified training has it: one random start, climbing the cross entropy; one of its points, (B, ...).
+
+    By ``rule``, with "the ball" cut to ``domain``:
+
+    ========== ===================================== ============================ =====================================
+    rule       starts                                a step is step_size times    returns of each sample
+    ========== ===================================== ============================ =====================================
+    "mueller"  x and noise as wide as the ball       half the widest pixel of it  the last point, if one of its points
+                                                                                  was misclassified; else of all but the
+                                                                                  last that of the largest loss
+    "de-palma" anywhere in the ball                  half of each pixel of it     the point of the largest loss; with
+                                                                                  one step the last
+    "last"     anywhere in the ball                  eps                          the last point
+    ========== ===================================== ============================ =====================================
+
+    "mueller" and "last" take steps that fall tenfold after 50, 80 and 90 % of them. "mueller" may leave the ball by its
+    start alone, and stops as soon as the whole batch is misclassified.
 
     Args:
         model: in any mode; BatchNorm and Dropout are in evaluation mode meanwhile, and no statistics change.
         x: (B, ...) pixels inside ``domain``; y: (B,) int64 labels.
         eps: radius in pixel units, > 0.
-        steps: >= 1, each of step_size * eps, falling tenfold after 50, 80 and 90 % of them.
-        step_size: relative to eps, > 0; 2 or more reaches the corners in one step (then the start hardly matters).
+        rule: one of `RULES`.
+        steps: >= 1.
+        step_size: relative, > 0; 2 or more reaches the corners in one step (then the start hardly matters).
         domain: (low, high) of valid pixels, or None.
         amp: evaluate in bfloat16 on CUDA.
 
-    Source: Madry et al. 2018; settings of Mueller et al. 2023. Draws from torch's global generator; no host-device
-    synchronisation.
+    Source: Mueller et al. 2023 and De Palma et al. 2024, their code; "last": Madry et al. 2018, with the former's
+    settings. Draws from torch's global generator; no host-device synchronisation.
     """
     box, modes = ball(x, eps, domain), [(module, module.training) for module in model.modules()]
-    point = box.lower + torch.rand_like(x) * (box.upper - box.lower)
+    width, noise = box.upper - box.lower, torch.rand_like(x)
+    point = x + (noise - 0.5) * width if rule == "mueller" else box.lower + noise * width
+    size = {"mueller": width.max() / 2, "de-palma": width / 2, "last": eps}[rule] * step_size
+    kept, best, found = x, x.new_full((len(x),), -torch.inf), torch.zeros_like(y, dtype=torch.bool)
+    evaluated = steps + (rule == "mueller" or (rule == "de-palma" and steps > 1))
     model.eval()
     try:
-        for step in range(steps):
-            size = eps * step_size * 0.1 ** sum(step >= share * steps for share in (0.5, 0.8, 0.9))
+        for step in range(evaluated):
             leaf = point.requires_grad_()
             with torch.enable_grad(), torch.autocast(x.device.type, torch.bfloat16, amp and x.device.type == "cuda"):
-                loss = F.cross_entropy(model(leaf), y, reduction="sum")
-            gradient = torch.autograd.grad(loss, leaf)[0]
-            point = (point.detach() + size * gradient.sign()).clamp(box.lower, box.upper)
+                logits = model(leaf)
+                losses = F.cross_entropy(logits, y, reduction="none")
+            point = point.detach()
+            if rule == "mueller":
+                ended = found.all()  # before this point, which is then not looked at
+                found = found | (logits.argmax(1) != y)
+                better = losses > best if step < steps else torch.zeros_like(found)
+                kept = torch.where(_as(x, ~ended & (found | better)), point, kept)
+            else:
+                better = losses >= best
+                kept = torch.where(_as(x, better), point, kept)
+            best = torch.where(better, losses.detach(), best)
+            if step < steps:
+                falls = 0 if rule == "de-palma" else sum(step >= share * steps for share in (0.5, 0.8, 0.9))
+                gradient = torch.autograd.grad(losses.sum(), leaf)[0]
+                point = torch.clamp(point + size * 0.1**falls * gradient.sign(), box.lower, box.upper)
     finally:
         for module, training in modes:
             module.training = training
-    return point
+    return point if evaluated == steps else kept
+
+
+def _as(x: Tensor, which: Tensor) -> Tensor:
+    """(B,) as (B, 1, ...), to broadcast against x."""
+    return which.view(-1, *[1] * (x.dim() - 1))
 
 
 # ---- inside a network, for TAPS (Mao et al. 2023). Numbers are those of the published code

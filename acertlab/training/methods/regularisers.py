@@ -144,6 +144,10 @@ def regulariser(relu_inputs: list[Box], input_radius: Tensor) -> Tensor:
     return _tightness(sums, input_radius) + _relu_balance(sums)
 
 
-def l1_norm(model: nn.Module) -> Tensor:
-    """Sum of |w| over the weights of affine layers: parameters of two or more dimensions."""
-    return sum((p.abs().sum() for p in model.parameters() if p.dim() > 1), start=torch.zeros(()))
+L1_REACH = {"weights": 2, "parameters": 0}  # fewest dimensions of a parameter that counts
+
+
+def l1_norm(model: nn.Module, reach: str = "weights") -> Tensor:
+    """Sum of |w| over the trained weights of affine layers (two or more dimensions), or over all trained parameters."""
+    counted = (p for p in model.parameters() if p.requires_grad and p.dim() >= L1_REACH[reach])
+    return sum((p.abs().sum() for p in counted), start=torch.zeros(()))
