@@ -230,10 +230,11 @@ def preset(dataset: str, method: str, *, budget: str = "paper") -> TrainConfig:
     config = TrainConfig(dataset=dataset, method=method)  # refuses unknown names
     key = dataset.partition(":")[0]
     rows = presets.METHOD_SETTINGS.get(presets.LOSS_OF_COMBINATION.get(method, method), {})
-    own = rows.get(presets.PRESET_OF_DATASET.get(key, key), {})
+    own, settings = rows.get(presets.PRESET_OF_DATASET.get(key, key), {}), presets.PAPER[key]
     if budget != "paper" or method in presets.LOSS_OF_COMBINATION:
-        own = {name: value for name, value in own.items() if name in presets.LOSS_SETTINGS}
-    settings = presets.PAPER[key] | own
+        settings = settings | {name: value for name, value in own.items() if name in presets.LOSS_SETTINGS}
+    elif own:  # of authors who never saw the paper's table
+        settings = {name: settings[name] for name in ("model", "width", "eps_max")} | own
     if budget in ("fast", "smoke"):
         settings |= presets.FAST[key] | presets.SMALL_NETWORK
     if budget == "smoke":

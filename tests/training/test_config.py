@@ -38,6 +38,12 @@ from acertlab.training.presets import BUDGETS
         ("merged", "yes", "True or False"),
         ("device", "tpu", "auto, cpu, cuda, mps"),
         ("lr", -1e-3, "> 0"),
+        ("clip", 0.0, "> 0, or None"),
+        ("l1_reach", "all", "weights, parameters"),
+        ("attack", "pgd", "authors, last"),
+        ("attack_eps_factor", 0.0, "> 0"),
+        ("small_box_at_border", "moved", "inside, cut"),
+        ("batch_statistics", "adversarial", "attacked, clean"),
         ("l1", -1.0, ">= 0"),
         ("small_box", 1.5, "<= 1"),
         ("alpha", -0.1, ">= 0"),
@@ -92,11 +98,21 @@ def test_presets_are_table_4():
         preset("mnist", "acert", budget="huge")
 
 
+def test_presets_take_nothing_from_another_source():
+    """TinyImageNet has l1 1e-4 and lambda0 0.2 in Table 4, which are neither Shi et al.'s nor Mueller et al.'s."""
+    tiny = {method: preset("tinyimagenet", method) for method in ("fast-ibp", "sabr", "mtl-ibp", "acert")}
+    assert [tiny[method].l1 for method in tiny] == [0.0, 1e-6, 5e-5, 1e-4]
+    assert [tiny[method].lambda0 for method in tiny] == [0.2, 0.5, 0.2, 0.2]
+    assert [tiny[method].batch_size for method in tiny] == [128, 128, 128, 256]
+    assert [preset("mnist", method).clean_epochs for method in tiny] == [0, 1, 0, 1]
+    assert [preset("cifar10", method).clean_epochs for method in tiny] == [1, 1, 1, 1]
+
+
 def test_presets_are_the_methods_authors():
     sabr, mtl, exp = (preset("cifar10", method) for method in ("sabr", "mtl-ibp", "exp-ibp"))
     assert (sabr.epochs, sabr.milestones, sabr.small_box, sabr.attack_steps, sabr.attack_step_size) == (
         180,
-        (140, 160),
+        (139, 159),  # their scheduler has taken a step when an epoch, counted from 1, starts
         0.7,
         8,
         0.5,
@@ -114,6 +130,7 @@ def test_presets_are_the_methods_authors():
     assert preset("mnist", "sabr").small_box == 0.6
     assert preset("tinyimagenet", "mtl-ibp").l1 == 5e-5
     assert preset("tinyimagenet", "crown-ibp").epochs == 80
+    assert (sabr.clip, sabr.l1_reach, mtl.clip, mtl.l1_reach) == (None, "parameters", 10.0, "weights")
     ours = preset("cifar10", "acert-sabr")
     assert ours == replace(preset("cifar10", "acert"), method="acert-sabr", small_box=0.7)
     for method in ("sabr", "mtl-ibp", "acert-mtl-ibp"):  # equal schedules where two cores must do
