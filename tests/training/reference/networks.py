@@ -26,12 +26,11 @@ def noise(shape: torch.Size) -> Tensor:
     return spread(*shape, seed=2)
 
 
-def body(batch_norm: bool = True) -> list[nn.Module]:
+def body() -> list[nn.Module]:
     """Two convolutions and two linear layers, all but the last with BatchNorm and ReLU, in training mode."""
     layers: list[nn.Module] = [nn.Conv2d(1, 4, 3, 2, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
     layers += [nn.Conv2d(4, 6, 3, 1, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten()]
     layers += [nn.Linear(96, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Linear(10, CLASSES)]
-    layers = [layer for layer in layers if batch_norm or not isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
     with torch.no_grad():
         for i, layer in enumerate(layers):
             for j, (name, value) in enumerate([*layer.named_parameters(), *layer.named_buffers()]):
@@ -55,9 +54,11 @@ def body(batch_norm: bool = True) -> list[nn.Module]:
     return [layer.train() for layer in layers]
 
 
-def network(batch_norm: bool = True) -> nn.Sequential:
+def network() -> nn.Sequential:
     """`body` behind the normalisation of pixels."""
-    return nn.Sequential(Normalize([MEAN], [STD]), *body(batch_norm)).double().train()
+    normalize = Normalize([MEAN], [STD]).double()
+    normalize.mean.fill_(MEAN), normalize.std.fill_(STD)  # not rounded to single precision
+    return nn.Sequential(normalize, *body()).train()
 
 
 def told(value: Tensor) -> list[float]:
