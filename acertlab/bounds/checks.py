@@ -1,4 +1,4 @@
-"""Checks before a bound is believed: model and samples fit each other, and the graph computes what the model does."""
+"""Checks before anything is computed: model, samples and labels fit each other."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from acertlab.bounds.box import Box, Domain, check_input
-from acertlab.bounds.ibp import Network
+from acertlab.bounds.box import Domain, check_input
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -20,7 +19,6 @@ def out_of_memory(error: Exception) -> bool:
 
 
 LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-CHECKED = 8  # samples on which a model must agree with its graph: few, since a call may bound no more than a few dozen
 
 
 @contextmanager
@@ -59,7 +57,7 @@ def check_samples(model: nn.Module, x: Tensor, y: Tensor, domain: Domain) -> Non
         raise ValueError(f"x: shape {tuple(x.shape)} is not (B, ...), samples of at least one number each")
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x: bounds are computed in torch.float32 or torch.float64, not {x.dtype}; convert x and model")
-    weight = _weight(model, x)
+    weight = weight_of(model, x)
     for what in ("dtype", "device"):
         if (ours := getattr(x, what)) != (theirs := getattr(weight, what)):
             raise ValueError(f"x: {what} {ours} differs from the model's {theirs}; convert one of them")
@@ -82,7 +80,7 @@ def check_dense(name: str, value: Tensor) -> None:
         raise TypeError(f"{name}: must be a dense tensor that holds its values, not {what}")
 
 
-def _weight(model: nn.Module, x: Tensor) -> Tensor:
+def weight_of(model: nn.Module, x: Tensor) -> Tensor:
     """The model's first floating-point parameter or buffer: its dtype and device. ``x`` where there is none."""
     return next((value for value in chain(model.parameters(), model.buffers()) if value.is_floating_point()), x)
 
@@ -120,7 +118,7 @@ def _check_independent(model: nn.Module, sample: Tensor, logits: Tensor) -> None
         if again.shape != (len(rows), logits.shape[1]):
             raise ValueError(f"model: its output for {len(rows)} samples is {tuple(again.shape)}, not (B, classes)")
         gap = (again[-1 if rows[0] is other else 0] - logits[0]).abs().max()
-        if gap > _allowed(logits):
+        if gap > allowed_gap(logits):
             why = f"with {beside}, so that it has no certificate of its own" if beside else "when asked again"
             raise ValueError(
                 f"model: its logits for one sample differ by {gap:.3g} {why}; forward must be a function of each "
@@ -128,32 +126,7 @@ def _check_independent(model: nn.Module, sample: Tensor, logits: Tensor) -> None
             )
 
 
-def _allowed(logits: Tensor) -> Tensor:
+def allowed_gap(logits: Tensor) -> Tensor:
     """By how much other roundings may change logits. NaN and infinity are left to the statuses: no gap exceeds NaN."""
     info = torch.finfo(logits.dtype)
     return info.eps**0.5 * logits.abs().max() + info.tiny**0.5
-
-
-def check_faithful(model: nn.Module, network: Network, x: Tensor, y: Tensor) -> None:
-    """Refuses a model that computes something else than the graph its bounds are made from.
-
-    Raises:
-        ValueError: on the first samples the margins over a box of radius 0 are not those of the model's own logits:
-            forward hooks that change values, for instance, are in no graph. Or there are no such margins.
-    """
-    if not len(x):
-        return
-    x, y = x[:CHECKED], y[:CHECKED]
-    with torch.no_grad():
-        logits = model(x.clone())
-        try:
-            ours = network.margins(Box(x, x), y)
-        except RuntimeError as error:
-            raise ValueError(f"model: it runs, but bounds of its graph cannot be computed: {error}") from error
-    gap = (ours - (logits - logits.gather(1, y.unsqueeze(1)))).abs().max()
-    if gap > _allowed(logits):
-        hooked = [name or "the model" for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
-        raise ValueError(
-            f"model: its logits differ by {gap:.3g} from those of its own graph, which the bounds are made from"
-            + (f"; forward hooks are not in the graph, remove those of {', '.join(hooked)}" if hooked else "")
-        )

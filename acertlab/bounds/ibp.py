@@ -1,153 +1,281 @@
-"""Interval bound propagation (IBP): a `Box` of inputs through any network that ``torch.fx`` can trace.
+"""Interval bound propagation (IBP): a `Box` of inputs through the captured graph of any network.
 
-`freeze` prepares a network for many passes: BatchNorm folded into the affine layer before it and |W| computed once. The
-same pass serves the search for radii (no gradient), the robust loss and the regularisers (with gradient).
+`freeze` prepares a network for many passes: what does not depend on the input is computed once, BatchNorm is folded
+into the affine operator before it, and |W| is made. The same pass serves the search for radii (no gradient), the robust
+loss and the regularisers (with gradient).
 
 Source: Gowal et al. 2019 (IBP); Shi et al. 2021 (BatchNorm with the clean batch's statistics).
 """
 
-import operator
-from typing import Any, Protocol, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
-from torch.nn.modules.dropout import _DropoutNd
+from torch.fx.node import map_arg
 
 from acertlab.bounds.box import Box
-from acertlab.bounds.graph import Traced, _place, fold, trace
-from acertlab.bounds.rules.affine import Affine, IntervalAffine, batch_norm_scale, evaluate
+from acertlab.bounds.graph.capture import changes, check_module
+from acertlab.bounds.graph.memory import graph_of
+from acertlab.bounds.graph.plan import Plan
+from acertlab.bounds.graph.structure import WHOLE_MODULE, Graph
+from acertlab.bounds.rules.affine import (
+    BATCH_STATISTICS,
+    Affine,
+    AffineCall,
+    IntervalAffine,
+    NormCall,
+    Scale,
+    Standardisation,
+)
 from acertlab.bounds.rules.batch_invariance import TILE, batch_invariant
-from acertlab.bounds.rules.dispatch import rule
-from acertlab.bounds.rules.functions import FUNCTIONS, RELU_FUNCTIONS, RELU_METHODS, TENSOR_METHODS
+from acertlab.bounds.rules.dispatch import RULES, rule
+from acertlab.bounds.rules.elementwise import pattern_of
+from acertlab.bounds.rules.operators import arguments_of, aten, module_of, operation_of, packet, place
+from acertlab.bounds.rules.shapes import SIZES
 
-Points = TypeVar("Points", Box, Tensor)
 Statistics = dict[str, tuple[Tensor, Tensor]]
+SOFTMAX = (aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax)
+
+
+def _tensors(model: nn.Module) -> list[tuple[Tensor, int]]:
+    """The parameters and buffers, and how often each was changed in place."""
+    return [(t, changes(t)) for t in (*model.parameters(), *model.buffers())]
+
+
+class Step(NamedTuple):
+    """One operator of a pass."""
+
+    node: fx.Node
+    work: Callable[..., Any]  # computes its value
+    args: tuple[Any, ...]  # of which nodes stand for their values
+    kwargs: dict[str, Any]
+    nested: bool  # whether some of those lie inside lists
 
 
 class IntervalNetwork:
-    """A network prepared by `freeze` for many bound passes with the same weights.
+    """A network prepared for many bound passes with the same weights.
+
+    Args:
+        model: any module whose forward can be captured.
+        statistics: see `freeze`.
+        graph: the model's, where it is known; else it is captured at the first pass, for samples like that one's.
 
     Attributes:
         monotone: a larger box never has smaller bounds.
-        tile: batches of a multiple of it are computed alike, see `acertlab.margin.pad`; on a CPU matrix products see to
+        tile: batches of a multiple of it are computed alike, see `pad`; on a CPU matrix products see to
             themselves (`batch_invariant`), and convolutions only have another kernel for a single row.
         shapes: of each node's box in the last pass, without the batch.
-        rule, functions, methods: what a layer, a function and a method do to a box; another kind of pass has others.
+        graph, plan: what is bounded, and in which order.
+        head: the final linear operator; None if the network ends otherwise.
+        works: what does the work of affine operators and BatchNorms, by node; `affine` are those with a weight.
     """
 
     monotone = True
     tile = TILE
-    rule = staticmethod(rule)
-    functions, methods = FUNCTIONS, TENSOR_METHODS
+    graph: Graph
+    plan: Plan
 
-    def __init__(self, traced: Traced, layers: dict[fx.Node, Any], folded: dict[fx.Node, fx.Node]) -> None:
-        self.traced, self.layers, self.folded = traced, layers, folded
-        self.nodes = [n for n in traced.graph.nodes if n not in folded]
-        last_use = {source: node for node in self.nodes for source in self.sources(node)}
-        self.last_uses: dict[fx.Node, list[fx.Node]] = {}
-        for source, node in last_use.items():
-            self.last_uses.setdefault(node, []).append(source)
+    def __init__(self, model: nn.Module, statistics: Statistics | None = None, graph: Graph | None = None) -> None:
+        check_module(model)
+        self.model, self.statistics = model, statistics or {}
+        self.gradients = torch.is_grad_enabled()
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
-        self.tile = 2 if self._on_cpu() else TILE
-        self.own_input = {node for node in self.nodes if self._owns_input(node)}
-        self.head = self._find_head()
+        self.head: fx.Node | None = None
+        self.ready, self.held = graph is not None, _tensors(model)
+        if graph is not None:
+            self._prepare(graph)
 
-    def _on_cpu(self) -> bool:
-        weights = [layer.weight for layer in self.layers.values() if isinstance(layer, IntervalAffine)]
-        return bool(weights) and all(weight.device.type == "cpu" for weight in weights)
+    # ---- preparation
 
-    def _owns_input(self, node: fx.Node) -> bool:
-        """Whether it is a ReLU of what an affine layer made for it alone, where it may work in place."""
-        layer, sources = self.layers.get(node), node.all_input_nodes
-        if rule.dispatch(type(layer)) is not rule.dispatch(nn.ReLU) or node.args != tuple(sources):
-            return False
-        made_by = self.layers.get(self.folded.get(sources[0], sources[0]))
-        return isinstance(made_by, IntervalAffine) and len(sources[0].users) == 1
+    def _ready(self, x: Tensor) -> None:
+        """Captures the graph at the first pass, where it was not given; the weights must still be those of before."""
+        if not self.ready:
+            now = _tensors(self.model)
+            if len(now) != len(self.held) or any(
+                a is not b or v != w for (a, v), (b, w) in zip(self.held, now, strict=True)
+            ):
+                raise ValueError("model: its parameters or buffers have changed since freeze; prepare it once more")
+            self._prepare(graph_of(self.model, x))
+            self.ready = True
 
-    def sources(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes whose values enter this one; of a folded BatchNorm the layer that does its work."""
-        return [self.folded.get(n, n) for n in node.all_input_nodes]
+    def _prepare(self, graph: Graph) -> None:
+        if packet(graph.output) in SOFTMAX:
+            raise TypeError(
+                "model: a softmax has no interval rule. If it is the last layer, drop it (put nn.Identity() there): "
+                "margins are differences of logits, and the softmax of logits has the same order"
+            )
+        plan = graph.plan
+        with torch.set_grad_enabled(self.gradients):
+            self.graph, self.plan, self.constants = graph, plan, self._constants(graph)
+            self.works = self._works(plan)
+        self.affine = {node: work for node, work in self.works.items() if isinstance(work, Affine)}
+        self.head = plan.head
+        self.steps = [self._step(node) for node in plan.nodes]
+        self.own_input = {node for node in plan.owners if isinstance(self.works[arguments_of(node)[0]], IntervalAffine)}
+        weights = [work.weight for work in self.affine.values()]
+        self.tile = 2 if weights and all(w.device.type == "cpu" for w in weights) else TILE
 
-    def _find_head(self) -> fx.Node | None:
-        """The final linear layer, looking back through layers that change nothing; None if the net ends otherwise."""
-        node = self.nodes[-1].all_input_nodes[0]
-        while True:
-            node = self.folded.get(node, node)
-            layer = self.layers.get(node)
-            if isinstance(layer, Affine):
-                return node if layer.operation is F.linear and node.all_input_nodes else None
-            if not isinstance(layer, (nn.Identity, _DropoutNd)):
-                return None
-            node = node.all_input_nodes[0]
+    def _constants(self, graph: Graph) -> dict[fx.Node, Any]:
+        """All values that are the same in each pass."""
+        values: dict[fx.Node, Any] = graph.lookup(self.model)
+        for node in graph.plan.constants:
+            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = graph.call(self.model, node, args, kwargs)
+        return values
+
+    def _works(self, plan: Plan) -> dict[fx.Node, Any]:
+        """What does the work of affine operators and BatchNorms, by node."""
+        modules = dict(self.model.named_modules(remove_duplicate=False)) if self.statistics else {}
+        known = {modules[name]: pair for name, pair in self.statistics.items()}
+        norms = {
+            node: self._norm(norm, self._statistics_of(node, norm, modules, known)) for node, norm in plan.norms.items()
+        }
+        works: dict[fx.Node, Any] = {}
+        for node in plan.nodes:
+            if node in plan.folded:
+                works[node] = self._affine(plan.affine[plan.folded[node]], norms[node])
+            elif node in plan.affine:
+                works[node] = self._affine(plan.affine[node])
+            elif node in norms:
+                works[node] = self._alone(norms[node])
+            elif node in plan.standard:
+                call = plan.standard[node]
+                works[node] = self._standard(*(self.constants[n].flatten() for n in (call.mean, call.std)))
+        return works
+
+    def _affine(self, call: AffineCall, norm: Any = None) -> Affine:
+        return IntervalAffine.of(*self._weights(call), call.operation, norm)
+
+    def _weights(self, call: AffineCall) -> tuple[Tensor, Tensor | None]:
+        weight = self.constants[call.weight]
+        bias = None if call.bias is None else self.constants[call.bias]
+        return weight.mT.contiguous() if call.turned else weight, bias
+
+    def _norm(self, norm: NormCall, statistics: tuple[Tensor, Tensor]) -> Any:
+        return Scale.of(*statistics, self._value(norm.weight), self._value(norm.bias), norm.eps)
+
+    def _value(self, node: fx.Node | None) -> Any:
+        return None if node is None else self.constants[node]
+
+    def _standard(self, mean: Tensor, std: Tensor) -> Any:
+        return Standardisation(1 / std, -mean / std, mean, std)
+
+    def _alone(self, norm: Any) -> Any:
+        """What a BatchNorm does that follows no affine operator."""
+        return norm
+
+    def _statistics_of(
+        self,
+        node: fx.Node,
+        norm: NormCall,
+        modules: dict[str, nn.Module],
+        known: dict[nn.Module, tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """The mean and variance by which it normalises: of a batch, where its module is known to `clean_pass`."""
+        if not norm.by_batch:
+            return self._value(norm.mean), self._value(norm.var)
+        path, _ = module_of(node)
+        if modules.get(path) not in known:
+            raise ValueError(BATCH_STATISTICS)
+        return known.pop(modules[path])  # asked for once: called twice, it would have two
+
+    def _step(self, node: fx.Node) -> Step:
+        """The node, what computes its value, with which arguments, and whether some of those lie inside lists."""
+        arguments = (*node.args, *node.kwargs.values())
+        nested = any(isinstance(a, (list, tuple, dict)) for a in arguments) and bool(node.all_input_nodes)
+        if node in self.works:
+            return Step(node, self.works[node].propagate, tuple(self.plan.sources(node)), {}, False)
+        if packet(node) is WHOLE_MODULE:
+            return Step(node, self._whole_module, node.args, {}, True)
+        if packet(node) in SIZES:
+            return Step(node, RULES[packet(node)], (node.target, *node.args), node.kwargs, nested)
+        if node not in self.plan.boxed:
+            return Step(node, operation_of(node), node.args, node.kwargs, nested)
+        value, call = node.meta.get("val"), self._rule_of(node)
+        if call is None or (isinstance(value, Tensor) and not value.is_floating_point()):
+            raise TypeError(
+                f"model: no interval rule for {place(node)}. Put it into a module of its own and give that a rule:\n"
+                "    @acertlab.rule.register(MyLayer)\n"
+                "    def my_rule(layer, box):\n"
+                "        return acertlab.Box(lower, upper)  # must hold layer(x) for every x in box\n"
+                "or use bound='crown', through auto_LiRPA"
+            )
+        if pattern := pattern_of(node):
+            return Step(node, pattern[0], (pattern[1],), {}, False)
+        return Step(node, call, (node.target, *node.args), node.kwargs, nested)
+
+    def _rule_of(self, node: fx.Node) -> Callable[..., Any] | None:
+        return RULES.get(packet(node))
+
+    def _whole_module(self, tensors: list[Any], index: int) -> Any:
+        whole = self.graph.whole[index]
+        layer, (args, kwargs) = self.model.get_submodule(whole.path), whole.arguments(tensors)
+        if any(isinstance(a, Box) for a in tensors):
+            return self._module_rule(layer, *args, **kwargs)
+        return layer.forward(*args, **kwargs)
+
+    def _module_rule(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Box:
+        return rule(layer, *args, **kwargs)
+
+    def is_relu(self, node: fx.Node) -> bool:
+        return packet(node) is aten.relu
+
+    # ---- passes
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, classes) the network at the points x (B, ...), with the statistics that it was prepared with."""
-        return self.propagate(x)
+        self._ready(x)
+        values: dict[fx.Node, Any] = {**self.constants, self.graph.input: x}
+        for node, _, args, _, _ in self.steps:
+            if node in self.works:
+                values[node] = self.works[node].evaluate(values[args[0]])
+            else:
+                arguments = map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = self.graph.call(self.model, node, *arguments)
+            for done in self.plan.last_uses.get(node, ()):
+                del values[done]
+        return values[self.graph.output]
 
-    def propagate(self, box: Points, relu_inputs: list[Box] | None = None, *, until: fx.Node | None = None) -> Points:
-        """Bounds of the output over ``box``; without the checks of `acertlab.propagate`. Of a point: its values.
+    def propagate(self, box: Box, relu_inputs: list[Box] | None = None, *, until: fx.Node | None = None) -> Box:
+        """Bounds of the output over ``box``; without the checks of `acertlab.propagate`.
 
         Args:
             box: (B, ...) input box.
             relu_inputs: receives the box at the input of every ReLU, in order (for the regularisers).
             until: stop at this node and return the box that enters it.
         """
-        values: dict[fx.Node, Any] = {}
+        self._ready(box.lower)
+        values: dict[fx.Node, Any] = {**self.constants, self.graph.input: box}
         in_place = relu_inputs is None and not torch.is_grad_enabled()
-        for node in self.nodes:
-            args, kwargs = map_aggregate(
-                (node.args, node.kwargs), lambda a: values[self.folded.get(a, a)] if isinstance(a, fx.Node) else a
-            )
-            if node.op == "output" or node is until:
-                return args[0]
+        for node, work, args, kwargs, nested in self.steps:
+            if node is until:
+                return values[self.plan.sources(node)[0]]
             if relu_inputs is not None and self.is_relu(node):
-                relu_inputs.append(args[0])
-            try:
-                if in_place and node in self.own_input and isinstance(args[0], Box):
-                    values[node] = Box(args[0].lower.relu_(), args[0].upper.relu_())
-                else:
-                    values[node] = self._apply(node, box, values, args, kwargs)
-            except (TypeError, ValueError) as error:
-                error.add_note(f"This was at {_place(node)}.")
-                raise
-            if isinstance(values[node], Box):
-                self.shapes[node] = tuple(values[node].lower.shape[1:])
-            for done in self.last_uses.get(node, ()):
+                relu_inputs.append(values[self.plan.sources(node)[0]])
+            if node in self.works:
+                value = work(values[args[0]])
+            elif in_place and node in self.own_input:
+                entering = values[self.plan.sources(node)[0]]
+                value = Box(entering.lower.relu_(), entering.upper.relu_())
+            else:
+                try:
+                    if nested:
+                        args, kwargs = map_arg((args, kwargs), values.__getitem__)
+                    else:
+                        args = [values[a] if isinstance(a, fx.Node) else a for a in args]
+                        kwargs = {k: values[a] if isinstance(a, fx.Node) else a for k, a in kwargs.items()}
+                    value = work(*args, **kwargs)
+                except (TypeError, ValueError) as error:
+                    error.add_note(f"This was at {place(node)}.")
+                    raise
+            values[node] = value
+            if isinstance(value, Box):
+                self.shapes[node] = tuple(value.lower.shape[1:])
+            for done in self.plan.last_uses.get(node, ()):
                 del values[done]
-        raise AssertionError("a traced graph ends with its output")
-
-    def is_relu(self, node: fx.Node) -> bool:
-        """Whether the node is a ReLU, as a layer, a function or a method."""
-        if node.op == "call_module":
-            return isinstance(self.layers[node], nn.ReLU)
-        return node.target in (RELU_FUNCTIONS if node.op == "call_function" else RELU_METHODS)
-
-    def _apply(self, node: fx.Node, box: Box | Tensor, values: dict, args: tuple, kwargs: dict) -> Any:
-        target = cast(Any, node.target)  # a name or a function, by the op
-        if node.op == "placeholder":
-            return box if not values else (args[0] if args else None)  # further arguments keep their defaults
-        if node.op == "get_attr":
-            return operator.attrgetter(target)(self.traced.model)
-        if node.op == "call_module":
-            bounded = any(isinstance(a, Box) for a in (*args, *kwargs.values()))
-            return (self.rule if bounded else evaluate)(self.layers[node], *args, **kwargs)
-        found: list[Box] = []
-        map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, Box) else None)
-        if node.op == "call_method":
-            call = self.methods.get(target) if found else operator.methodcaller(target, *args[1:], **kwargs)
-            args, kwargs = (args, kwargs) if found else (args[:1], {})
-        else:
-            call = self.functions.get(target) if found else target
-        if call is None:
-            name = target if isinstance(target, str) else getattr(target, "__name__", target)
-            raise TypeError(
-                f"model: no interval rule for the {node.op[5:]} '{name}' ({_place(node)}). Put it into a module of its "
-                "own and give that a rule (acertlab.rule.register), add it to FUNCTIONS or TENSOR_METHODS of "
-                "acertlab.bounds.rules.functions, or use bound='crown', through auto_LiRPA"
-            )
-        return call(*args, **kwargs)
+        return values[self.graph.output]
 
     def margins(self, box: Box, y: Tensor, *, merged: bool = True, relu_inputs: list[Box] | None = None) -> Tensor:
         """Upper bounds of logit_i - logit_y over ``box``, for every class i.
@@ -163,14 +291,15 @@ class IntervalNetwork:
         Returns:
             (B, classes); column y is 0, so cross entropy of it is the loss of Eq. (5)-(6).
         """
+        self._ready(box.lower)
         own = y.unsqueeze(1)
-        if not merged or self.head is None:
+        head = self.head
+        if not merged or head is None:
             out = self.propagate(box, relu_inputs)
             return (out.upper - out.lower.gather(1, own)).scatter(1, own, 0.0)
-        head = self.layers[self.head]
-        features = self.propagate(box, relu_inputs, until=self.head)
-        center = batch_invariant(F.linear, features.center, head.weight, head.bias)
-        return center - center.gather(1, own) + difference_radius(head.weight, features.radius, y)
+        last, features = self.affine[head], self.propagate(box, relu_inputs, until=head)
+        center = batch_invariant(F.linear, features.center, last.weight, last.bias)
+        return center - center.gather(1, own) + difference_radius(last.weight, features.radius, y)
 
 
 def difference_radius(weight: Tensor, radius: Tensor, y: Tensor, limit: int = 2**24) -> Tensor:
@@ -185,29 +314,26 @@ def difference_radius(weight: Tensor, radius: Tensor, y: Tensor, limit: int = 2*
     return torch.cat([((weight - weight[k].unsqueeze(1)).abs_() @ r.unsqueeze(2)).squeeze(2) for r, k in parts])
 
 
-def freeze(model: nn.Module | Traced, statistics: Statistics | None = None) -> IntervalNetwork:
-    """Prepares a network for many bound passes: each BatchNorm folded into the affine layer before it, |W| once.
+def freeze(model: nn.Module, statistics: Statistics | None = None, graph: Graph | None = None) -> IntervalNetwork:
+    """Prepares a network for many bound passes: constants once, BatchNorm folded into the layer before it, |W| once.
 
     Differentiable: with gradients enabled the prepared weights stay attached to the parameters and the statistics;
     passes under ``torch.no_grad()`` then cost no graph.
 
     Args:
-        model: a module, or its `trace` (which saves tracing again).
+        model: a module.
         statistics: those of `clean_pass`, for BatchNorm layers in training mode.
+        graph: see `IntervalNetwork`.
 
     Raises:
-        TypeError: the model cannot be traced or holds a layer without a rule.
+        TypeError: the model cannot be captured or holds an operator without a rule.
         ValueError: a BatchNorm or Dropout in training mode without ``statistics`` for it.
     """
-    traced = model if isinstance(model, Traced) else trace(model)
-    modules = dict(traced.model.named_modules(remove_duplicate=False))
-    known = {modules[name]: value for name, value in (statistics or {}).items()}
-    work = fold(traced, IntervalAffine.of_layer, lambda layer: batch_norm_scale(layer, known.get(layer)), set(known))
-    return IntervalNetwork(traced, *work)
+    return IntervalNetwork(model, statistics, graph)
 
 
 def propagate(model: nn.Module, box: Box, *, statistics: Statistics | None = None) -> Box:
-    """Eq. (16)-(19): bounds of ``model`` over ``box``, any network that ``torch.fx`` traces.
+    """Eq. (16)-(19): bounds of ``model`` over ``box``.
 
     Args:
         model: in evaluation mode, or in training mode with the ``statistics`` of `clean_pass`.
@@ -218,18 +344,23 @@ def propagate(model: nn.Module, box: Box, *, statistics: Statistics | None = Non
         The output's box, (B, classes); differentiable. NaN or infinite weights give NaN or infinite bounds.
 
     Raises:
-        TypeError: a model that cannot be traced, or a layer without a rule.
+        TypeError: a model that cannot be captured, or an operator without a rule.
         ValueError: lower > upper somewhere, or training mode without statistics.
     """
     if not isinstance(box, Box):
         raise TypeError(f"box: must be an acertlab.Box, not {type(box).__name__}")
     if (box.lower > box.upper).any():
         raise ValueError(f"box: lower exceeds upper in {int((box.lower > box.upper).sum())} elements")
-    frozen = freeze(model, statistics)
+    check_module(model)
     weight = next((p for p in model.parameters() if p.is_floating_point()), box.lower)
     if weight.dtype != box.lower.dtype:
         raise ValueError(f"box: dtype {box.lower.dtype} differs from the model's {weight.dtype}; convert one of them")
-    return frozen.propagate(box)
+    return freeze(model, statistics, graph_of(model, box.lower)).propagate(box)
+
+
+@rule.register(nn.Module)
+def _of_any_module(layer: nn.Module, box: Box) -> Box:
+    return IntervalNetwork(layer).propagate(box)
 
 
 class Network(Protocol):

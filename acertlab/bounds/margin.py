@@ -1,52 +1,87 @@
 """The certified margin R_cert: negative where no input in the box can be classified otherwise (Eq. 3-4)."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from acertlab.bounds.box import Domain, ball, check_eps
-from acertlab.bounds.checks import _weight, check_faithful, check_samples, full_precision
+from acertlab.bounds.box import Box, Domain, ball, check_eps
+from acertlab.bounds.checks import allowed_gap, check_samples, full_precision, weight_of
 from acertlab.bounds.crown.auto_lirpa import AutoLirpaNetwork
-from acertlab.bounds.ibp import Network, freeze
+from acertlab.bounds.graph.comparison import ROWS, check_chunk, check_operators, points
+from acertlab.bounds.graph.memory import graph_of
+from acertlab.bounds.graph.structure import Graph
+from acertlab.bounds.ibp import IntervalNetwork, Network
 from acertlab.bounds.rules.batch_invariance import TILE, BatchInvariantProducts, pad
 from acertlab.bounds.sound.network import prepare_sound
 
 Sound = bool | Literal["float32"]
 
-BOUNDS: dict[str, Callable[[nn.Module], Network]] = {  # how a network is prepared, from the cheapest bound on
-    "ibp": freeze,
-    **{name: partial(AutoLirpaNetwork, bound=name) for name in ("crown-ibp", "crown", "alpha-crown")},
+
+BOUNDS: dict[str, Callable[[nn.Module, Graph], Network]] = {  # how a network is prepared; from the cheapest bound on
+    "ibp": lambda model, graph: IntervalNetwork(model, graph=graph),
+    "crown-ibp": lambda model, graph: AutoLirpaNetwork(model, "crown-ibp", graph),
+    "crown": lambda model, graph: AutoLirpaNetwork(model, "crown", graph),
+    "alpha-crown": lambda model, graph: AutoLirpaNetwork(model, "alpha-crown", graph),
 }
+SAMPLES = 2  # on which each prepared network is tried; the graph itself is compared on points of every chunk
 
 
-def prepare(model: nn.Module, bound: str = "ibp", sound: Sound = False) -> Network:
-    """The network under a named bound, ready for `margin_at`; without checks."""
-    return prepare_sound(model, sound) if sound else BOUNDS[bound](model)
+def captured(model: nn.Module, x: Tensor, domain: Domain, eps: float) -> Graph:
+    """The graph of what ``model`` computes, compared with it operator by operator on points of a few samples' boxes.
 
+    Args:
+        model: in the mode in which it is bounded.
+        x: (B, ...) samples of the model's dtype; domain, eps: of their boxes.
 
-def prepare_checked(model: nn.Module, bounds: Sequence[str], sound: Sound, x: Tensor, y: Tensor) -> list[Network]:
-    """The network under each bound, after `check_faithful`; of bounds that lack a rule, all but the last are left out.
-
-    The tighter bounds take the least of their own and our IBP, so that IBP has to be faithful as well; but auto_LiRPA
-    bounds some layers for which we have no rule.
+    Raises:
+        TypeError, ValueError: the model cannot be captured, or computes something else; the message says where.
     """
-    networks = []
+    graph = graph_of(model, x)
+    if len(x):
+        check_operators(model, graph, points(x, domain, eps, ROWS))
+    return graph
+
+
+def prepare_all(
+    model: nn.Module, graph: Graph, bounds: Sequence[str], sound: Sound, x: Tensor, y: Tensor
+) -> list[Network]:
+    """The network under each bound, tried on points; of bounds that lack a rule, all but the last are left out.
+
+    The tighter bounds take the least of their own and our IBP; but auto_LiRPA bounds some operators for which we have
+    no rule.
+
+    Raises:
+        TypeError: the last bound lacks a rule.
+        ValueError: the bounds of a point are not the model's own logits.
+    """
+    networks: list[Network] = []
     for bound in bounds:
         try:
-            network = prepare(model, bound, sound)
-            if sound:  # its margins hold roundings as well; they are of the same graph as the plain ones
-                check_faithful(model, prepare(model, bound), x.to(_weight(model, x).dtype), y)
-            else:
-                check_faithful(model, network, x, y)
+            network = prepare_sound(model, sound, graph) if sound else BOUNDS[bound](model, graph)
+            # margins that hold roundings are of the same graph as the plain ones
+            _check_at_points(model, BOUNDS[bound](model, graph) if sound else network, x[:SAMPLES], y[:SAMPLES])
         except TypeError:
             if bound == bounds[-1]:
                 raise
         else:
             networks.append(network)
     return networks
+
+
+def _check_at_points(model: nn.Module, network: Network, x: Tensor, y: Tensor) -> None:
+    if not len(x):
+        return
+    with torch.no_grad():
+        logits = model(x.clone())
+        try:
+            ours = network.margins(Box(x, x), y)
+        except RuntimeError as error:
+            raise ValueError(f"model: it runs, but bounds of its graph cannot be computed: {error}") from error
+    gap = (ours - (logits - logits.gather(1, y.unsqueeze(1)))).abs().max()
+    if gap > allowed_gap(logits):
+        raise ValueError(f"model: its logits differ by {gap:.3g} from the bounds of a single point")
 
 
 def clean_logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -89,7 +124,7 @@ def certified_margin(
     """Eq. (3): an upper bound of max_{i != y} f_i(x') - f_y(x') over the l_inf ball of radius eps.
 
     Args:
-        model: in evaluation mode, (B, ...) -> (B, classes); any module that ``torch.fx`` traces.
+        model: in evaluation mode, (B, ...) -> (B, classes); any module.
         x: (B, ...) inputs in pixel units, inside ``domain``, of the model's dtype.
         y: (B,) integer labels.
         eps: radius in pixel units, >= 0: a float, or (B,).
@@ -112,13 +147,16 @@ def certified_margin(
     x = x.double() if sound else x
     eps = check_eps(eps, x)
     with full_precision(x.device):
-        network = prepare_checked(model, tuple(dict.fromkeys(("ibp", bound))), sound, x, y.long())[-1]
+        inputs, reach = x.to(weight_of(model, x).dtype), float(torch.as_tensor(eps).max()) if len(x) else 0.0
+        graph = captured(model, inputs, domain, reach)
+        check_chunk(model, graph, inputs, domain, reach)
+        network = prepare_all(model, graph, tuple(dict.fromkeys(("ibp", bound))), sound, inputs, y.long())[-1]
         return margin_at(network, x, y.long(), eps, merged=merged, domain=domain)
 
 
 def check_bound(bound: str, sound: Sound) -> None:
     """Refuses unknown names, and a pair that nothing proves."""
-    if bound not in list(BOUNDS):  # a list: of what cannot be hashed, too, the error names the choices
+    if bound not in tuple(BOUNDS):  # of whatever type it is
         raise ValueError(f"bound: {bound!r} is unknown; choose from {', '.join(map(repr, BOUNDS))}")
     if not (isinstance(sound, bool) or sound == "float32"):
         raise ValueError(f"sound: {sound!r} is unknown; choose False, True or 'float32'")

@@ -8,7 +8,16 @@ import math
 import torch
 from torch import fx, nn
 
-from acertlab.bounds.graph import trace
+from acertlab.bounds.rules.affine import Normalize
+from acertlab.bounds.rules.dispatch import has_rule
+
+
+class _Tracer(fx.Tracer):
+    """A sketch of the network by its layers: enough for weights to begin with; nothing is bounded by it."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Normalize) or has_rule(m) or super().is_leaf_module(m, module_qualified_name)
+
 
 AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
@@ -21,9 +30,16 @@ def ibp_init_(model: nn.Module) -> nn.Module:
 
     Source: Shi et al. 2021, Sec. 3.1.
     """
-    traced = trace(model)
-    modules = dict(traced.model.named_modules(remove_duplicate=False))
-    called = [(node, modules[str(node.target)]) for node in traced.graph.nodes if node.op == "call_module"]
+    root: nn.Module = nn.Sequential(model)
+    try:
+        graph = _Tracer().trace(root)
+    except Exception as error:  # torch.fx raises many kinds
+        raise TypeError(
+            f"model: torch.fx cannot trace {type(model).__name__}, and so not tell which weights follow an addition: "
+            f"{error}. Initialise it by other means (TrainConfig's methods without ibp_init)"
+        ) from error
+    modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
+    called = [(node, modules[str(node.target)]) for node in graph.nodes if node.op == "call_module"]
     layers = [(node, layer) for node, layer in called if isinstance(layer, AFFINE)]
     with torch.no_grad():
         for _, layer in layers[:-1]:

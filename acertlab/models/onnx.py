@@ -17,6 +17,10 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 OLDEST_OPSET = 9  # older files are upgraded first
+SOFTMAX = (
+    *(nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax),
+    *(torch.ops.aten.softmax, torch.ops.aten._softmax, torch.ops.aten.log_softmax, torch.ops.aten._log_softmax),
+)
 SAMPLES = 3  # random inputs on which the converted network must agree with the file's
 
 
@@ -187,7 +191,8 @@ def drop_softmax(model: fx.GraphModule) -> fx.GraphModule:
     output = next(node for node in model.graph.nodes if node.op == "output")
     last = output.args[0]
     called = type(model.get_submodule(last.target)) if last.op == "call_module" else last.target
-    if called in (nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax):
+    called = getattr(called, "overloadpacket", called)
+    if called in SOFTMAX:
         last.replace_all_uses_with(last.args[0])
         model.graph.erase_node(last)
         model.recompile()

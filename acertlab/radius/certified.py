@@ -9,8 +9,9 @@ from acertlab._memory import memory_kept
 from acertlab._validation import check
 from acertlab.bounds.box import Domain
 from acertlab.bounds.checks import check_dense, check_samples, full_precision
+from acertlab.bounds.graph.comparison import check_chunk
 from acertlab.bounds.ibp import freeze
-from acertlab.bounds.margin import BOUNDS, Sound, clean_logits, clean_margin, margin_at, prepare_checked
+from acertlab.bounds.margin import BOUNDS, Sound, captured, clean_logits, clean_margin, margin_at, prepare_all
 from acertlab.radius.batching import ALL_THAT_FIT, Chunks, chunk_size, in_chunks
 from acertlab.radius.search import AT_LEAST_ONE, EPS_MAX, RadiusResult, RadiusStatus, SearchSettings, search_radius
 
@@ -99,6 +100,7 @@ def find_radii(
         _check_warm_start(warm_start, y)
 
     def search(part: slice) -> RadiusResult:
+        check_chunk(model, graph, x[part], settings.domain, eps_max)
         xs, ys = x[part].double() if sound else x[part], y[part].long()
         if sound:
             clean = margin_at(networks[0], xs, ys, 0.0, merged=settings.merged, domain=settings.domain)
@@ -113,7 +115,8 @@ def find_radii(
     with torch.no_grad(), memory_kept(), full_precision(x.device):
         names = list(BOUNDS)
         bounds = names[: names.index(settings.bound) + 1]
-        networks = prepare_checked(model, bounds, sound, x, y.long())
+        graph = captured(model, x, settings.domain, eps_max)
+        networks = prepare_all(model, graph, bounds, sound, x, y.long())
         size = chunks.size or chunk_size(model, networks[-1], x[:1], y[:1].long(), eps_max, settings, chunks.memory)
         parts = in_chunks(search, len(x), size, desc="certified radii", progress=chunks.progress)
     names = ("radius", "margin", "upper", "status", "evaluations")

@@ -44,7 +44,7 @@ class Batch:
 
 
 class LirpaIBP:
-    """auto_LiRPA's IBP of a network in evaluation mode, with no check of ours around it; an `acertlab.margin.Network`.
+    """auto_LiRPA's IBP of a network in evaluation mode, with no check of ours around it; a `Network` of ours.
 
     Args:
         model: copied, never changed; BatchNorm as auto_LiRPA handles it.

@@ -372,7 +372,7 @@ def _radius_errors(state: State, config: TrainConfig, batches: Steps) -> dict[st
     with torch.no_grad():
         for x, y, index in batches:
             logits, found = clean_pass(state.model, x)
-            frozen = freeze(state.traced, found)
+            frozen = freeze(state.model, found, state.graph)
             known = state.radii.of(index) if state.radii else None
             used = state.objective.radii(Step(x, y, logits, frozen, config.eps_max, history=known))
             clean = clean_margin(logits, y)

@@ -125,7 +125,7 @@ def test_loss_and_gradient_trace_into_one_graph() -> None:
     def step(x: Tensor, y: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         with _reparametrize_module(state.model, dict(zip(names, values, strict=True))):
             logits, statistics = clean_pass(state.model, x)
-            frozen, clean = freeze(state.traced, statistics), clean_margin(logits.detach(), y)
+            frozen, clean = freeze(state.model, statistics, state.graph), clean_margin(logits.detach(), y)
             margin = margin_function(frozen, True, (0.0, 1.0))
             settings = SampleSearch(maxiter=3, compact=False, halve_after=1)
             radii = approximate_radius(margin, (x, y), clean, eps, settings).radius

@@ -16,7 +16,6 @@ from pandas.io.formats.style import Styler
 
 from acertlab.analysis.paper import tables as paper
 from acertlab.bounds.checks import full_precision
-from acertlab.bounds.graph import trace
 from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import clean_margin
 from acertlab.data.datasets import ImageData, to_float
@@ -161,7 +160,7 @@ def radius_errors(run: Run, data: ImageData, iterations: Sequence[int], samples:
     rows = []
     with full_precision(device):
         logits, of_batch = clean_pass(model, x)
-        frozen, clean = freeze(trace(model), of_batch), clean_margin(logits, y)
+        frozen, clean = freeze(model, of_batch), clean_margin(logits, y)
         exact = search_radius(frozen, x, y, clean, config.eps_max, SearchSettings(solver="brentq", rtol=0.0)).radius
         margin = margin_function(frozen, config.merged, config.domain)
         for most in iterations:

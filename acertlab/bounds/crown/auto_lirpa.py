@@ -10,20 +10,21 @@ Source: Zhang et al. 2018 (CROWN); Zhang et al. 2020 (CROWN-IBP); Xu et al. 2020
 import copy
 import functools
 import inspect
-from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from acertlab.bounds.box import Box
 from acertlab.bounds.crown.auto_lirpa_compat import _default_dtype, _explained, bounded_module, import_auto_lirpa
-from acertlab.bounds.ibp import IntervalNetwork, freeze
+from acertlab.bounds.crown.conversion import Normalization, PlainModule
+from acertlab.bounds.graph.structure import Graph
+from acertlab.bounds.ibp import IntervalNetwork
 from acertlab.bounds.rules.affine import Normalize
+from acertlab.bounds.rules.batch_invariance import pad
 
-LADDER = ("ibp", "crown-ibp", "crown", "alpha-crown")  # from the cheapest to the tightest
+LADDER = ("ibp", "crown-ibp", "crown", "alpha-crown")  # of auto_LiRPA's bounds, from the cheapest to the tightest
 FEW = 1  # samples at once under CROWN, on a CPU: it bounds what is unstable in any of them, so that more change a bound
 
 
@@ -36,6 +37,7 @@ class AutoLirpaNetwork:
 
     Args:
         model: in evaluation mode, (B, ...) -> (B, classes) for any B; it is copied, never changed.
+        graph: the model's, where it is known.
         bound: "ibp" (auto_LiRPA's alone), "crown-ibp" (inner bounds by IBP, the last by CROWN), "crown" (all by
             CROWN), or "alpha-crown" (inner bounds by CROWN, then the slopes of the last pass optimised).
         iterations: steps of the optimiser of "alpha-crown", >= 1.
@@ -47,7 +49,9 @@ class AutoLirpaNetwork:
 
     tile = 1  # no padding: a pass costs what its samples cost
 
-    def __init__(self, model: nn.Module, bound: str = "crown", *, iterations: int = 10) -> None:
+    def __init__(
+        self, model: nn.Module, bound: str = "crown", graph: Graph | None = None, *, iterations: int = 10
+    ) -> None:
         if bound not in LADDER:
             raise ValueError(f"bound: {bound!r} is unknown; choose from {', '.join(map(repr, LADDER))}")
         if any(module.training for module in model.modules()):
@@ -55,7 +59,7 @@ class AutoLirpaNetwork:
         import_auto_lirpa()
         self.bound, self.iterations, self.monotone = bound, iterations, bound == "ibp"
         self.model = copy.deepcopy(model).requires_grad_(False)
-        self.frozen = None if bound == "ibp" else _freeze_if_possible(self.model)
+        self.network = None if bound == "ibp" else _prepared(self.model, graph)
         self.converted: Any = None  # auto_LiRPA's BoundedModule
         self.any_size = True  # whether it serves batches of any size
         self.shape: torch.Size | None = None  # of the samples, or of the batch, that it serves
@@ -77,15 +81,17 @@ class AutoLirpaNetwork:
         with torch.no_grad(), _default_dtype(box.lower.dtype):
             if not len(y):
                 return self.model(box.lower.new_zeros(1, *box.lower.shape[1:]))[:0]
-            few = self.bound in ("crown", "alpha-crown") and y.device.type == "cpu"
-            parts = zip(*(t.detach().split(FEW if few else len(y)) for t in (box.lower, box.upper, y)), strict=True)
-            return torch.cat([self._margins(Box(low, high), labels, merged) for low, high, labels in parts])
+            few = self.bound != "ibp" and y.device.type == "cpu"
+            rows = FEW if few else len(y)
+            ours = self._our_ibp(box, y, merged)
+            known = [None] * -(-len(y) // rows) if ours is None else ours.split(rows)
+            parts = zip(*(t.detach().split(rows) for t in (box.lower, box.upper, y)), known, strict=True)
+            return torch.cat([self._margins(Box(low, high), labels, merged, ibp) for low, high, labels, ibp in parts])
 
-    def _margins(self, box: Box, y: Tensor, merged: bool) -> Tensor:
-        ours = self._our_ibp(box, y, merged)
+    def _margins(self, box: Box, y: Tensor, merged: bool, ours: Tensor | None) -> Tensor:
         with _explained(self.model):
             if self.shape != (box.lower.shape[1:] if self.any_size else box.lower.shape):
-                self.converted, self.any_size = _convert(self.model, self.frozen, box)
+                self.converted, self.any_size = _convert(self.model, self.network, box)
                 self.shape = box.lower.shape[1:] if self.any_size else box.lower.shape
             problem = _BoundProblem(self.converted, box, y, merged)
             margins = problem.ibp() if ours is None else ours
@@ -97,12 +103,13 @@ class AutoLirpaNetwork:
         return margins.scatter(1, y.unsqueeze(1), 0.0)
 
     def _our_ibp(self, box: Box, y: Tensor, merged: bool) -> Tensor | None:
-        if self.frozen is None:
+        if self.network is None:
             return None
         try:
-            return self.frozen.margins(box, y, merged=merged)
-        except TypeError:  # a function without a rule: it shows only when it is met
-            self.frozen = None
+            lower, upper, labels = (pad(t.detach(), self.network.tile) for t in (box.lower, box.upper, y))
+            return self.network.margins(Box(lower, upper), labels, merged=merged)[: len(y)]
+        except TypeError:  # it cannot be captured, or has an operator without a rule
+            self.network = None
             return None
 
 
@@ -215,6 +222,13 @@ class _BoundProblem:
                     raise TypeError(f"its bounds of {what} do not hold")
 
 
+def _prepared(model: nn.Module, graph: Graph | None) -> IntervalNetwork | None:
+    try:
+        return IntervalNetwork(model, graph=graph)
+    except TypeError:  # an operator without a rule
+        return None
+
+
 def _has_bounds(node: Any) -> bool:
     return all(isinstance(getattr(node, end, None), Tensor) for end in ("lower", "upper"))
 
@@ -225,44 +239,10 @@ def _inner_argument(converted: Any) -> str:
     return "interm_bounds" if "interm_bounds" in names else "intermediate_layer_bounds"
 
 
-def _freeze_if_possible(model: nn.Module) -> IntervalNetwork | None:
-    try:
-        return freeze(model)
-    except TypeError:  # not traced by torch.fx, or a layer without a rule
-        return None
-
-
-class _Normalization(_BatchNorm):
-    """`Normalize` as a BatchNorm of any dimension: of a division, auto_LiRPA 0.3 cannot bound what follows."""
-
-    def __init__(self, layer: Normalize) -> None:
-        super().__init__(len(layer.mean), eps=0.0, dtype=layer.mean.dtype, device=layer.mean.device)
-        self.running_mean, self.running_var = layer.mean.clone(), layer.std.square()
-        self.eval()
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
-
-
-def _convertible(model: nn.Module, frozen: IntervalNetwork | None) -> nn.Module:
-    """Changes, in place, what auto_LiRPA does not take as it is, or takes at a far greater cost.
-
-    Each BatchNorm goes into the layer before it, as in ``frozen``: it keeps the coefficients of a convolution compact,
-    which makes CROWN several times faster.
-    """
-    if frozen is not None:
-        calls = Counter(node.target for node in frozen.nodes if node.op == "call_module")
-        for norm, affine in frozen.folded.items():
-            if calls[affine.target] == 1 and norm.target not in calls:
-                layer, folded = model.get_submodule(str(affine.target)), frozen.layers[affine]
-                layer.weight, layer.bias = (nn.Parameter(p, requires_grad=False) for p in (folded.weight, folded.bias))
-                model.set_submodule(str(norm.target), nn.Identity())
-    return _replaced(model)
-
-
 def _replaced(model: nn.Module) -> nn.Module:
+    """Changes, in place, what auto_LiRPA does not take as it is."""
     if type(model) is Normalize:
-        return _Normalization(model)
+        return Normalization(model.mean, model.std)
     if isinstance(model, _DropoutNd):  # idle in evaluation mode; met, the model would be converted in training mode
         return nn.Identity()
     if isinstance(model, nn.Linear) and model.bias is None:  # without it, 0.3 finds a matrix product of two unknowns
@@ -272,8 +252,11 @@ def _replaced(model: nn.Module) -> nn.Module:
     return model
 
 
-def _convert(model: nn.Module, frozen: IntervalNetwork | None, box: Box) -> tuple[Any, bool]:
+def _convert(model: nn.Module, network: IntervalNetwork | None, box: Box) -> tuple[Any, bool]:
     """auto_LiRPA's graph of ``model``, and whether it serves batches of any size.
+
+    It is made from the prepared network, where there is one, with each BatchNorm in the layer before it: that keeps the
+    coefficients of a convolution compact, which makes CROWN several times faster.
 
     Traced on one sample, or, where the graph then holds for that size alone (0.3, for `x.view(x.shape[0], -1)`), on as
     many as there are in ``box``.
@@ -281,7 +264,7 @@ def _convert(model: nn.Module, frozen: IntervalNetwork | None, box: Box) -> tupl
     Raises:
         TypeError: forward depends on data, or the graph computes something else than the model.
     """
-    changed = _convertible(copy.deepcopy(model), frozen)
+    changed = _replaced(copy.deepcopy(model)) if network is None else PlainModule(network).eval()
     attempts = ((True, 1, torch.cat([box.lower, box.upper])[-3:]), (False, len(box.lower), box.upper))
     for any_size, traced, probe in attempts:
         blank = torch.zeros_like(box.lower[:traced])

@@ -1,37 +1,35 @@
 """CROWN-IBP's margins with their gradient, for training: ReLU inputs bounded by IBP, margins by one linear bound back.
 
-For certificates of a trained network `acertlab.lirpa` has this bound and tighter ones; a training step needs it with
-the batch's statistics, and cheaply.
+For certificates of a trained network `acertlab.bounds.crown.auto_lirpa` has this bound and tighter ones; a training
+step needs it with the batch's statistics, and cheaply.
 
 Source: Zhang et al. 2018 (CROWN: the relaxation of a ReLU); Zhang et al. 2020 (CROWN-IBP).
 """
 
-import operator
-from functools import partial
-from typing import Any
+import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn.grad import conv2d_input
-from torch.nn.modules.dropout import _DropoutNd
 
 from acertlab.bounds.box import Box
 from acertlab.bounds.ibp import IntervalNetwork
-from acertlab.bounds.rules.affine import Affine, Normalize, Scale
+from acertlab.bounds.rules.affine import Affine, Scale
+from acertlab.bounds.rules.operators import arguments_of, aten, packet, place
 
-ADDITIONS = (operator.add, operator.iadd, torch.add)
-RESHAPING = (nn.Identity, nn.Flatten, nn.Unflatten)
 SMALLEST = 1e-8  # width of a ReLU's input below which its slope is not computed from it, as auto_LiRPA has it
+RESHAPING = (aten.reshape, aten.flatten, aten.squeeze, aten.unsqueeze, aten.unflatten)
+SIGNS = {aten.add: (1, 1), aten.sub: (1, -1)}
 
 
 def crown_ibp_margins(
-    frozen: IntervalNetwork, box: Box, y: Tensor, relu_inputs: list[Box], *, merged: bool = True
+    network: IntervalNetwork, box: Box, y: Tensor, relu_inputs: list[Box], *, merged: bool = True
 ) -> Tensor:
     """Upper bounds of logit_i - logit_y over ``box`` that are linear in the input, for every class i.
 
     Args:
-        frozen: the network: linear and convolutional layers, BatchNorm, ReLU, changes of shape and sums, ending in a
+        network: the network: linear and convolutional layers, BatchNorm, ReLU, changes of shape and sums, ending in a
             linear layer.
         box: (B, ...) input box.
         y: (B,) int64 labels.
@@ -42,48 +40,53 @@ def crown_ibp_margins(
         (B, classes), differentiable in the weights; column y is 0.
 
     Raises:
-        TypeError: a layer through which nothing is propagated back; the message names it.
+        TypeError: an operator through which nothing is propagated back; the message names it.
     """
-    if frozen.head is None:
+    if network.head is None:
         raise TypeError("model: CROWN-IBP training wants a network that ends in a linear layer")
-    head = frozen.layers[frozen.head]
+    head = network.affine[network.head]
     weight, bias = head.weight, torch.zeros_like(head.weight[:, 0]) if head.bias is None else head.bias
-    own, bound = y.unsqueeze(1), partial(_bound, frozen, frozen.head, box, relu_inputs)
+    own = y.unsqueeze(1)
     if merged:
         rows, offset = weight - weight[own], bias - bias[own]
-        return bound(rows, offset).scatter(1, own, 0.0)
-    upper = bound(weight.expand(len(y), -1, -1), bias.expand(len(y), -1))
-    lower = -bound(-weight[own], -bias[own])
-    return (upper - lower).scatter(1, own, 0.0)
+        return _bound(network, network.head, box, relu_inputs, rows, offset).scatter(1, own, 0.0)
+    every, mine = (weight.expand(len(y), -1, -1), bias.expand(len(y), -1)), (-weight[own], -bias[own])
+    upper, lower = (_bound(network, network.head, box, relu_inputs, *rows) for rows in (every, mine))
+    return (upper + lower).scatter(1, own, 0.0)
 
 
 def _bound(
-    frozen: IntervalNetwork, head: fx.Node, box: Box, relu_inputs: list[Box], rows: Tensor, offset: Tensor
+    network: IntervalNetwork, head: fx.Node, box: Box, relu_inputs: list[Box], rows: Tensor, offset: Tensor
 ) -> Tensor:
     """Upper bounds (B, K) of rows (B, K, features) times what enters the head, plus offset (B, K)."""
-    relus = iter(reversed(relu_inputs))
-    start = frozen.nodes.index(head)
-    coefficients = {frozen.sources(head)[0]: rows}
-    for node in reversed(frozen.nodes[:start]):
+    relus, plan = iter(reversed(relu_inputs)), network.plan
+    nodes = [node for node in plan.nodes if node in plan.boxed]
+    coefficients = {plan.sources(head)[0]: rows}
+    shapes = {**network.shapes, network.graph.input: tuple(box.lower.shape[1:])}
+    for node in reversed(nodes[: nodes.index(head)]):
         if (a := coefficients.pop(node, None)) is None:
             continue
-        if node.op == "placeholder":
-            center, radius = (end.flatten(1).unsqueeze(2) for end in (box.center, box.radius))
-            a = a.flatten(2)
-            return offset + (a @ center + a.abs() @ radius).squeeze(2)
-        inputs = frozen.sources(node)
-        if node.op == "call_function" and node.target in ADDITIONS and len(inputs) == len(node.args) == 2:
-            back, shift = a, 0.0
-        elif frozen.is_relu(node):
+        inputs = [source for source in plan.sources(node) if source in plan.boxed]
+        signs = dict.fromkeys(inputs, 1)
+        if network.is_relu(node):
             back, shift = _through_relu(a, next(relus))
-        elif node.op == "call_module":
-            back, shift = _through(frozen, node, a, frozen.shapes[inputs[0]])
+        elif packet(node) in SIGNS and not node.kwargs and all(shapes[source] == shapes[node] for source in inputs):
+            back, shift = a, 0.0
+            signs = dict.fromkeys(inputs, 0)
+            for source, sign in zip(arguments_of(node), SIGNS[packet(node)], strict=True):
+                if source in signs:
+                    signs[source] += sign
+                else:
+                    shift = sign * (a * torch.as_tensor(network.constants.get(source, source))).flatten(2).sum(2)
         else:
-            raise _unknown(node, node.target)
+            back, shift = _through(network, node, a, shapes[inputs[0]], shapes[node])
         offset = offset + shift
-        for source in inputs:
-            coefficients[source] = coefficients[source] + back if source in coefficients else back
-    raise AssertionError("a traced graph begins with its input")
+        for source, sign in signs.items():
+            part = back if sign == 1 else sign * back
+            coefficients[source] = coefficients[source] + part if source in coefficients else part
+    a = coefficients[network.graph.input].flatten(2)
+    center, radius = (end.flatten(1).unsqueeze(2) for end in (box.center, box.radius))
+    return offset + (a @ center + a.abs() @ radius).squeeze(2)
 
 
 def _through_relu(a: Tensor, box: Box) -> tuple[Tensor, Tensor]:
@@ -100,37 +103,35 @@ def _through_relu(a: Tensor, box: Box) -> tuple[Tensor, Tensor]:
 
 
 def _through(
-    frozen: IntervalNetwork, node: fx.Node, a: Tensor, shape: tuple[int, ...]
+    network: IntervalNetwork, node: fx.Node, a: Tensor, shape: tuple[int, ...], own_shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor | float]:
-    """The same for a linear layer whose input has this ``shape``, without the batch."""
-    layer, module = frozen.layers[node], frozen.traced.model.get_submodule(str(node.target))
-    if isinstance(layer, Normalize):
-        layer = Scale(1 / layer.std, -layer.mean / layer.std)
-    if isinstance(layer, Scale):
-        scale, shift = layer.spread(len(shape) - 1)
+    """The same for a linear operator; its input has this ``shape``, its output ``own_shape``, without the batch."""
+    work, affine = network.works.get(node), network.plan.folded.get(node, node)
+    if isinstance(work, Scale):
+        scale, shift = work.spread(len(shape) - 1)
         return a * scale, (a * shift).flatten(2).sum(2)
-    if isinstance(layer, RESHAPING) or (isinstance(layer, _DropoutNd) and not (layer.training and layer.p)):
+    if isinstance(work, Affine) and work.operation is F.linear and len(shape) == 1:
+        return a @ work.weight, _times_bias(a, work.bias)
+    if isinstance(work, Affine) and affine.target is aten.conv2d.default:
+        given = arguments_of(affine)[3:]
+        stride, padding, dilation, groups = (*given, *(1, 0, 1, 1)[len(given) :])
+        size = (a.shape[0] * a.shape[1], *shape)
+        back = conv2d_input(size, work.weight, a.flatten(0, 1), stride, padding, dilation, groups)
+        bias = None if work.bias is None else work.bias.view(-1, 1, 1)
+        return back.view(*a.shape[:2], *shape), _times_bias(a, bias)
+    if packet(node) in RESHAPING and math.prod(shape) == math.prod(own_shape):
         return a.reshape(*a.shape[:2], *shape), 0.0
-    if not isinstance(layer, Affine):
-        raise _unknown(node, type(layer).__name__)
-    if layer.operation is F.linear:
-        return a @ layer.weight, _times_bias(a, layer.bias)
-    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or isinstance(module.padding, str):
-        raise _unknown(node, type(module).__name__)
-    sizes = (module.stride, module.padding, module.dilation, module.groups)
-    size = (a.shape[0] * a.shape[1], *shape)
-    # torch documents "int or tuple", but annotates int
-    back = conv2d_input(size, layer.weight, a.flatten(0, 1), *sizes)  # pyright: ignore[reportArgumentType]
-    bias = None if layer.bias is None else layer.bias.view(-1, 1, 1)
-    return back.view(*a.shape[:2], *shape), _times_bias(a, bias)
+    if packet(node) in (aten.mul, aten.div) and shape == own_shape and not node.kwargs:
+        first, second = arguments_of(node)
+        x, factor = (first, second) if first in network.plan.boxed else (second, first)
+        if factor not in network.plan.boxed and (packet(node) is aten.mul or x is first):
+            factor = network.constants.get(factor, factor)
+            return (a * factor if packet(node) is aten.mul else a / factor), 0.0
+    raise TypeError(
+        f"model: CROWN-IBP training cannot go back through {place(node)}, only through linear layers, Conv2d with zero "
+        "padding, BatchNorm, Normalize, ReLU, changes of shape and sums; method='ibp' takes every layer"
+    )
 
 
 def _times_bias(a: Tensor, bias: Tensor | None) -> Tensor | float:
     return 0.0 if bias is None else (a * bias).flatten(2).sum(2)
-
-
-def _unknown(node: fx.Node, what: Any) -> TypeError:
-    return TypeError(
-        f"model: CROWN-IBP training cannot go back through '{node.name}' ({what}), only through linear layers, Conv2d "
-        "with zero padding, BatchNorm, Normalize, ReLU, changes of shape and sums; method='ibp' takes every layer"
-    )

@@ -1,36 +1,82 @@
-"""Interval rules of affine layers: Linear, convolutions, BatchNorm folded into them, Normalize.
+"""Affine operators with constant weights: prepared once, with a BatchNorm that follows folded in.
 
-Source: Gowal et al. 2019; Appendix A.1 of the ACERT paper, Eq. (14)-(17).
+Source: Gowal et al. 2019; Appendix A.1 of the ACERT paper, Eq. (16)-(17).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, fx, nn
 
 from acertlab.bounds.box import Box
 from acertlab.bounds.rules.batch_invariance import batch_invariant
-from acertlab.bounds.rules.dispatch import rule
+from acertlab.bounds.rules.operators import BATCH_NORMS, arguments_of, aten, packet, size_of
 
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d, aten._convolution_mode)
+TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
+ANY_CONVOLUTION = (aten.convolution, aten._convolution)  # of any dimension, transposed or not
+Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
 BATCH_STATISTICS = (
     "model: a BatchNorm would normalise with the statistics of a batch, so no sample has a bound of its own; "
     "call model.eval() (and keep track_running_stats=True), or, in training, pass the statistics of clean_pass"
 )
 
 
-def evaluate(layer: "nn.Module | Affine | Scale", x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """What a prepared layer does to a point instead of a box."""
-    if isinstance(layer, Affine):
-        return layer.operation(x, layer.weight, layer.bias)
-    if isinstance(layer, Scale):
-        scale, shift = layer.spread(x.dim() - 2)
-        return x * scale + shift
-    return layer(x, *args, **kwargs)
+@dataclass(frozen=True)
+class AffineCall:
+    """An affine operator as a node of a graph: operation(input, weight, bias)."""
+
+    input: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    operation: Operation  # F.linear, or a convolution with its stride, ...
+    turned: bool = False  # the weight is the transposed of F.linear's
+    transposed: bool = False  # a transposed convolution, whose weight has the outputs in dimension 1
+    stride: int = 1  # of a convolution: the product over its dimensions
+
+    @property
+    def foldable(self) -> bool:
+        """Whether outputs have their channel, or feature, in dimension 1, and the weight in dimension 0."""
+        return len(size_of(self.input)) == 2 if self.operation is F.linear else not self.transposed
+
+
+def as_affine(node: fx.Node, dependent: frozenset[fx.Node]) -> AffineCall | None:
+    """The node as an affine operator, where it is one and its weight and bias do not depend on the input."""
+    operation = packet(node)
+    args: Any = arguments_of(node)
+    if operation is aten.linear:
+        call = AffineCall(args[0], args[1], args[2] if len(args) > 2 else None, F.linear)
+    elif operation is aten.addmm and len(args) == 3 and not node.kwargs and len(size_of(args[0])) == 1:
+        call = AffineCall(args[1], args[2], args[0], F.linear, turned=True)
+    elif operation in (aten.mm, aten.matmul) and len(size_of(args[1])) == 2 <= len(size_of(args[0])):
+        call = AffineCall(args[0], args[1], None, F.linear, turned=True)
+    elif operation in (*CONVOLUTIONS, *TRANSPOSED, *ANY_CONVOLUTION):
+        sizes = args[3:]
+        turned = operation in TRANSPOSED or (operation in ANY_CONVOLUTION and sizes[3])
+        stride = sizes[0] if sizes else 1
+        call = AffineCall(
+            args[0],
+            args[1],
+            args[2] if len(args) > 2 else None,
+            partial(_convolve, cast(Any, node.target), sizes),
+            transposed=turned,
+            stride=stride if isinstance(stride, int) else math.prod(stride),
+        )
+    else:
+        return None
+    constant = call.weight not in dependent and call.bias not in dependent
+    return call if constant and call.input in dependent else None
+
+
+def _convolve(target: Callable[..., Tensor], sizes: tuple, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return target(x, weight, bias, *sizes)
 
 
 @dataclass(frozen=True)
@@ -39,7 +85,7 @@ class Affine:
 
     weight: Tensor
     bias: Tensor | None
-    operation: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # F.linear, or a convolution with its stride, ...
+    operation: Operation
 
 
 @dataclass(frozen=True)
@@ -50,102 +96,134 @@ class IntervalAffine(Affine):
     half_magnitude: Tensor  # |W| / 2
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None, operation: Callable[..., Tensor]) -> "IntervalAffine":
-        half = weight * 0.5
-        return cls(weight, bias, operation, half, half.abs())
-
-    @classmethod
-    def of_layer(cls, layer: nn.Linear | Convolution, norm: "Scale | None" = None) -> "IntervalAffine":
-        weight, bias = layer.weight, layer.bias
+    def of(cls, weight: Tensor, bias: Tensor | None, operation: Operation, norm: "Scale | None" = None) -> Any:
         if norm is not None:
             weight = weight * norm.scale.view(-1, *[1] * (weight.dim() - 1))
             bias = norm.shift if bias is None else norm.shift + bias * norm.scale
-        return cls.of(weight, bias, F.linear if isinstance(layer, nn.Linear) else layer._conv_forward)
+        half = weight * 0.5
+        return cls(weight, bias, operation, half, half.abs())
+
+    def propagate(self, box: Box) -> Box:
+        """Eq. (16)-(17) in centre and radius form: c' = W c + b, r' = |W| r."""
+        center = batch_invariant(self.operation, box.upper + box.lower, self.half, self.bias)
+        radius = batch_invariant(self.operation, box.upper - box.lower, self.half_magnitude, None)
+        if center.requires_grad or radius.requires_grad:
+            return Box(center - radius, center + radius)
+        return Box(center - radius, center.add_(radius))
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        return self.operation(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A per-channel affine map x -> scale x + shift: Normalize, or a BatchNorm that follows no affine layer."""
+    """A per-channel affine map x -> scale x + shift: a BatchNorm that follows no affine layer."""
 
     scale: Tensor  # (C,)
     shift: Tensor  # (C,)
+
+    @classmethod
+    def of(cls, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> "Scale":
+        scale = torch.rsqrt(var + eps)
+        if weight is not None:
+            scale = scale * weight
+        return cls(scale, -mean * scale if bias is None else bias - mean * scale)
 
     def spread(self, pixels: int) -> tuple[Tensor, Tensor]:
         """Both, as they apply to (B, C, ...) with so many dimensions of pixels."""
         shape = (-1, *[1] * pixels)
         return self.scale.view(shape), self.shift.view(shape)
 
-
-@rule.register(IntervalAffine)
-def _affine(layer: IntervalAffine, box: Box) -> Box:
-    """Eq. (16)-(17) in centre and radius form: c' = W c + b, r' = |W| r."""
-    center = batch_invariant(layer.operation, box.upper + box.lower, layer.half, layer.bias)
-    radius = batch_invariant(layer.operation, box.upper - box.lower, layer.half_magnitude, None)
-    if center.requires_grad or radius.requires_grad:
+    def propagate(self, box: Box) -> Box:
+        scale, shift = self.spread(box.lower.dim() - 2)
+        center, radius = box.center * scale + shift, box.radius * scale.abs()
         return Box(center - radius, center + radius)
-    return Box(center - radius, center.add_(radius))
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        scale, shift = self.spread(x.dim() - 2)
+        return x * scale + shift
 
 
-@rule.register(nn.Linear)
-@rule.register(nn.Conv1d)
-@rule.register(nn.Conv2d)
-@rule.register(nn.Conv3d)
-def _linear_or_convolution(layer: nn.Linear | Convolution, box: Box) -> Box:
-    return _affine(IntervalAffine.of_layer(layer), box)
+@dataclass(frozen=True)
+class Standardisation(Scale):
+    """(x - mean) / std per channel, as `Normalize` does; as a scale and a shift, but at points."""
+
+    mean: Tensor  # (C,)
+    std: Tensor  # (C,)
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.dim() - 2))
+        return (x - self.mean.view(shape)) / self.std.view(shape)
 
 
-TRANSPOSED = {
-    nn.ConvTranspose1d: F.conv_transpose1d,
-    nn.ConvTranspose2d: F.conv_transpose2d,
-    nn.ConvTranspose3d: F.conv_transpose3d,
-}
+@dataclass(frozen=True)
+class StandardCall:
+    """A quotient (x - mean) / std as a node of a graph, with one constant of each a channel."""
+
+    input: fx.Node
+    difference: fx.Node
+    mean: fx.Node
+    std: fx.Node
 
 
-@rule.register(nn.ConvTranspose1d)
-@rule.register(nn.ConvTranspose2d)
-@rule.register(nn.ConvTranspose3d)
-def _transposed_convolution(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d, box: Box) -> Box:
-    function = next(f for kind, f in TRANSPOSED.items() if isinstance(layer, kind))
-    sizes = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
-    return convolve(function, box, layer.weight, layer.bias, *sizes)
+def as_standardisation(node: fx.Node, dependent: frozenset[fx.Node]) -> StandardCall | None:
+    """The node as such a quotient, where it is one."""
+    if packet(node) is not aten.div or len(node.args) != 2 or node.kwargs:
+        return None
+    difference, std = arguments_of(node)
+    if (
+        packet(difference) is not aten.sub
+        or len(difference.args) != 2
+        or difference.kwargs
+        or len(difference.users) > 1
+    ):
+        return None
+    x, mean, *_ = arguments_of(difference)
+    constants = all(isinstance(n, fx.Node) and n not in dependent for n in (mean, std))
+    if x not in dependent or not constants or len(size := size_of(x)) < 2:
+        return None
+    per_channel = (1, size[1], *[1] * (len(size) - 2))
+    if any(tuple(size_of(n)) != per_channel for n in (mean, std)):
+        return None
+    return StandardCall(x, difference, mean, std)
 
 
-def convolve(f: Callable[..., Tensor], box: Box, weight: Tensor, bias: Tensor | None = None, *args, **kwargs) -> Box:
-    """The rule of F.linear and of every convolution, whose weight and bias must not depend on the input."""
-    if not isinstance(box, Box) or isinstance(weight, Box) or isinstance(bias, Box):
-        raise TypeError(f"model: {f.__name__} has no interval rule where its weight or bias depends on the input")
-    return _affine(IntervalAffine.of(weight, bias, lambda x, w, b: f(x, w, b, *args, **kwargs)), box)
+@dataclass(frozen=True)
+class NormCall:
+    """A BatchNorm as a node of a graph."""
+
+    input: fx.Node
+    weight: fx.Node | None
+    bias: fx.Node | None
+    mean: fx.Node | None
+    var: fx.Node | None
+    by_batch: bool  # normalises with the batch's own statistics
+    eps: float
 
 
-@rule.register(Scale)
-def scaled(layer: Scale, box: Box) -> Box:
-    scale, shift = layer.spread(box.lower.dim() - 2)
-    center, radius = box.center * scale + shift, box.radius * scale.abs()
-    return Box(center - radius, center + radius)
+def as_batch_norm(node: fx.Node) -> NormCall | None:
+    """The node as a BatchNorm, where it is one."""
+    operation = packet(node)
+    if operation not in BATCH_NORMS:
+        return None
+    x, weight, bias, *rest = arguments_of(node)
+    if node.target is aten._native_batch_norm_legit.no_stats:  # training, momentum, eps
+        return NormCall(x, weight, bias, None, None, True, rest[2])
+    mean, var, *rest = rest
+    if operation is aten._native_batch_norm_legit_no_training:  # momentum, eps
+        return NormCall(x, weight, bias, mean, var, False, rest[1])
+    if operation is aten._batch_norm_with_update_functional:  # momentum, eps
+        return NormCall(x, weight, bias, mean, var, True, rest[1])
+    by_batch, _, eps, *_ = rest
+    return NormCall(x, weight, bias, mean, var, by_batch, eps)
 
 
-@rule.register(nn.BatchNorm1d)
-@rule.register(nn.BatchNorm2d)
-@rule.register(nn.BatchNorm3d)
-@rule.register(nn.SyncBatchNorm)
-def _batch_norm(layer: _BatchNorm, box: Box) -> Box:
-    return scaled(batch_norm_scale(layer), box)
+def _of_constant_weight(op: Any, *args: Any, **kwargs: Any) -> Box:
+    name = op.overloadpacket.__name__
+    raise TypeError(f"model: {name} has no interval rule where its weight or bias depends on the input")
 
 
-def batch_norm_scale(layer: _BatchNorm, statistics: tuple[Tensor, Tensor] | None = None) -> Scale:
-    """BatchNorm as an affine map, from ``statistics`` (mean, variance) or, without them, its running statistics."""
-    if statistics is None:
-        if layer.training or layer.running_mean is None or layer.running_var is None:
-            raise ValueError(BATCH_STATISTICS)
-        statistics = layer.running_mean, layer.running_var
-    return normalisation(*statistics, layer.weight, layer.bias, layer.eps)
-
-
-def normalisation(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Scale:
-    scale = torch.rsqrt(var + eps)
-    if weight is not None:
-        scale = scale * weight
-    return Scale(scale, -mean * scale if bias is None else bias - mean * scale)
+RULES = dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED, *ANY_CONVOLUTION), _of_constant_weight)
 
 
 class Normalize(nn.Module):
@@ -174,11 +252,6 @@ class Normalize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, -1, *[1] * (x.dim() - 2))
         return (x - self.mean.view(shape)) / self.std.view(shape)
-
-
-@rule.register(Normalize)
-def _normalize(layer: Normalize, box: Box) -> Box:
-    return rule(Scale(1 / layer.std, -layer.mean / layer.std), box)
 
 
 Stats = Sequence[float] | None

@@ -1,28 +1,35 @@
-"""`rule`: the interval rule of a layer, by its type."""
+"""Which rule is whose: one table for all operators, and those of users for modules of their own, which stay whole."""
 
+from collections.abc import Callable
 from functools import singledispatch
+from typing import Any
 
 from torch import nn
 
 from acertlab.bounds.box import Box
+from acertlab.bounds.rules import affine, elementwise, products, shapes
+
+RULES: dict[Any, Callable[..., Any]] = {**affine.RULES, **elementwise.RULES, **shapes.RULES, **products.RULES}
 
 
 @singledispatch
 def rule(layer: nn.Module, box: Box) -> Box:
-    """The box that holds ``layer(x)`` for every x in ``box``; dispatched on the type of ``layer``.
+    """The box that holds ``layer(x)`` for every x in ``box``.
 
-    Give your own layer a rule with::
+    Of any module: the bounds of the operators that its forward runs. Give a module of your own a rule with::
 
         @acertlab.rule.register(MyLayer)
         def my_rule(layer, box):
             return acertlab.Box(lower, upper)
+
+    Further arguments of its forward are handed on, boxes where they depend on the input.
     """
-    raise TypeError(f"no interval rule for a layer of type {type(layer).__name__}")
+    raise TypeError(f"layer: must be a torch.nn.Module, not {type(layer).__name__}")
 
 
 def has_rule(layer: nn.Module) -> bool:
-    """Whether `rule` bounds what ``layer`` computes: not where it inherits a rule, but has a forward of its own."""
+    """Whether a registered rule speaks of what ``layer`` computes: a parent's does where forward is the parent's."""
     known = next((kind for kind in type(layer).__mro__ if kind in rule.registry), object)
-    return (
-        known is not object and "forward" not in vars(layer) and type(layer).forward is getattr(known, "forward", None)
-    )
+    if known in (object, nn.Module) or "forward" in vars(layer):
+        return False
+    return type(layer).forward is getattr(known, "forward", None)

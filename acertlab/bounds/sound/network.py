@@ -5,7 +5,7 @@ BatchNorm as (z - mean) / sqrt(var + eps) * weight + bias. ``sound="float32"`` s
 layer by layer: any order of summation, with or without FMA, BatchNorm apart or folded into the layer before it,
 denormals kept or flushed to zero. It presumes that convolutions are sums of products (direct, or unrolled into matrix
 products; not Winograd, not FFT), that sums are made in float32 or better, and no TF32, bfloat16 or other format of
-fewer bits. `acertlab.rounding` has the argument.
+fewer bits. `acertlab.bounds.sound.rounding` has the argument.
 
 The pass itself runs in float64, with cuDNN off: torch's other float64 convolutions are sums of products (oneDNN and
 NNPACK take float32 only).
@@ -15,51 +15,126 @@ what goes wrong without; Higham 2002 for the error bounds.
 """
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.fx.node import map_arg
 
 from acertlab.bounds.box import Box
-from acertlab.bounds.graph import Traced, fold, trace
-from acertlab.bounds.ibp import IntervalNetwork, difference_radius
-from acertlab.bounds.rules.functions import FUNCTIONS, TENSOR_METHODS
-from acertlab.bounds.sound.rules import (
+from acertlab.bounds.graph.structure import WHOLE_MODULE, Graph
+from acertlab.bounds.ibp import IntervalNetwork, Step, difference_radius
+from acertlab.bounds.rules.affine import BATCH_STATISTICS, AffineCall, NormCall
+from acertlab.bounds.rules.operators import arguments_of, packet, place
+from acertlab.bounds.sound.rounding import (
     ROUNDINGS,
-    UNROUNDED,
     Norm,
     RoundedAffine,
     Rounding,
+    few_at_a_time,
     has_sound_rule,
-    name_of,
+    rounded_affine,
+    rounded_norm,
     sound_rule,
-    sound_tables,
 )
+from acertlab.bounds.sound.rules import EXACT, RULES
 
 
 class SoundNetwork(IntervalNetwork):
-    """A network prepared by `prepare_sound` for many bound passes with the same weights."""
+    """A network prepared for bounds that hold in spite of rounding; weights are float64 copies of the model's.
 
-    def __init__(
-        self, traced: Traced, layers: dict[fx.Node, Any], folded: dict[fx.Node, fx.Node], rounding: Rounding
-    ) -> None:
-        super().__init__(traced, layers, folded)
-        self.rounding = rounding
-        self.functions, self.methods = sound_tables(rounding)
+    Args:
+        model: in evaluation mode; left exactly as it was.
+        sound: True: bounds of the network in exact real arithmetic; "float32": of its evaluations in float32.
+        graph: the model's own, captured in its own dtype; None: captured at the first pass.
+    """
 
-    def rule(self, layer: Any, box: Box) -> Box:
-        return sound_rule(layer, box, self.rounding)
+    def __init__(self, model: nn.Module, sound: bool | Literal["float32"], graph: Graph | None = None) -> None:
+        if sound not in ROUNDINGS:
+            raise ValueError(f"sound: {sound!r} is unknown; choose True or 'float32'")
+        self.rounding, self.single = ROUNDINGS[sound], sound == "float32"
+        self.copies: dict[nn.Module, nn.Module] = {}  # of modules that stay whole, in float64
+        with torch.no_grad():
+            super().__init__(model, graph=graph)
 
-    def _apply(self, node: fx.Node, box: Box | Tensor, values: dict, args: tuple, kwargs: dict) -> Any:
-        value = super()._apply(node, box, values, args, kwargs)
-        by_name = node.op in ("call_function", "call_method") and name_of(node.target) not in UNROUNDED
-        computed = by_name or node.op == "call_module"
-        if computed and isinstance(value, Tensor) and value.is_floating_point():
-            raise _computed_constant(node)
-        return value
+    def _constants(self, graph: Graph) -> dict[fx.Node, Any]:
+        """The model's tensors in float64; of what forward makes of them, only copies without rounding."""
+        values: dict[fx.Node, Any] = {}
+        for node, value in graph.lookup(self.model).items():
+            value = value.detach()
+            if self.single and value.is_floating_point() and not ((value.float() == value) | value.isnan()).all():
+                name = graph.sources[node] if isinstance(graph.sources[node], str) else node.name
+                raise ValueError(
+                    f"sound: 'float32' is for models in float32, but '{name}' holds other numbers; use True"
+                )
+            values[node] = value.double() if value.is_floating_point() else value
+        for node in graph.plan.constants:
+            floating = isinstance(node.meta.get("val"), Tensor) and node.meta["val"].is_floating_point()
+            if floating and packet(node) not in EXACT and node.all_input_nodes:
+                raise _refusal(f"the constant that forward computes by {place(node)} (make it a buffer)")
+            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+            value = graph.call(self.model, node, args, kwargs)
+            values[node] = value.double() if floating else value
+        return values
+
+    def _affine(self, call: AffineCall, norm: Norm | None = None) -> RoundedAffine:
+        if call.transposed:
+            raise _refusal("a transposed convolution")
+        is_linear = call.operation is F.linear
+        operation = call.operation if is_linear else few_at_a_time(call.operation, call.stride)
+        return _SoundAffine.of(*self._weights(call), operation, self.rounding, norm)
+
+    def _norm(self, norm: NormCall, statistics: tuple[Tensor, Tensor]) -> Any:
+        if norm.by_batch:
+            raise ValueError(BATCH_STATISTICS)
+        mean, var = statistics
+        var = torch.where(var >= 0, var, torch.nan)
+        inverse = 1 / self.rounding.normal(var + norm.eps).sqrt()  # rsqrt has no stated accuracy
+        return Norm.of(mean, inverse, self._value(norm.weight), self._value(norm.bias))
+
+    def _standard(self, mean: Tensor, std: Tensor) -> "_SoundNorm":
+        return _SoundNorm(Norm.of(mean, 1 / self.rounding.normal(std)), self.rounding)
+
+    def _alone(self, norm: Norm) -> "_SoundNorm":
+        return _SoundNorm(norm, self.rounding)
+
+    def _rule_of(self, node: fx.Node) -> Callable[..., Any] | None:
+        plain = super()._rule_of(node)
+        if plain is None or packet(node) in EXACT:
+            return plain
+        proved = RULES.get(packet(node))
+        if proved is None:
+            raise _refusal(place(node))
+        return partial(proved, self.rounding, plain)
+
+    def _ready(self, x: Tensor) -> None:
+        weight = next((t for t, _ in self.held if t.is_floating_point()), x)
+        super()._ready(x.to(weight.dtype))  # the graph is that of the model's own arithmetic
+
+    def _step(self, node: fx.Node) -> Step:
+        if packet(node) is WHOLE_MODULE:
+            path = self.graph.whole[arguments_of(node)[1]].path
+            layer = self.model.get_submodule(path)
+            kind = type(layer).__name__
+            if not has_sound_rule(layer):
+                raise _refusal(
+                    f"layer '{path}' of type {kind}",
+                    f", or give it one with @acertlab.sound.sound_rule.register({kind})",
+                )
+        return super()._step(node)
+
+    def _module_rule(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Box:
+        if layer not in self.copies:
+            self.copies[layer] = copy.deepcopy(layer).double().requires_grad_(False)
+        return sound_rule(self.copies[layer], *args, self.rounding, **kwargs)
+
+    def propagate(self, box: Box, relu_inputs: list[Box] | None = None, *, until: fx.Node | None = None) -> Box:
+        with torch.no_grad():
+            return super().propagate(box, relu_inputs, until=until)
 
     def margins(self, box: Box, y: Tensor, *, merged: bool = True, relu_inputs: list[Box] | None = None) -> Tensor:
         """Proved upper bounds of logit_i - logit_y over ``box``, for every class i; never differentiable.
@@ -67,7 +142,7 @@ class SoundNetwork(IntervalNetwork):
         Args:
             box: (B, ...) float64 input box, whose ends are those of the real box, rounded to nearest.
             y: (B,) int64 labels.
-            merged, relu_inputs: as in `acertlab.bounds.ibp.IntervalNetwork.margins`.
+            merged: as in `IntervalNetwork.margins`.
 
         Returns:
             (B, classes) float64; column y is 0. < 0: for every input in the box logit_i < logit_y, exactly or as
@@ -79,14 +154,14 @@ class SoundNetwork(IntervalNetwork):
         with torch.no_grad(), torch.autocast(box.lower.device.type, enabled=False), torch.backends.cudnn.flags(False):
             box = Box(box.lower.nextafter(-infinity), box.upper.nextafter(infinity))
             if merged and self.head is not None:
-                margins = self._merged(self.layers[self.head], self.propagate(box, relu_inputs, until=self.head), y)
+                margins = self._merged(self.head, self.propagate(box, until=self.head), y, own)
             else:
-                out = self.propagate(box, relu_inputs)
+                out = self.propagate(box)
                 margins = (out.upper - out.lower.gather(1, own)).nextafter(infinity)
             return margins.scatter(1, own, 0.0)
 
-    def _merged(self, head: RoundedAffine, features: Box, y: Tensor) -> Tensor:
-        own = y.unsqueeze(1)
+    def _merged(self, last: fx.Node, features: Box, y: Tensor, own: Tensor) -> Tensor:
+        head: RoundedAffine = self.works[last]
         center, radius, size = head.split(features)
         logits = F.linear(center, head.weight, head.bias)
         error = F.linear(size * head.gain, head.magnitude, head.slack)
@@ -94,76 +169,52 @@ class SoundNetwork(IntervalNetwork):
         return logits - logits.gather(1, own) + (difference + error + error.gather(1, own))
 
 
-def prepare_sound(model: nn.Module, sound: bool | Literal["float32"] = True) -> SoundNetwork:
-    """Prepares a copy of a network, in float64, for bounds that hold in spite of rounding.
+@dataclass(frozen=True)
+class _SoundAffine(RoundedAffine):
+    """`RoundedAffine` as a step of a pass."""
 
-    Args:
-        model: in evaluation mode, (B, ...) -> (B, classes); left exactly as it was.
-        sound: True: bounds of the network in exact real arithmetic; "float32": of its evaluations in float32. Python
-            numbers that forward computes count as they are.
-
-    Raises:
-        TypeError: the model cannot be traced, or holds a layer, function or method without a proved rounding bound.
-        ValueError: ``sound`` is unknown; training mode; "float32" and weights that are not float32 numbers.
-    """
-    if sound not in ROUNDINGS:
-        raise ValueError(f"sound: {sound!r} is unknown; choose True or 'float32'")
-    rounding = ROUNDINGS[sound]
-    traced = _trace(copy.deepcopy(model).double().requires_grad_(False) if isinstance(model, nn.Module) else model)
-    _check_graph(traced, *sound_tables(rounding))
-    if sound == "float32":
-        _check_float32(traced.model)
-    with torch.no_grad():
-        work = fold(traced, partial(RoundedAffine.of_layer, rounding), partial(Norm.of_batch_norm, rounding))
-    return SoundNetwork(traced, *work, rounding)
+    def propagate(self, box: Box) -> Box:
+        return rounded_affine(self, box)
 
 
-def _trace(model: nn.Module) -> Traced:
-    """With buffers in the graph where that can be traced, so that it shows which constants are computed."""
-    try:
-        return trace(model, live_buffers=True)
-    except TypeError:
-        return trace(model)
+@dataclass(frozen=True)
+class _SoundNorm:
+    """A BatchNorm that follows no affine operator, as a step of a pass."""
+
+    norm: Norm
+    rounding: Rounding
+
+    def propagate(self, box: Box) -> Box:
+        return rounded_norm(self.norm, box, self.rounding)
 
 
-def _check_graph(traced: Traced, functions: dict, methods: dict) -> None:
-    """Refuses, before anything is computed, what has no proved bound."""
-    for node in traced.graph.nodes:
-        if node.op == "call_module":
-            layer = traced.model.get_submodule(node.target)
-            kind = type(layer).__name__
-            if not has_sound_rule(layer):
-                raise _refusal(
-                    f"layer '{node.target}' of type {kind}",
-                    f", or give it one with @acertlab.sound.sound_rule.register({kind})",
-                )
-            if is_parametrized(layer):
-                raise _refusal(f"layer '{node.target}' whose weights are computed (see remove_parametrizations)")
-        elif node.op == "get_attr" and node.target.startswith("_tensor_constant"):  # torch.fx met it, already computed
-            if getattr(traced.model, node.target).is_floating_point():
-                raise _computed_constant(node)
-        elif node.op in ("call_function", "call_method"):
-            plain, proved = (FUNCTIONS, functions) if node.op == "call_function" else (TENSOR_METHODS, methods)
-            if node.target in plain and node.target not in proved:
-                raise _refusal(f"the {node.op[5:]} '{name_of(node.target)}' (node '{node.name}' of the forward)")
-
-
-def _check_float32(model: nn.Module) -> None:
-    for name, values in (*model.named_parameters(), *model.named_buffers()):
-        if values.is_floating_point() and not ((values.float().double() == values) | values.isnan()).all():
-            raise ValueError(f"sound: 'float32' is for models in float32, but '{name}' holds other numbers; use True")
-
-
-def _computed_constant(node: fx.Node) -> TypeError:
-    return _refusal(f"the constant '{node.name}' that forward computes (make it a buffer)")
+OF_ONES_OWN = "; else a module with rules of its own, by acertlab.rule and acertlab.sound.sound_rule"
 
 
 def _refusal(what: str, otherwise: str = "") -> TypeError:
     return TypeError(
         f"model: sound: no rounding bound is proved for {what}; accepted: linear and convolutional layers, BatchNorm, "
         "Normalize, ReLU, ReLU6, LeakyReLU, PReLU, Hardtanh, max and average pooling, padding, dropout, changes of "
-        f"shape, sums, products and quotients{otherwise}"
+        f"shape, sums, products and quotients{otherwise or OF_ONES_OWN}"
     )
+
+
+def prepare_sound(
+    model: nn.Module, sound: bool | Literal["float32"] = True, graph: Graph | None = None
+) -> SoundNetwork:
+    """Prepares a network, in float64, for bounds that hold in spite of rounding.
+
+    Args:
+        model: in evaluation mode, (B, ...) -> (B, classes); left exactly as it was.
+        sound: True: bounds of the network in exact real arithmetic; "float32": of its evaluations in float32. Python
+            numbers that forward computes count as they are.
+        graph: the model's, where it is known; else it is captured at the first pass, and what is refused then.
+
+    Raises:
+        TypeError: the model cannot be captured, or holds an operator without a proved rounding bound.
+        ValueError: ``sound`` is unknown; training mode; "float32" and weights that are not float32 numbers.
+    """
+    return SoundNetwork(model, sound, graph)
 
 
 def rounding_example() -> tuple[nn.Module, Tensor, Tensor, float]:

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from acertlab.bounds.box import Box, ball
-from acertlab.bounds.ibp import IntervalNetwork, freeze
+from acertlab.bounds.ibp import freeze
+from acertlab.bounds.rules.operators import module_of
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.loop.state import State
 from acertlab.training.methods.ibp import IBP
@@ -81,16 +82,12 @@ def _first_bounds(state: State, x: Tensor, eps: float) -> str:
     if not isinstance(state.objective, IBP):
         return ""
     with torch.no_grad():
-        frozen = freeze(state.traced, clean_pass(state.model, x)[1])
+        frozen = freeze(state.model, clean_pass(state.model, x)[1], state.graph)
         box = ball(x, eps, state.objective.domain)
-        for node in frozen.nodes[1:]:
+        for node in frozen.plan.nodes[1:]:
             entering = frozen.propagate(box, until=node)
             if isinstance(entering, Box) and not (entering.lower.isfinite() & entering.upper.isfinite()).all():
-                return _name(frozen, node.all_input_nodes[0])
+                source = frozen.plan.sources(node)[0]
+                path, kind = module_of(frozen.plan.folded.get(source, source))
+                return f"'{path}' ({kind})"
     return ""
-
-
-def _name(frozen: IntervalNetwork, node: fx.Node) -> str:
-    node = frozen.folded.get(node, node)
-    kind = type(frozen.traced.model.get_submodule(str(node.target))).__name__ if node.op == "call_module" else node.op
-    return f"'{node.target}' ({kind})"

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from acertlab.bounds.graph import Traced, trace
-from acertlab.data.datasets import ImageData
+from acertlab.bounds.graph.capture import capture
+from acertlab.bounds.graph.comparison import ROWS, check_operators, points
+from acertlab.bounds.graph.structure import Graph
+from acertlab.data.datasets import ImageData, to_float
 from acertlab.models.architectures import MODELS
 from acertlab.models.initialisation import ibp_init_
 from acertlab.radius.rootfind.solvers import SOLVERS
@@ -23,7 +25,7 @@ class State:
     """What training changes. Everything else follows from the configuration and the data."""
 
     model: nn.Module
-    traced: Traced
+    graph: Graph | None  # of the network in training mode; None: the method bounds nothing
     objective: Standard
     optimizer: Optimizer
     scheduler: LRScheduler
@@ -51,8 +53,17 @@ def initial_state(config: TrainConfig, data: ImageData, device: torch.device, st
     takes_guess = SOLVERS[config.solver].extrapolates
     kept = config.radius_history and objective.searches and takes_guess
     radii = RadiusEstimates.fixed(torch.zeros(len(data.train_x), device=device)) if kept else None
-    traced, rate = trace(model), learning_rate(config, optimizer, steps)
-    return State(model, traced, objective, optimizer, rate, radii)
+    graph = _training_graph(model, data, device, config.eps_max) if objective.bounds else None
+    return State(model, graph, objective, optimizer, learning_rate(config, optimizer, steps), radii)
+
+
+def _training_graph(model: nn.Module, data: ImageData, device: torch.device, eps: float) -> Graph:
+    """The graph that each step's bounds are made from; its operators' values are the network's on points of a batch."""
+    x = to_float(data.train_x[:ROWS]).to(device)
+    graph = capture(model, x)
+    if device.type != "meta":
+        check_operators(model, graph, points(x, (0.0, 1.0), eps, ROWS))
+    return graph
 
 
 def learning_rate(config: TrainConfig, optimizer: Optimizer, steps: int) -> LRScheduler:

@@ -32,10 +32,10 @@ def train_step(
 
     def own_pass(x: Tensor) -> tuple[Tensor, IntervalNetwork]:
         logits, statistics = clean_pass(state.model, x)
-        return logits, freeze(state.traced, statistics)
+        return logits, freeze(state.model, statistics, state.graph)
 
     logits, statistics = clean_pass(state.model, x)
-    frozen = freeze(state.traced, statistics) if state.objective.bounds else None
+    frozen = freeze(state.model, statistics, state.graph) if state.objective.bounds else None
     known = state.radii.of(index) if state.radii else None
     step = Step(x, y, logits, frozen, eps, std, known, state.model, statistics, own_pass)
     loss, logged = state.objective(step)
