@@ -55,7 +55,7 @@ def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
         elif PACKED not in files:
             unfinished.append(str(folder))
     rows = [
-        {"path": str(path)} | {name: config.get(name) for name in settings} | result | {"config": config}
+        {"path": ""} | {name: config.get(name) for name in settings} | result | {"config": config, "path": str(path)}
         for path, result, config in found
     ]
     table = pd.DataFrame(rows, columns=None if rows else ["path", *RESULT_KEYS, "config"])
