@@ -43,10 +43,10 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 clean:  ## remove the environment (runs and data stay)
 	rm -rf .venv
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python >= 3.11 is needed, this is %d.%d; try: make PYTHON=python3.12 ..." % v[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@# without its dependencies: it declares torch < 1.13, but runs on today's (see acertlab/bounds/crown/auto_lirpa_compat.py)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps auto_LiRPA==0.3
 	@touch $@

@@ -1,7 +1,8 @@
-"""The command `acertlab` (`python -m acertlab`): demo, sweep, certify, report, table, compare, pack, estimate."""
+"""The command `acertlab` (`python -m acertlab`): notebooks, demo, sweep, certify, report, table, compare, ..."""
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -21,11 +22,11 @@ def demo(args: argparse.Namespace) -> int:
     need("notebooks", "acertlab demo", "anywidget", "ipywidgets", "jinja2", "nbconvert", "plotly")
     import papermill
 
-    from acertlab.data.files import CLONE, from_clone
+    from acertlab.data.files import shipped
     from acertlab.data.run import runs_folder
     from acertlab.sweep.executor import run_command
 
-    notebooks, out = from_clone("notebooks"), runs_folder() / "demo"
+    notebooks, out = shipped("notebooks"), runs_folder() / "demo"
     if status := run_command(str(notebooks / "demo.yaml"), str(out)):
         return status
     print("notebooks/03_pareto.ipynb ...", flush=True)
@@ -37,12 +38,26 @@ def demo(args: argparse.Namespace) -> int:
         {"runs_root": str(out.absolute() / "cells"), "out_dir": str(out.absolute())},
         kernel_name="python3",
         progress_bar=False,
-        cwd=CLONE,
         store_widget_state=False,
         start_timeout=600,
     )
     subprocess.run([sys.executable, "-m", "nbconvert", "--to", "html", "--log-level=ERROR", executed], check=True)
     print(f"notebook: {executed}\nHTML:     {executed.with_suffix('.html')}")
+    return 0
+
+
+def notebooks(args: argparse.Namespace) -> int:
+    """Copy the notebooks into a folder of yours, to read, run and change."""
+    from acertlab.data.files import shipped
+
+    target = Path(args.copy_to)
+    files = sorted(f for f in shipped("notebooks").iterdir() if f.suffix in (".ipynb", ".yaml"))
+    if there := [file.name for file in files if (target / file.name).exists()]:
+        raise FileExistsError(f"COPY_TO: {target} holds {', '.join(there)} already; give another folder")
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copy(file, target)
+    print(f"{len(files)} files in {target}; to open them: jupyter lab {target}")
     return 0
 
 
@@ -142,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     command(demo)
+    command(notebooks).add_argument("copy_to", metavar="COPY_TO", help="the folder, made where there is none")
     one = command(sweep)
     one.add_argument("spec", help="a YAML file; acertlab/sweep/spec.py says what it holds")
     one.add_argument("--out", default="", help="the sweep's folder (default: out in the file, else runs/SPEC)")

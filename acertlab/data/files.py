@@ -16,18 +16,20 @@ import pandas as pd
 if TYPE_CHECKING:
     import torch
 
-CLONE = Path(__file__).resolve().parents[2]  # the repository's folder, where the package is used from a clone of it
+_PACKAGE = Path(__file__).resolve().parents[1]
+_CARRIED = _PACKAGE / "_shipped"  # in a wheel: setup.py puts there what a clone has beside the package
+SHIPPED = _CARRIED if _CARRIED.is_dir() else _PACKAGE.parent  # holds notebooks/ and data/results/
 
 
-def from_clone(path: str) -> Path:
-    """A file that comes with a clone of the repository, but not with an installed package: notebooks/02_training.ipynb.
+def shipped(path: str) -> Path:
+    """A file or folder that comes with the package, such as "notebooks/02_training.ipynb".
 
-    FileNotFoundError, saying how to get one, where the package is not used from a clone.
+    Raises:
+        FileNotFoundError: It does not; the message says where it was looked for.
     """
-    if not (found := CLONE / path).exists():
+    if not (found := SHIPPED / path).exists():
         raise FileNotFoundError(
-            f"{path} comes with the repository, not with the installed package, and {CLONE} has none: clone the "
-            "repository and install from there (pip install -e .), or give a path of your own"
+            f"{path} does not come with this acertlab ({SHIPPED} has none); give a path of your own"
         )
     return found
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from acertlab._validation import tidy
-from acertlab.data.files import CLONE, read_json, read_parquet, write_json
+from acertlab.data import files
+from acertlab.data.files import read_json, read_parquet, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,7 @@ RULES_BEFORE = {  # what it did, what is done today, and the methods with no use
 LOCK_WAIT = 10.0  # seconds for another process in the same folder to end: a kernel may live on for one after its parent
 EXTERNAL = "external"  # config["model"] of an imported network that is none of MODELS
 PACKED = "packed.json"  # a folder with this file holds packed runs
-SHIPPED = CLONE / "data" / "results"  # the packed runs that come with a clone
+SHIPPED = files.SHIPPED / "data" / "results"  # the packed runs that come with the package
 
 
 def runs_folder(given: str | Path = "") -> Path:

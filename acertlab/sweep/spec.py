@@ -99,9 +99,9 @@ def read_spec(spec: str | Path | Mapping[str, Any], *, out: str | Path = "") -> 
 
 
 def _training_notebook() -> Path:
-    from acertlab.data.files import from_clone  # loads torch: where it is needed only
+    from acertlab.data.files import shipped  # with pandas: where it is needed only
 
-    return from_clone("notebooks/02_training.ipynb")
+    return shipped("notebooks/02_training.ipynb")
 
 
 def is_training(parameters: Mapping[str, Any]) -> bool:

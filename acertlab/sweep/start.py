@@ -41,7 +41,7 @@ def check_this_machine(sweep: Sweep) -> None:
     if not trainings:
         return
     from acertlab.data.datasets import PARTS, load_dataset
-    from acertlab.data.files import CLONE, read_json
+    from acertlab.data.files import SHIPPED, read_json
     from acertlab.data.run import other_parts
     from acertlab.training.parameters import config_from_parameters
 
@@ -67,7 +67,7 @@ def check_this_machine(sweep: Sweep) -> None:
             continue
         where = job.parameters["dataset"], job.parameters.get("data_root", "")
         counts = [config[f"n_{part}"] for part in PARTS]
-        ours = job.notebook.is_relative_to(CLONE)  # another notebook may choose its validation images otherwise
+        ours = job.notebook.is_relative_to(SHIPPED)  # another notebook may choose its validation images otherwise
         known = {"data": {part: config["data"][part] for part in (PARTS if ours else ("test",))}}
         others = min((other_parts(known, digests(*where, share, *counts)) for share in (0.1, 0.0)), key=len)
         if others:

@@ -75,11 +75,11 @@ class TestAtomicWriting:
         assert json.loads(json.dumps(files._plain(content), allow_nan=False)) == content
 
 
-class TestFromClone:
-    def test_what_comes_with_the_repository(self):
-        assert files.from_clone("notebooks/02_training.ipynb").is_file()
+class TestShipped:
+    def test_what_comes_with_the_package(self):
+        assert files.shipped("notebooks/02_training.ipynb").is_file()
+        assert files.shipped("data/results/README.md").is_file()
 
-    def test_an_installed_package_says_where_to_get_it(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(files, "CLONE", tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"notebooks/a.ipynb comes with the repository, not with the insta"):
-            files.from_clone("notebooks/a.ipynb")
+    def test_what_does_not(self):
+        with pytest.raises(FileNotFoundError, match=r"notebooks/a.ipynb does not come with this acertlab"):
+            files.shipped("notebooks/a.ipynb")

@@ -15,7 +15,7 @@ from acertlab.sweep import executor
 from acertlab.sweep.spec import read_spec
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("demo", "sweep", "certify", "report", "table", "compare", "pack", "estimate")
+COMMANDS = ("demo", "notebooks", "sweep", "certify", "report", "table", "compare", "pack", "estimate")
 
 
 def test_alone_it_greets_with_every_command(capsys: pytest.CaptureFixture) -> None:

@@ -28,9 +28,14 @@ AUTO_LIRPA = [
 ]
 
 
+def of_extra(extra: str) -> list[Requirement]:
+    """What an extra asks for; where it names others of the project's, what those do."""
+    lines = map(Requirement, PROJECT["optional-dependencies"][extra])
+    return [r for line in lines for r in ([line] if line.name != "acertlab" else sum(map(of_extra, line.extras), []))]
+
+
 def declared() -> dict[str, Requirement]:
-    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
-    return {r.name.lower(): r for r in map(Requirement, lines)}
+    return {r.name.lower(): r for r in [*map(Requirement, PROJECT["dependencies"]), *of_extra("dev")]}
 
 
 def pip_part() -> list[str]:
@@ -42,13 +47,20 @@ def pip_part() -> list[str]:
 
 def test_environment_installs_what_the_project_declares() -> None:
     part = pip_part()
-    assert "-e .[test]" in part  # all dependencies come from pyproject.toml
+    assert "-e .[dev]" in part  # all dependencies come from pyproject.toml
     pins = {r.name.lower(): r for r in map(Requirement, (line for line in part if not line.startswith("-e")))}
     assert pins.pop("auto-lirpa", pins.pop("auto_lirpa", None)).url.startswith("git+https://github.com/")
     for name, pin in pins.items():  # the pins lie within the project's ranges
         (version,) = (s.version for s in pin.specifier)
         assert declared()[name].specifier.contains(version), name
     assert set(pins) == {"torch", "torchvision", "pytest"}
+
+
+def test_extras_are_those_of_the_readme_and_an_alias() -> None:
+    assert set(PROJECT["optional-dependencies"]) == {"notebooks", "sweep", "onnx", "cluster", "dev", "test"}
+    assert of_extra("test") == of_extra("dev")
+    for r in of_extra("sweep"):
+        assert r.name != "jupyterlab" and str(r) in map(str, of_extra("dev"))
 
 
 def test_bounds_are_open_above() -> None:

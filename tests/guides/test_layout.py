@@ -178,7 +178,7 @@ def test_the_tables_agree() -> None:
 
 
 def test_the_package_does_not_reach_out_of_itself() -> None:
-    """One module knows where a clone's notebooks and data are: `acertlab.data.files.from_clone`."""
+    """One module knows where notebooks and results are, in a clone and in a wheel: `acertlab.data.files.shipped`."""
     for path in MODULES:
         if path != PACKAGE / "data" / "files.py":
             assert ".parents[" not in path.read_text() and ".parent.parent" not in path.read_text(), path

@@ -1,0 +1,6 @@
+"""What a wheel carries beside the package, from where the repository has it; all else is in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+CARRIED = {"acertlab._shipped.notebooks": "notebooks", "acertlab._shipped.data.results": "data/results"}
+setup(packages=[*find_packages(include=["acertlab*"]), *CARRIED], package_dir=CARRIED)
