@@ -6,11 +6,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from acertlab._validation import number
 
-EPILOG = "acertlab COMMAND --help tells more. From Python and notebooks: import acertlab as al."
+GREETING = "Certified radii of images, networks trained to have large ones, and what that costs in accuracy."
+EPILOG = """to begin:
+  acertlab notebooks course  and then: jupyter lab course
+  acertlab demo              nine small networks and their picture, in minutes
+  acertlab COMMAND --help    tells more of a command
+
+from Python: import acertlab as al; al.certified_radius(model, x, y, eps_max=8/255)"""
 
 # What a command needs is imported when it runs: torch, plotly and Dask take seconds, --help does not.
 
@@ -148,8 +155,9 @@ def estimate(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("acertlab", description=__doc__, epilog=EPILOG)
-    commands = parser.add_subparsers(metavar="COMMAND")
+    style = partial(argparse.RawDescriptionHelpFormatter, max_help_position=16)
+    parser = argparse.ArgumentParser("acertlab", description=GREETING, epilog=EPILOG, formatter_class=style)
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
 
     def command(run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         added = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)

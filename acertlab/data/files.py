@@ -28,9 +28,7 @@ def shipped(path: str) -> Path:
         FileNotFoundError: It does not; the message says where it was looked for.
     """
     if not (found := SHIPPED / path).exists():
-        raise FileNotFoundError(
-            f"{path} does not come with this acertlab ({SHIPPED} has none); give a path of your own"
-        )
+        raise FileNotFoundError(f"{path} does not come with acertlab ({SHIPPED} has none); give a path of your own")
     return found
 
 

@@ -81,5 +81,5 @@ class TestShipped:
         assert files.shipped("data/results/README.md").is_file()
 
     def test_what_does_not(self):
-        with pytest.raises(FileNotFoundError, match=r"notebooks/a.ipynb does not come with this acertlab"):
+        with pytest.raises(FileNotFoundError, match=r"notebooks/a.ipynb does not come with acertlab"):
             files.shipped("notebooks/a.ipynb")

@@ -30,8 +30,9 @@ AUTO_LIRPA = [
 
 def of_extra(extra: str) -> list[Requirement]:
     """What an extra asks for; where it names others of the project's, what those do."""
-    lines = map(Requirement, PROJECT["optional-dependencies"][extra])
-    return [r for line in lines for r in ([line] if line.name != "acertlab" else sum(map(of_extra, line.extras), []))]
+    lines = [Requirement(line) for line in PROJECT["optional-dependencies"][extra]]
+    others = [r for line in lines if line.name == "acertlab" for other in line.extras for r in of_extra(other)]
+    return [line for line in lines if line.name != "acertlab"] + others
 
 
 def declared() -> dict[str, Requirement]:

@@ -37,7 +37,7 @@ COMMANDS = """if True:
         assert main(["demo"]) == 0
         (weights,) = Path("runs/demo/cells").glob("*acert*/model.safetensors")
         assert main(["certify", str(weights.parent), "digits", "0.1", "--images", "9", "--output", "page.html"]) == 0
-        for line in ("report runs", "table runs", "compare runs", "pack runs packed", "estimate digits acert --steps 1"):
+        for line in ("report runs", "table runs", "compare runs", "pack runs packed", "estimate digits acert"):
             assert main(line.split()) == 0, line
 """
 
