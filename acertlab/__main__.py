@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
+from acertlab import __version__
 from acertlab._validation import number
 
 GREETING = "Certified radii of images, networks trained to have large ones, and what that costs in accuracy."
@@ -155,8 +155,9 @@ def estimate(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    style = partial(argparse.RawDescriptionHelpFormatter, max_help_position=16)
-    parser = argparse.ArgumentParser("acertlab", description=GREETING, epilog=EPILOG, formatter_class=style)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("acertlab", description=GREETING, epilog=EPILOG, formatter_class=plain)
+    parser.add_argument("-V", "--version", action="version", version=f"acertlab {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
 
     def command(run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
