@@ -50,7 +50,7 @@ def test_the_grammar_of_addresses_is_loaded_by_its_first_use() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("package", ["visualization", "sweep.spec", "sweep.job"])
+@pytest.mark.parametrize("package", ["visualization", "sweep.spec"])
 def test_neither_figures_nor_sweeps_load_it(package: str) -> None:
     code = f"import sys, acertlab.{package}, nbformat; print('jsonschema' in sys.modules, 'lark' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

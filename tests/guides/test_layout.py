@@ -102,9 +102,7 @@ STAYS_OUT = {  # of a fresh process that runs this
     "import acertlab.sweep.job": {"torch", "pandas", "plotly", "ipywidgets", "lark", "sklearn"},
     "al.load_runs": TRAINING | {"torch"},
     "al.certified_radius": TRAINING | {"pandas", "pyarrow"},
-    "al.train": TRAINING,
-    "al.analyse": TRAINING,
-    "al.certify": TRAINING,
+    "al.train, al.certify, al.analyse": TRAINING,
     "al.plots": {"ipywidgets", "IPython", "nbformat", "lark", "sklearn", "distributed"},
     "al.widgets": {"nbformat", "lark", "sklearn", "distributed"},
 }
