@@ -84,7 +84,7 @@ def run(
     """
     if scheduler is None:
         check_main_guard()
-    sweep = read_spec(spec, out=out)
+    sweep = read_spec(spec, out=out, show=show)
     if scheduler is None:
         check_this_machine(sweep)
     with locked(sweep.out / ".sweep.lock", f"the sweep's folder {sweep.out}", wait=1.0):
@@ -313,7 +313,7 @@ def run_command(
         if workers < 0:
             raise ValueError(f"workers = {workers}: accepted is a whole number >= 0")
         if dry_run:
-            return _list_jobs(read_spec(spec, out=out))
+            return _list_jobs(read_spec(spec, out=out, show=True))
         table = run(spec, out=out, workers=workers, scheduler=scheduler, security=_security(tls))
     except KeyboardInterrupt:
         print("\nstopped; everything is kept, the same command goes on", file=sys.stderr)

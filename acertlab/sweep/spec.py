@@ -68,12 +68,13 @@ class Sweep:
     varied: tuple[str, ...]
 
 
-def read_spec(spec: str | Path | Mapping[str, Any], *, out: str | Path = "") -> Sweep:
+def read_spec(spec: str | Path | Mapping[str, Any], *, out: str | Path = "", show: bool = False) -> Sweep:
     """The sweep that a YAML file (or its content, as a mapping) describes; nothing is written.
 
     Args:
         spec: see the module.
         out: instead of the specification's own folder.
+        show: say what is wanted in a line, before torch is loaded to check it.
 
     Raises:
         FileNotFoundError: there is no such file or notebook.
@@ -90,10 +91,11 @@ def read_spec(spec: str | Path | Mapping[str, Any], *, out: str | Path = "") -> 
         if not notebook.is_file():
             raise FileNotFoundError(f"notebook: {notebook} is not there")
         defaults, code = _read_notebook(notebook)
-        given = [_expanded(content, grid) for grid in _grids(content)]
-        jobs = [_checked(job, defaults, notebook) for grid in given for job in grid]
+        given = [job for grid in _grids(content) for job in _expanded(content, grid)]
         folder = Path(out or content.get("out") or Path(os.environ.get("ACERTLAB_RUNS") or "runs") / stem).absolute()
-        return _sweep(folder, notebook, code, jobs)
+        if show:
+            print(f"{where}: {len(given)} jobs of {notebook.name}, in {folder}; checking each ...", flush=True)
+        return _sweep(folder, notebook, code, [_checked(job, defaults, notebook) for job in given])
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise type(error)(f"{where}: {error}") from None
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -241,6 +243,14 @@ def test_the_shipped_sweep_is_accepted() -> None:
         for method in ("fast-ibp", "acert")
         for seed in (0, 1, 2)
     }
+
+
+def test_a_sweep_says_what_is_wanted_before_torch_is_loaded(tmp_path: Path) -> None:
+    command = ["sweep", str(ROOT / "notebooks" / "demo.yaml"), "--dry-run", "--out", str(tmp_path / "out")]
+    code = f"import sys; sys.modules['torch'] = None; from acertlab.__main__ import main; sys.exit(main({command}))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 1 and "torch" in ran.stderr.splitlines()[-1]
+    assert f"demo.yaml: 9 jobs of 02_training.ipynb, in {tmp_path / 'out'}; checking" in ran.stdout
 
 
 def test_the_command_refuses_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
