@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain
+from types import CodeType, FunctionType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from acertlab.bounds.box import Domain, check_input
@@ -46,8 +48,7 @@ def check_samples(model: nn.Module, x: Tensor, y: Tensor, domain: Domain) -> Non
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
-    if any(module.training for module in model.modules()):
-        raise ValueError("model: is in training mode, where a sample has no certificate of its own; call model.eval()")
+    check_mode(model)
     if lazy := [name for name, value in (*model.named_parameters(), *model.named_buffers()) if is_lazy(value)]:
         raise ValueError(f"model: {lazy[0]} has no values yet; pass one batch through the lazy layers first")
     check_dense("x", x)
@@ -71,6 +72,25 @@ def check_samples(model: nn.Module, x: Tensor, y: Tensor, domain: Domain) -> Non
     with torch.no_grad(), full_precision(x.device):
         logits = _check_output(model, x[:1], y)
         _check_independent(model, x[:1], logits)
+
+
+def check_mode(model: nn.Module) -> None:
+    """Refuses training mode, where some module of the model speaks of it; the others are the same in both modes."""
+    if any(module.training and _asks_for_mode(type(module)) for module in model.modules()):
+        raise ValueError("model: is in training mode, where a sample has no certificate of its own; call model.eval()")
+
+
+@cache
+def _asks_for_mode(kind: type[nn.Module]) -> bool:
+    """Whether code of this class, or of one that it inherits from, names ``training``."""
+    own = [c for c in kind.__mro__ if c not in (nn.Module, fx.GraphModule, object)]
+    codes = [f.__code__ for c in own for f in vars(c).values() if isinstance(f, FunctionType)]
+    while codes:
+        code = codes.pop()
+        if "training" in (*code.co_names, *code.co_freevars):
+            return True
+        codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+    return False
 
 
 def check_dense(name: str, value: Tensor) -> None:

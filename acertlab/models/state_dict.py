@@ -2,8 +2,10 @@
 
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import takewhile, zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,6 @@ from torch import Tensor, nn
 from acertlab.bounds.rules.affine import Normalize, Stats
 
 NESTED = ("state_dict", "model_state_dict", "model", "net")  # where scripts keep it, beside optimiser and epoch
-WRAPPED = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 COUNTER = "num_batches_tracked"  # of BatchNorm: absent from old files, and of no use in evaluation
 SAFETENSORS = ".safetensors"  # keeps tensors in an order of its own
 LISTED = 12  # names that an error lists of each kind
@@ -30,9 +31,10 @@ def load_weights(
 ) -> nn.Module:
     """Fill a network with the weights of a checkpoint: safetensors, or a file of `torch.save` that holds tensors only.
 
-    Weights go where their name is the same. Where names differ, as in another code's Sequential, they go by the order
-    in which layers were made: both must have as many, each of the same kind (weight, bias, ...) and shape. `Normalize`
-    is passed over, but where the file normalises, too, the two must be equal. Safetensors keep no such order.
+    Weights go where their name is the same, prefixes that all names share taken off. Only where no name agrees, as in
+    another code's Sequential, they go by the order in which layers were made, and a warning says so: both must have as
+    many, each of the same kind (weight, bias, ...) and shape. `Normalize` is passed over, but where the file
+    normalises, too, the two must be equal. Safetensors keep no such order.
 
     Args:
         model: The architecture, such as ``al.models.cnn7(...)``; filled in place, or not touched at all.
@@ -86,15 +88,32 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
                 held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and pickle raise any kind
         raise ValueError(f"path: {path} {_why_unread(error)}") from error
+    held = _inside(held)
     while isinstance(held, Mapping) and (inner := [held[key] for key in NESTED if isinstance(held.get(key), Mapping)]):
         held = inner[0]
     if not isinstance(held, Mapping) or not held or not all(isinstance(t, Tensor) for t in held.values()):
         what = f"a table of {_some(map(str, held))}" if isinstance(held, Mapping) else f"a {type(held).__name__}"
         raise ValueError(f"path: {path} holds {what}, no state dict (names and tensors), nor under {', '.join(NESTED)}")
-    for prefix in WRAPPED:
-        if all(name.startswith(prefix) for name in held):
-            held = {name.removeprefix(prefix): t for name, t in held.items()}
+    for name, t in held.items():
+        if not t.is_floating_point() and name.rpartition(".")[2] != COUNTER:
+            kind = "quantised" if t.is_quantized else str(t.dtype)
+            raise ValueError(
+                f"path: {path} holds {name} as {kind}; accepted are floating-point weights. Turn it into them "
+                "where it was made (dequantize(), or .float() with its scale), and save that"
+            )
     return dict(held)
+
+
+def _inside(held: Any) -> Any:
+    """The one state dict of a list; of several, an error."""
+    if not isinstance(held, (list, tuple)) or not held or not all(isinstance(part, Mapping) for part in held):
+        return held
+    if len(held) > 1:
+        raise ValueError(
+            f"path: holds {len(held)} state dicts, of a cascade of networks; save the one that you want by itself: "
+            "torch.save(torch.load(path, weights_only=True)[0], new_path)"
+        )
+    return held[0]
 
 
 def _why_unread(error: Exception) -> str:
@@ -113,6 +132,7 @@ def _why_unread(error: Exception) -> str:
 def _matched(model: nn.Module, whole: nn.Module, theirs: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The file's tensors by the model's names; those that `load_weights` says may stay are left out."""
     ours = {name: t for name, t in model.state_dict().items() if not name.endswith(COUNTER)}
+    theirs = _as_named_in(ours, theirs)
     if ours.keys() == theirs.keys():
         if all(t.shape == theirs[name].shape for name, t in ours.items()):
             return theirs
@@ -121,12 +141,33 @@ def _matched(model: nn.Module, whole: nn.Module, theirs: dict[str, Tensor], path
     own = [name for name in ours if name.rpartition(".")[0] not in dict(norms)]
     statistics = {name: t for name, t in theirs.items() if name.rpartition(".")[2] in ("mean", "std", "sigma")}
     names = [name for name in theirs if name not in statistics]
-    kinds = [[(name.rpartition(".")[2], t[name].shape) for name in n] for n, t in ((own, ours), (names, theirs))]
-    if kinds[0] != kinds[1] or path.suffix == SAFETENSORS:
-        raise _other_layout(ours, theirs, path)
+    named = {name for name in own if name in names and not any(part.isdecimal() for part in name.split("."))}
+    rest = [[name for name in of if name not in named] for of in (own, names)]  # a number is a place, no name
+    kinds = [
+        [(name.rpartition(".")[2], t[name].shape) for name in n] for n, t in zip(rest, (ours, theirs), strict=True)
+    ]
+    same = all(ours[name].shape == theirs[name].shape for name in named)
+    if kinds[0] != kinds[1] or not same or path.suffix == SAFETENSORS:
+        raise _other_layout(ours, theirs, path, *rest)
     if statistics:
         _check_statistics(statistics, whole, path)
-    return {name: theirs[other] for name, other in zip(own, names, strict=True)}
+    if renamed := [f"{b} -> {a}" for a, b in zip(*rest, strict=True) if re.sub(r"\d+", "", a) != re.sub(r"\d+", "", b)]:
+        warnings.warn(f"path: weights of {path} whose names differ go by their order: {_some(renamed)}", stacklevel=3)
+    return {name: theirs[other] for name, other in [*zip(named, named, strict=True), *zip(*rest, strict=True)]}
+
+
+def _as_named_in(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The file's tensors, where no name agrees, with the prefix that all share exchanged for that of the model's."""
+    if ours.keys() & theirs.keys():
+        return theirs
+    front, theirs_front = _shared_prefix(ours), _shared_prefix(theirs)
+    renamed = {front + name.removeprefix(theirs_front): t for name, t in theirs.items()}
+    return renamed if ours.keys() & renamed.keys() else theirs
+
+
+def _shared_prefix(names: Iterable[str]) -> str:
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return "".join(f"{column[0]}." for column in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _check_statistics(theirs: dict[str, Tensor], whole: nn.Module, path: Path) -> None:
@@ -147,17 +188,28 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return (len(a) == len(b) or 1 in (len(a), len(b))) and torch.allclose(a, b, atol=1e-6)
 
 
-def _other_layout(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: Path) -> ValueError:
+def _other_layout(
+    ours: dict[str, Tensor], theirs: dict[str, Tensor], path: Path, own: Sequence[str] = (), names: Sequence[str] = ()
+) -> ValueError:
+    """The error; ``own`` and ``names`` are those of the model and the file that were to go by order."""
     shapes = [
         f"{name} {tuple(theirs[name].shape)} in the file, {tuple(t.shape)} in the model"
         for name, t in ours.items()
         if name in theirs and theirs[name].shape != t.shape
     ]
     how = "by name (safetensors keep no order)" if path.suffix == SAFETENSORS else "by name or by order"
+    first = ""
+    for i, (name, other) in enumerate(zip_longest(own, names)):
+        told = [f"{n} {tuple(of[n].shape)}" if n else "nothing" for n, of in ((name, ours), (other, theirs))]
+        if told[0].rpartition(".")[2] != told[1].rpartition(".")[2]:
+            first = (
+                f". By order the first that differs is number {i + 1}: {told[0]} in the model, {told[1]} in the file"
+            )
+            break
     return ValueError(
         f"path: the weights of {path} do not fit the model, {how}. Missing in the file: "
         f"{_some(n for n in ours if n not in theirs)}. Unexpected in it: {_some(n for n in theirs if n not in ours)}. "
-        f"Other shapes: {_some(shapes)}"
+        f"Other shapes: {_some(shapes)}{first}"
     )
 
 

@@ -11,6 +11,7 @@ import json
 import operator
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from acertlab._validation import Within, check
 from acertlab.bounds.box import Domain
 from acertlab.bounds.checks import full_precision
+from acertlab.bounds.graph.memory import graph_of
 from acertlab.bounds.margin import Sound
 from acertlab.data.datasets import to_float
 from acertlab.data.files import read_json, write_json, write_parquet, written_aside
@@ -155,14 +157,16 @@ def certify(
     if not all(0 <= eps <= eps_max for eps in grid):
         raise ValueError(f"eps_grid: {grid} has values outside [0, eps_max = {eps_max}], where radii are searched")
     settings = SearchSettings(bound, merged, domain, sound, solver, xtol, rtol, maxiter)
-    asked = {"eps_max": eps_max, **asdict(settings), "model": fingerprint(model), "version": version("acertlab")}
-    folder = None if run_dir is None else _Folder(Path(run_dir), asked, resume)
-    parts, kept, place = [], None, 0
+    asked = {"eps_max": eps_max, **asdict(settings), "model": "", "version": version("acertlab")}
+    folder, parts, kept, place = None, [], None, 0
     total = operator.length_hint(loader, 0) or None
     for i, (x, y) in enumerate(tqdm(_batches(loader), "certify", _pairs(loader) or total, disable=not progress)):
         try:
             if not len(y):
                 continue
+            if not parts:
+                asked["model"] = fingerprint(model, x)
+                folder = None if run_dir is None else _Folder(Path(run_dir), asked, resume)
             path = folder.path_of(i, x, y) if folder else None
             if path and path.is_file():
                 part = _read(path)
@@ -224,8 +228,8 @@ def certify_batch(model: nn.Module, x: Tensor, y: Tensor, eps_max: float, settin
         (`RadiusStatus`), evaluations, monotone, and seconds (its share of the batch's).
     """
     started = time.perf_counter()
-    device = next((p.device for p in model.parameters()), x.device)
-    x, y = to_float(x, device) if x.dtype == torch.uint8 else x.to(device), y.to(device)
+    x = _on_device_of(model, x)
+    device, y = x.device, y.to(x.device)
     found = find_radii(model, x, y, eps_max, settings)
     with torch.no_grad(), full_precision(device):
         logits = model(x)
@@ -234,6 +238,11 @@ def certify_batch(model: nn.Module, x: Tensor, y: Tensor, eps_max: float, settin
     columns |= {"status": found.status, "evaluations": found.evaluations}
     table = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
     return table.assign(monotone=found.monotone, seconds=(time.perf_counter() - started) / len(y))
+
+
+def _on_device_of(model: nn.Module, x: Tensor) -> Tensor:
+    device = next((p.device for p in model.parameters()), x.device)
+    return to_float(x, device) if x.dtype == torch.uint8 else x.to(device)
 
 
 def _keep_worst(kept: Worst | None, part: pd.DataFrame, x: Tensor, worst: int) -> Worst:
@@ -304,9 +313,14 @@ def _read(path: Path) -> pd.DataFrame:
         raise ValueError(f"run_dir: {path} cannot be read ({error}); delete it, and it is computed again") from error
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A sha256 over the network's structure, as it prints, its parameters and its buffers."""
-    return _sha256(dict(model.named_parameters()) | dict(model.named_buffers()), repr(model))
+def fingerprint(model: nn.Module, x: Tensor) -> str:
+    """A sha256 over what a network computes of samples such as x: its operators with all their tensors and numbers."""
+    tensors, structure = dict(model.named_parameters()) | dict(model.named_buffers()), repr(model)
+    with suppress(TypeError, ValueError):  # what cannot be captured is not certified either
+        graph = graph_of(model, _on_device_of(model, x[:1]))
+        tensors |= {node.name: tensor for node, tensor in graph.lookup(model).items()}
+        structure += "".join(f"{node.name} {node.target} {node.args} {node.kwargs}" for node in graph.nodes)
+    return _sha256(tensors, structure)
 
 
 def _sha256(tensors: dict[str, Tensor], text: str = "") -> str:

@@ -97,7 +97,10 @@ def _described(
     asked |= {"method": method, "radius_cap": settings.cap, "verifier": bound, "source": source}
     asked |= {"in_shape": data.in_shape, "classes": data.num_classes, "n_test": len(data.test_x)}
     asked |= {"data": {"test": data.digests()["test"]}}
-    asked |= _architecture(model, data) | {"network": fingerprint(model), "version": version("acertlab")}
+    asked |= _architecture(model, data) | {
+        "network": fingerprint(model, _first_images(model, data)),
+        "version": version("acertlab"),
+    }
     return json.loads(json.dumps(asked))
 
 

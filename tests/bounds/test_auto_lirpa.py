@@ -396,7 +396,7 @@ def test_unknown_bounds_and_training_mode_are_refused() -> None:
     with pytest.raises(ValueError, match="bound: 'crowned' is unknown; choose from 'ibp', 'crown-ibp', 'crown', 'alph"):
         AutoLirpaNetwork(model, "crowned")
     with pytest.raises(ValueError, match="model: is in training mode"):
-        AutoLirpaNetwork(model.train(), "crown")
+        AutoLirpaNetwork(nn.Sequential(*model, nn.BatchNorm1d(3)), "crown")
 
 
 def test_without_auto_lirpa_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -318,7 +318,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "model function": ({"model": lambda x: x}, TypeError, "model: must be a torch.nn.Module, not function"),
     "model None": ({"model": None}, TypeError, "model: must be a torch.nn.Module, not NoneType"),
     "model class": ({"model": nn.Linear}, TypeError, "model: must be a torch.nn.Module, not type"),
-    "in training": ({"model": linear().train()}, ValueError, r"model: is in training mode.*call model\.eval\(\)"),
+    "in training": ({"model": normed().train()}, ValueError, r"model: is in training mode.*call model\.eval\(\)"),
     "BatchNorm in training": ({"model": partly_training(nn.BatchNorm2d(1))}, ValueError, "model: is in training mode"),
     "Dropout in training": ({"model": partly_training(nn.Dropout(0.5))}, ValueError, "model: is in training mode"),
     "BatchNorm without statistics": ({"model": head(nn.BatchNorm2d(1, track_running_stats=False))}, ValueError, BATCH),

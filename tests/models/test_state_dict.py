@@ -1,6 +1,7 @@
 """Checkpoints in published layouts, and files that are hostile, damaged or something else."""
 
 import pickle
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -92,10 +93,67 @@ def test_the_same_names_go_by_name_whatever_their_order(tmp_path: Path) -> None:
         load_weights(Blocks(*layers()), tmp_path / "net.safetensors")
 
 
+class Named(nn.Module):
+    """Layers of one size, run in the order of their names here."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        for name in names:
+            setattr(self, name, nn.Linear(4, 4))
+
+
+def test_names_that_agree_go_by_name_and_only_the_others_by_order(tmp_path: Path) -> None:
+    theirs, path = Named("second", "first", "fc"), tmp_path / "net.pth"
+    torch.save({"model": {f"module.{name}": t for name, t in theirs.state_dict().items()}}, path)
+    ours = Named("first", "second", "out")
+    with pytest.warns(UserWarning, match=r"go by their order: fc.weight -> out.weight, fc.bias -> out.bias$"):
+        load_weights(ours, path)
+    for name, other in (("first", "first"), ("second", "second"), ("out", "fc")):
+        assert torch.equal(getattr(ours, name).weight, getattr(theirs, other).weight)
+    inside = nn.ModuleDict({"body": Named("first", "second", "fc")})
+    load_weights(inside, path)
+    assert torch.equal(inside["body"].first.weight, theirs.first.weight)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: (t * 100).to(torch.int8), "holds fc.weight as torch.int8; accepted are floating-point weights"),
+        (lambda t: t * (1 + 1j), "holds fc.weight as torch.complex64"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "holds fc.weight as quantised"),
+    ],
+)
+def test_numbers_that_are_no_weights_are_refused(change: Callable, message: str, tmp_path: Path) -> None:
+    net = Named("fc")
+    before = net.fc.weight.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # quantised tensors are deprecated
+        torch.save({name: change(t) for name, t in net.state_dict().items()}, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=message):
+        load_weights(net, tmp_path / "net.pth")
+    assert torch.equal(net.fc.weight, before)
+
+
+def test_a_list_of_state_dicts(tmp_path: Path) -> None:
+    net, ours = Named("fc"), Named("fc")
+    torch.save([net.state_dict()], tmp_path / "one.pth")
+    load_weights(ours, tmp_path / "one.pth")
+    assert torch.equal(ours.fc.weight, net.fc.weight)
+    torch.save([net.state_dict()] * 2, tmp_path / "two.pth")
+    with pytest.raises(ValueError, match="holds 2 state dicts, of a cascade of networks; save the one"):
+        load_weights(ours, tmp_path / "two.pth")
+
+
+def test_the_first_position_that_differs_is_named(tmp_path: Path) -> None:
+    torch.save(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(3, 2)).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"number 3: b.weight \(4, 4\) in the model, 1.weight \(3, 4\) in the file"):
+        load_weights(Named("a", "b", "c"), tmp_path / "net.pth")
+
+
 @pytest.mark.parametrize("statistics", [{}, {"mean": (0.3,), "std": (0.5,)}])
 def test_a_normalisation_that_differs_is_not_dropped(statistics: dict, tmp_path: Path) -> None:
     sabr(tmp_path / "net.pth")
-    with pytest.raises(ValueError, match=r"normalises otherwise than the model: blocks.0.mean = \[0.3\]; .*\[0.4\]"):
+    with pytest.raises(ValueError, match=r"normalises otherwise than the model: 0.mean = \[0.3\]; .*\[0.4\]"):
         load_weights(small_cnn(SHAPE, 10, width=2, linear=6, **statistics), tmp_path / "net.pth")
     with pytest.raises(ValueError, match="has a Normalize already"):
         load_weights(small_cnn(SHAPE, 10, mean=MEAN, std=STD), tmp_path / "net.pth", mean=MEAN, std=STD)
@@ -118,7 +176,7 @@ def test_a_normalisation_that_differs_is_not_dropped(statistics: dict, tmp_path:
         (lambda: nn.Sequential(*layers()[:-1]), r"Missing in the file: none. Unexpected in it: 10.weight, 10.bias"),
         (
             lambda: Blocks(*layers()[:-1], nn.Linear(6, 5)),
-            r"blocks.0.weight, .* and 8 more. .*: 0.weight, .* and 8 more. Other shapes: none",
+            r"Other shapes: blocks.10.weight \(10, 6\) in the file, \(5, 6\) in the model",
         ),
     ],
 )

@@ -223,7 +223,11 @@ GOOD = {"x": torch.full((3, 4), 0.5), "y": torch.tensor([0, 1, 2]), "eps_max": 0
         ({"y": torch.tensor([0, 1, 3])}, ValueError, "y: holds labels from 0 to 3"),
         ({"x": torch.full((3, 4), 1.5)}, ValueError, "lie outside the domain"),
         ({"x": torch.full((3, 4), 0.5).double()}, ValueError, "x: dtype"),
-        ({"model": linear(4, 3, 0, torch.float32).train()}, ValueError, "training mode"),
+        (
+            {"model": nn.Sequential(linear(4, 3, 0, torch.float32), nn.BatchNorm1d(3)).train()},
+            ValueError,
+            "training mode",
+        ),
         ({"model": Silent().eval()}, ValueError, "model: its logits carry no gradient"),
     ],
 )

@@ -227,6 +227,47 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     assert same(resumed, here(""))
 
 
+class Shifted(nn.Module):
+    """A network whose state dict does not tell all that it computes."""
+
+    def __init__(self, **changed: object) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mean, self.slope, self.double, self.hidden, self.head = 0.5, 0.1, False, nn.Linear(4, 8), nn.Linear(8, 3)
+        self.offset = torch.zeros(8)
+        vars(self).update(changed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.leaky_relu(self.hidden((x - self.mean) / 0.25), self.slope) + self.offset
+        return self.head(2 * h if self.double else h)
+
+
+def hooked() -> nn.Module:
+    net = Shifted()
+    net.hidden.register_forward_hook(lambda layer, args, out: out + 1)
+    return net
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: Shifted(mean=0.1),
+        lambda: Shifted(slope=0.3),
+        lambda: Shifted(double=True),
+        lambda: Shifted(offset=torch.ones(8)),
+        hooked,
+    ],
+)
+def test_another_network_of_the_same_state_dict_is_refused(other: Callable[[], nn.Module], tmp_path: Path) -> None:
+    x = torch.rand(6, 4)
+    batch = (x, Shifted().eval()(x).argmax(1))
+    first = certify(Shifted().eval(), batch, EPS_MAX, run_dir=tmp_path, progress=False)
+    again = certify(Shifted().eval(), batch, EPS_MAX, run_dir=tmp_path, progress=False)
+    assert again.radii.equals(first.radii)
+    with pytest.raises(ValueError, match="begun with another network"):
+        certify(other().eval(), batch, EPS_MAX, run_dir=tmp_path, progress=False)
+
+
 def test_another_network_setting_or_sample_is_refused(digits_net: Trained, batches: list, tmp_path: Path) -> None:
     certify(digits_net.model, batches[:2], EPS_MAX, run_dir=tmp_path, progress=False)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -298,7 +339,7 @@ MODEL = nn.Sequential(nn.Linear(64, 10)).eval()
         ((MODEL, [(X, Y + 8)], 0.1), {}, ValueError, "y: holds labels from 8 to 11"),
         ((MODEL, [(X * 2, Y)], 0.1), {}, ValueError, "x: values from .* lie outside the domain"),
         ((MODEL, [(X.double(), Y)], 0.1), {}, ValueError, "x: dtype torch.float64 differs from the model's"),
-        ((nn.Linear(64, 10), [(X, Y)], 0.1), {}, ValueError, "model: is in training mode"),
+        ((nn.Sequential(nn.Linear(64, 10), nn.Dropout()), [(X, Y)], 0.1), {}, ValueError, "model: is in training mode"),
         ((len, [(X, Y)], 0.1), {}, TypeError, "model: must be a torch.nn.Module"),
         ((MODEL, [(X, Y)], 0.0), {}, ValueError, "eps_max = .*: accepted is a finite number > 0"),
         ((MODEL, [(X, Y)], "8/255"), {}, ValueError, "eps_max = .*: accepted is a finite number > 0"),

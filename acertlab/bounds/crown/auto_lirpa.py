@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from acertlab.bounds.box import Box
+from acertlab.bounds.checks import check_mode
 from acertlab.bounds.crown.auto_lirpa_compat import _default_dtype, _explained, bounded_module, import_auto_lirpa
 from acertlab.bounds.crown.conversion import Normalization, PlainModule
 from acertlab.bounds.graph.structure import Graph
@@ -54,8 +55,7 @@ class AutoLirpaNetwork:
     ) -> None:
         if bound not in LADDER:
             raise ValueError(f"bound: {bound!r} is unknown; choose from {', '.join(map(repr, LADDER))}")
-        if any(module.training for module in model.modules()):
-            raise ValueError("model: is in training mode, where a sample has no bound of its own; call model.eval()")
+        check_mode(model)
         import_auto_lirpa()
         self.bound, self.iterations, self.monotone = bound, iterations, bound == "ibp"
         self.model = copy.deepcopy(model).requires_grad_(False)
