@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
-import sys
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, NoReturn
-
-HUGE = sys.float_info.max
 
 
 class WrongTypeError(TypeError, ValueError):
@@ -102,9 +100,10 @@ def number(value: Any) -> float:
         value = float(top) / divisor if divisor else math.nan
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError("a finite number")
-    if not -HUGE <= value <= HUGE:  # pyright: ignore[reportOperatorIssue] (typeshed's Real has no order)
-        raise ValueError("a finite number")
-    return float(value)
+    with suppress(OverflowError):  # of whole numbers that no float holds
+        if math.isfinite(found := float(value)):
+            return found
+    raise ValueError("a finite number")
 
 
 def _whole(value: Any) -> float | int:

@@ -155,7 +155,7 @@ def attacked_radius(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    eps_max: float,
+    eps_max: float | str,
     *,
     steps: int = 6,
     restarts: int = 4,
@@ -189,7 +189,7 @@ def attacked_radius(
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
     """
     check_budget(steps=steps, restarts=restarts, step_size=step_size, seed=seed, batch_size=batch_size)
-    eps_max = check("eps_max", eps_max, EPS_MAX)
+    eps_max = check("eps_max", eps_max, EPS_MAX, parse=True)
     for name, value in (("xtol", xtol), ("rtol", rtol)):
         check(name, value, Within(0, open_low=True))
     check_samples(model, x, y, domain)

@@ -65,7 +65,7 @@ def radius_bracket(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    eps_max: float,
+    eps_max: float | str,
     *,
     bound: str = "ibp",
     merged: bool = True,

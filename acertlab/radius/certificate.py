@@ -112,7 +112,7 @@ class Report:
 def certify(
     model: nn.Module,
     loader: Iterable[Batch] | Batch,
-    eps_max: float,
+    eps_max: float | str,
     *,
     bound: str = "ibp",
     merged: bool = True,
@@ -134,7 +134,7 @@ def certify(
         model: in evaluation mode, (B, ...) -> (B, classes).
         loader: batches (x, y), once through, as a DataLoader or a list gives them, or one pair of tensors: x (B, ...)
             in pixel units or uint8 images, y (B,) integer labels. They are moved to the model's device.
-        eps_max: the perceptual limit in pixel units, > 0.
+        eps_max: the perceptual limit in pixel units, > 0; "8/255" will do.
         bound, merged, domain, sound, solver, xtol, rtol, maxiter: as in `acertlab.certified_radius`.
         eps_grid: where to give the certified accuracy, in [0, eps_max]; None: at eleven points.
         worst: how many of the correctly classified samples with the smallest radii to keep, images included.
@@ -152,7 +152,7 @@ def certify(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
-    eps_max, worst = check("eps_max", eps_max, EPS_MAX), check("worst", worst, Within(0, kind=int))
+    eps_max, worst = check("eps_max", eps_max, EPS_MAX, parse=True), check("worst", worst, Within(0, kind=int))
     grid = [float(eps) for eps in (np.linspace(0, eps_max, 11) if eps_grid is None else eps_grid)]
     if not all(0 <= eps <= eps_max for eps in grid):
         raise ValueError(f"eps_grid: {grid} has values outside [0, eps_max = {eps_max}], where radii are searched")

@@ -20,7 +20,7 @@ def certified_radius(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    eps_max: float,
+    eps_max: float | str,
     *,
     bound: str = "ibp",
     merged: bool = True,
@@ -48,7 +48,7 @@ def certified_radius(
         model: in evaluation mode, (B, ...) -> (B, classes); left exactly as it was.
         x: (B, ...) inputs in pixel units, inside ``domain``; any B, worked through in chunks.
         y: (B,) integer labels.
-        eps_max: the perceptual limit in pixel units, > 0.
+        eps_max: the perceptual limit in pixel units, > 0; "8/255" will do.
         bound, merged, domain: as in `acertlab.certified_margin`. A bound of the CROWN family starts from the radii that
             the cheaper bounds certify.
         solver: "log-secant", which knows how margins grow, "brentq", "bisect" or "chandrupatla".
@@ -88,13 +88,13 @@ def find_radii(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    eps_max: float,
+    eps_max: float | str,
     settings: SearchSettings,
     warm_start: Tensor | None = None,
     chunks: Chunks = ALL_THAT_FIT,
 ) -> RadiusResult:
     """`certified_radius` by settings in one object, without its gradient."""
-    eps_max, sound = check("eps_max", eps_max, EPS_MAX), settings.sound
+    eps_max, sound = check("eps_max", eps_max, EPS_MAX, parse=True), settings.sound
     check_samples(model, x, y, settings.domain)
     if warm_start is not None:
         _check_warm_start(warm_start, y)

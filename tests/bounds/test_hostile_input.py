@@ -260,7 +260,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     # eps_max
     **{
         f"eps_max {str(value)[:12]}": ({"eps_max": value}, ValueError, "eps_max = .*: accepted is a finite number > 0")
-        for value in (0, -0.1, INF, NAN, "8/255", None, True, 1e-320, 1e308, HUGE, 0.1j, [0.1], torch.tensor(0.1))
+        for value in (0, -0.1, INF, NAN, "8/0", "wide", None, True, 1e-320, 1e308, HUGE, 0.1j, [0.1], torch.tensor(0.1))
     },
     # the search
     "bound unknown": ({"bound": "deeppoly"}, ValueError, "bound: 'deeppoly' is unknown; choose from 'ibp'"),

@@ -212,7 +212,7 @@ GOOD = {"x": torch.full((3, 4), 0.5), "y": torch.tensor([0, 1, 2]), "eps_max": 0
     [
         ({"eps_max": 0.0}, ValueError, "eps_max = 0.0"),
         ({"eps_max": float("nan")}, ValueError, "eps_max = nan"),
-        ({"eps_max": "8/255"}, ValueError, "eps_max = '8/255'"),
+        ({"eps_max": "8/0"}, ValueError, "eps_max = '8/0'"),
         ({"steps": 0}, ValueError, "steps = 0: .* >= 1"),
         ({"restarts": 2.0}, ValueError, "restarts = 2.0"),
         ({"batch_size": True}, ValueError, "batch_size = True"),

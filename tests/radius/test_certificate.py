@@ -342,7 +342,7 @@ MODEL = nn.Sequential(nn.Linear(64, 10)).eval()
         ((nn.Sequential(nn.Linear(64, 10), nn.Dropout()), [(X, Y)], 0.1), {}, ValueError, "model: is in training mode"),
         ((len, [(X, Y)], 0.1), {}, TypeError, "model: must be a torch.nn.Module"),
         ((MODEL, [(X, Y)], 0.0), {}, ValueError, "eps_max = .*: accepted is a finite number > 0"),
-        ((MODEL, [(X, Y)], "8/255"), {}, ValueError, "eps_max = .*: accepted is a finite number > 0"),
+        ((MODEL, [(X, Y)], "8 of 255"), {}, ValueError, "eps_max = .*: accepted is a finite number > 0"),
         ((MODEL, [(X, Y)], 0.1), {"worst": -1}, ValueError, "worst = -1: accepted is a whole number >= 0"),
         ((MODEL, [(X, Y)], 0.1), {"eps_grid": (0.0, 0.2)}, ValueError, r"eps_grid: \[0.0, 0.2\] has values outside"),
         ((MODEL, [(X, Y)], 0.1), {"bound": "deeppoly"}, ValueError, "bound: 'deeppoly' is unknown"),

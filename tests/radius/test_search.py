@@ -163,3 +163,10 @@ def test_the_guess_is_near_the_radius(trained: Trained) -> None:
     assert len(growth.eps) == POINTS and (growth.rise.diff() >= 0).all()
     off = (growth.guess(clean) / found.radius[inside]).log().abs()
     assert inside.sum() > 50 and off.median() < 0.7  # a factor of two
+
+
+def test_a_limit_may_be_written_as_a_fraction(digits_net: Trained) -> None:
+    model, x, y = digits_net.model, digits_net.x[:8], digits_net.y[:8]
+    text, number = (certified_radius(model, x, y, eps).radius for eps in ("8/255", 8 / 255))
+    assert torch.equal(text, number)
+    assert certify(model, (x, y), "8/255", progress=False).settings["eps_max"] == 8 / 255
