@@ -6,7 +6,7 @@ TEST_ENV := OMP_NUM_THREADS=1 PYDEVD_DISABLE_FILE_VALIDATION=1
 # what neither trains nor starts a kernel, a browser or a cluster
 FAST := $(addprefix tests/, test_lock.py test_memory.py test_text.py test_validation.py \
 	bounds/test_ibp.py bounds/test_graph.py models/test_architectures.py data/test_run.py data/test_run_table.py \
-	radius/test_log_secant.py radius/test_metrics.py radius/test_solvers.py training/test_config.py \
+	radius/rootfind/test_log_secant.py radius/test_metrics.py radius/rootfind/test_solvers.py training/test_config.py \
 	training/test_parameters.py training/test_regularisers.py analysis/test_seeds.py analysis/test_tradeoff.py \
 	analysis/test_equal_accuracy.py analysis/test_acr_breakdown.py visualization/test_style.py \
 	visualization/test_fronts.py visualization/test_radius.py sweep/test_spec.py guides/test_layout.py)

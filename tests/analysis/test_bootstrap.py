@@ -14,9 +14,8 @@ from acertlab.analysis.bootstrap import (
     resampled_scores,
     seed_means,
 )
-from acertlab.data.pack import pack_runs
 from acertlab.data.run_table import load_runs
-from tests.helpers.synthetic_runs import CAP, EPS_MAX, in_memory, synthetic_radii, write_sweep
+from tests.helpers.synthetic_runs import EPS_MAX, in_memory, synthetic_radii, write_sweep
 
 METHODS = {"fast-ibp": 1.0, "acert": 1.3}
 
@@ -85,14 +84,6 @@ def test_coverage() -> None:
     assert 0.91 < simulated_coverage(8, 0.02) < 0.985
     assert 0.90 < simulated_coverage(3, 0.02) < 0.985
     assert 0.60 < simulated_coverage(3, 0.2) < 0.92
-
-
-def test_folders_and_packed_runs_are_the_same(tmp_path) -> None:
-    root = write_sweep(tmp_path / "runs", synthetic_radii(METHODS, n=50))
-    packed = pack_runs(root, tmp_path / "packed")
-    one, other = (joint_samples(load_runs(folder)) for folder in (root, packed))
-    assert (one.radius == other.radius).all() and (one.correct == other.correct).all()
-    assert one.settings.equals(other.settings) and one.cap == CAP
 
 
 def test_an_interval_as_text() -> None:

@@ -10,26 +10,19 @@ sentences and pages the numbers count: their words are free to change, verdicts 
 """
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
-from html.parser import HTMLParser
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import acertlab as al
-
-# what moves is imported here and nowhere else
-from acertlab._text import markdown
-from acertlab.analysis.acr_breakdown import ACRBreakdown, CapSensitivity, acr_breakdown, cap_sensitivity, order_sentence
-from acertlab.analysis.equal_accuracy import ratios_by_seed
+from acertlab.analysis.acr_breakdown import order_sentence
 from acertlab.analysis.method_table import chosen_runs, methods_table, tuned_table
 from acertlab.analysis.paper.ablations import (
     NO_RAMP,
@@ -45,113 +38,37 @@ from acertlab.analysis.paper.ablations import (
 )
 from acertlab.analysis.paper.tables import beside, nearby
 from acertlab.analysis.seeds import mean_over_seeds, rescore
-from acertlab.analysis.tradeoff import Tradeoff, front, means, pool_seeds, select_runs
+from acertlab.analysis.tradeoff import front, means
 from acertlab.data.run import HISTORY_COLUMNS
-from acertlab.data.run_table import load_finished, load_histories, load_radii, load_samples
+from acertlab.data.run_table import load_histories
 from acertlab.radius.metrics import mean_of_batches, summarise
 from acertlab.visualization.comparison import PANELS, art_over_caps, difference, fronts
 from acertlab.visualization.report import write_report
 from acertlab.visualization.widgets import first_view, pair_scores, pareto_figures, scores_at
+from tests.helpers.digest import MOST, Page, differences, ends, heights, joined, numbers_in, plain
+from tests.helpers.shipped_runs import (
+    BY_BRENTQ,
+    BY_LOG_SECANT,
+    CTRAIN,
+    DATA,
+    FRONTS,
+    HISTORY,
+    JOINED,
+    METHODS,
+    ONE_METHOD,
+    REPORTED,
+    SEED_BY_SEED,
+    STEP_DECAY,
+    SWEEPS,
+    Sweep,
+    seed_by_seed,
+)
 
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
-DATA = ROOT / "data"
 NUMBERS = Path(__file__).with_name("published_numbers.json")
-MOST = 3
-RESAMPLES = 50  # of every bootstrap; drawn by numpy's default generator, seed 0
 
 EXACT = {"rel": 1e-9, "abs": 1e-12}
 SHARES = {"rel": 1e-7, "abs": 1e-9}  # means of min(radius, eps_max) / eps_max in float32: up to 3e-8 from float64's
 DRAWN = {"rel": 1e-5, "abs": 1e-6}  # sums over draws in float32, by the processor (2.4e-7 seen); crossings to 1e-6
-
-
-# ---- which runs
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Runs that are compared with each other: of one dataset, from folders below data/, with some settings alike."""
-
-    dataset: str
-    folders: tuple[str, ...]
-    where: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def name(self) -> str:
-        return ", ".join([" + ".join(self.folders), self.dataset, *(f"{key} {value}" for key, value in self.where)])
-
-    @cached_property
-    def runs(self) -> pd.DataFrame:
-        runs = load_finished(*(DATA / folder for folder in self.folders))
-        if self.where:
-            runs = al.load_runs(DATA / self.folders[0], settings=[key for key, _ in self.where])
-            runs = runs[np.logical_and.reduce([runs[key] == value for key, value in self.where])]
-        return select_runs(runs, self.dataset)
-
-    @cached_property
-    def samples(self) -> dict[str, pd.DataFrame]:
-        return load_samples(self.runs)
-
-    @cached_property
-    def radii(self) -> dict[str, np.ndarray]:
-        return load_radii(self.runs)
-
-    @cached_property
-    def points(self) -> Tradeoff:
-        return pool_seeds(self.runs, self.radii)
-
-    @cached_property
-    def analyses(self) -> dict[str, al.Analysis]:
-        several = ("1", "0.5") if self.folders == (FRONTS,) else ("1",)
-        return {name: al.analyse(self.runs, self.eps[name], resamples=RESAMPLES) for name in several}
-
-    @cached_property
-    def caps(self) -> CapSensitivity:
-        return cap_sensitivity(self.analyses["1"].samples, self.analyses["1"].resamples)
-
-    @cached_property
-    def portraits(self) -> list[ACRBreakdown]:
-        whole, grid = self.analyses["1"], list(self.eps.values())
-        return [
-            acr_breakdown(whole.samples, whole.resamples, best.method, best.kappa, whole.eps_max, grid)
-            for best in whole.tuned
-        ]
-
-    @property
-    def eps(self) -> dict[str, float]:
-        """Several eps_max, by their share of the one trained for; the last one is how far radii were searched."""
-        trained = float(self.runs.eps_max.iloc[0])
-        return {f"{s:g}": s * trained for s in (0.1, 0.5, 1)} | {"cap": float(self.runs.radius_cap.min())}
-
-    def seeds(self, method: str, kappa: float) -> list[al.Run]:
-        return [al.load_run(path) for path in self.runs.path[(self.runs.method == method) & (self.runs.kappa == kappa)]]
-
-
-FRONTS, METHODS, METHODS_MNIST = "results/fronts", "trials/methods", "trials/methods-mnist"
-CONFIRMATION, CTRAIN, LONGER = "trials/confirmation", "trials/ctrain", "trials/epochs-40"
-HISTORY, STEP_DECAY, TRAIN_EPS = "trials/radius-history", "trials/step-decay", "trials/train-eps"
-BY_HISTORY, BY_LOG_SECANT, BY_BRENTQ = (
-    (("solver", solver), ("radius_history", history))
-    for solver, history in (("log-secant", True), ("log-secant", False), ("brentq", False))
-)
-SWEEPS = [
-    Sweep("cifar10", (FRONTS,)),
-    Sweep("mnist", (FRONTS,)),
-    *(Sweep("cifar10", (name,)) for name in (CONFIRMATION, CTRAIN, LONGER, METHODS, STEP_DECAY, TRAIN_EPS)),
-    Sweep("mnist", (METHODS_MNIST,)),
-]
-ONE_METHOD = [
-    Sweep(dataset, (HISTORY,), by) for dataset in ("cifar10", "mnist") for by in (BY_HISTORY, BY_LOG_SECANT, BY_BRENTQ)
-]
-JOINED = [Sweep("cifar10", (FRONTS, METHODS)), Sweep("mnist", (FRONTS, METHODS_MNIST))]
-SEED_BY_SEED = [
-    (FRONTS, METHODS, METHODS_MNIST),
-    *((FRONTS,), (CONFIRMATION,), (CTRAIN,), (STEP_DECAY,), (TRAIN_EPS,)),
-    *((FRONTS, CONFIRMATION), (FRONTS, TRAIN_EPS)),
-]
-REPORTED = [FRONTS, CONFIRMATION, CTRAIN, STEP_DECAY, TRAIN_EPS]  # a figure a pair takes long where there are many
-
-
-# ---- what is computed of them
 
 
 def stored(sweep: Sweep) -> dict:
@@ -295,17 +212,6 @@ def drawn(sweep: Sweep) -> dict:
     return {"fronts": heights(fronts(analysis)), "caps": heights(caps), "difference": heights(gap), "panels": panels}
 
 
-def seed_by_seed(folders: tuple[str, ...]) -> dict:
-    """ACR at equal accuracy, of each two methods of which one is FastIBP or ACERT."""
-    runs, found = load_finished(*(DATA / folder for folder in folders)), {}
-    for (dataset, _), group in runs.groupby(["dataset", "eps_max"]):
-        seeds = group.groupby("method").seed.agg(set)
-        for method, other in ((a, b) for b in ("fast-ibp", "acert") if b in seeds for a in seeds.index if a != b):
-            if len(seeds[method]) > 1 and seeds[method] == seeds[other]:
-                found[f"{dataset} {method} / {other}"] = ratios_by_seed(group, method, other)
-    return found
-
-
 def reported(folder: str) -> dict:
     """The numbers in the lists and tables of the report on a folder."""
     with TemporaryDirectory() as made:
@@ -353,98 +259,9 @@ COMPUTED |= {f"reported: {folder}": (partial(reported, folder), DRAWN) for folde
 COMPUTED["ablated"] = ablated, EXACT
 
 
-# ---- as plain numbers
-
-
-class Page(HTMLParser):
-    """What a page's lists and tables say."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.told: list[str] = []
-        self.inside = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.inside = tag
-
-    def handle_data(self, data: str) -> None:
-        if self.inside in ("li", "td"):
-            self.told.append(data)
-
-
-def numbers_in(*texts: str) -> list[float]:
-    """The numbers that texts name, one after the other."""
-    return [float(number) for text in texts for number in re.findall(r"-?\d+(?:\.\d+)?", text)]
-
-
-def heights(figure: Any) -> np.ndarray:
-    """The y of all traces of a figure that are numbers."""
-    return joined(np.asarray(trace.y, dtype=float) for trace in figure.data if trace.y is not None)
-
-
-def ends(intervals: Iterator) -> np.ndarray:
-    return joined((interval.low, interval.high) for interval in intervals)
-
-
-def joined(arrays: Any) -> np.ndarray:
-    """Arrays of any shape, one after the other."""
-    return np.concatenate([np.empty(0), *(np.ravel(array) for array in arrays)])
-
-
-def plain(value: Any) -> Any:
-    """Tables, arrays and what holds them as JSON has them; of long ones a summary; numbers with 10 digits."""
-    if isinstance(value, pd.DataFrame):
-        value = {name: value[name].to_numpy() for name in value}
-    if isinstance(value, Mapping):
-        return {_key(name): plain(held) for name, held in value.items()}
-    if isinstance(value, list | np.ndarray):
-        values = np.asarray(value)
-        if len(values) <= MOST:
-            return [plain(held) for held in values.tolist()]
-        if values.dtype.kind in "OU":
-            return [len(values), crc32("\n".join(map(str, values)).encode())]
-        finite = np.flatnonzero(np.isfinite(values))
-        weights = 0.5 + (finite + 1) * (5**0.5 - 1) / 2 % 1
-        return [len(finite), plain((values[finite] * weights).mean())]
-    if isinstance(value, str | None):
-        return value
-    rounded = float(f"{value:.9e}")
-    return int(rounded) if rounded.is_integer() else rounded if np.isfinite(rounded) else str(rounded)
-
-
-def _key(name: Any) -> str:
-    return (
-        " ".join(map(_key, name))
-        if isinstance(name, tuple)
-        else f"{name:.6g}"
-        if isinstance(name, float)
-        else str(name)
-    )
-
-
-def differences(found: Any, kept: Any, tolerance: Mapping[str, float], where: str = "") -> Iterator[str]:
-    """A line a value that is another one now."""
-    if isinstance(found, dict) and isinstance(kept, dict):
-        for key in sorted(found.keys() | kept.keys()):
-            yield from differences(found.get(key, "absent"), kept.get(key, "absent"), tolerance, f"{where}/{key}")
-    elif isinstance(found, list) and isinstance(kept, list) and len(found) == len(kept):
-        for i, (one, other) in enumerate(zip(found, kept, strict=True)):
-            yield from differences(one, other, tolerance, f"{where}/{i}")
-    elif found != kept and not (_is_number(found) and _is_number(kept) and found == pytest.approx(kept, **tolerance)):
-        yield f"{where}: {kept!r} before, {found!r} now"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
-
-
 @cache
 def published() -> dict[str, Any]:
     return json.loads(NUMBERS.read_text(encoding="utf-8"))
-
-
-# ---- the tests
 
 
 def test_all_that_is_shipped_is_covered() -> None:
@@ -474,83 +291,6 @@ def test_a_changed_number_is_noticed(n: int) -> None:
             assert list(differences(plain({"a": {"b": other}}), kept, EXACT))
     assert n == 1 or list(differences(plain({"a": {"b": values[::-1]}}), kept, EXACT))
     assert list(differences(plain({"a": {}}), kept, EXACT)) and list(differences(kept, {"a": {"c": 0}}, EXACT))
-
-
-# ---- what README says of these runs
-
-
-def percent(shares: pd.Series) -> str:
-    return f"{100 * shares.mean():.2f} ± {100 * shares.std():.2f}"
-
-
-def said_of_methods() -> Iterator[str]:
-    for sweep in (*JOINED, Sweep("cifar10", (LONGER,))):
-        chosen = chosen_runs(sweep.runs)
-        eps = sorted(set.intersection(*(set(run) for run in chosen.cert_acc)))
-        yield from markdown(methods_table(chosen, eps)).splitlines()[2:]
-
-
-def said_seed_by_seed() -> Iterator[str]:
-    of = {folders: seed_by_seed(folders) for folders in SEED_BY_SEED}
-    cifar10, mnist = "cifar10 acert / fast-ibp", "mnist acert / fast-ibp"
-    tables = [
-        of[(FRONTS,)][cifar10],
-        of[(FRONTS,)][mnist],
-        of[FRONTS, CONFIRMATION][cifar10],
-        of[(STEP_DECAY,)][cifar10],
-    ]
-    for row in pd.concat(tables).itertuples():
-        scores = f"{100 * row.accuracy:.1f} | {100 * row.acr:.2f} | {100 * row.other_acr:.2f}"
-        yield f"| {scores} | {row.ratio:.3f} ± {row.standard_error:.3f} | {row.low:.3f} | {row.high:.3f} |"
-    table = of[(CONFIRMATION,)][cifar10]
-    (row,) = table[np.isclose(table.accuracy, 0.52)].itertuples()
-    yield f"{row.ratio:.3f} ± {row.standard_error:.3f} (seeds {row.low:.2f} to {row.high:.2f})"
-    both = of[FRONTS, TRAIN_EPS][cifar10]
-    early, (at, beyond) = both[both.accuracy < 0.515], both[both.accuracy > 0.515].itertuples()
-    yield f"the ratios are {early.ratio.min():.2f} to {early.ratio.max():.2f} up to 51 %"
-    yield f"{at.ratio:.2f} ± {at.standard_error:.2f} at 52 and {beyond.ratio:.2f} ± {beyond.standard_error:.2f} at 53 %"
-
-
-def said_of_ctrain() -> Iterator[str]:
-    runs = al.load_runs(DATA / CTRAIN)
-    for label, method in (("FastIBP", "fast-ibp"), ("SABR", "sabr"), ("MTL-IBP", "mtl-ibp")):
-        for by, name in (("acertlab", method), ("CTRAIN", f"{label} by CTRAIN")):
-            of = runs[runs.method == name]
-            scores, seconds = " | ".join(percent(of[score]) for score in ("acc", "acr", "art")), of.seconds / of.epochs
-            yield f"| {label} | {by} | {len(of)} | {scores} | {seconds.median():.1f} |"
-
-
-def said_of_searches() -> Iterator[str]:
-    found = {}
-    for by in (BY_BRENTQ, BY_LOG_SECANT, BY_HISTORY):
-        sweeps = [Sweep(dataset, (HISTORY,), by) for dataset in ("cifar10", "mnist")]
-        found[by] = [100 * sweep.runs.sort_values("seed").art.to_numpy() for sweep in sweeps]
-        last = [[of.passes.iloc[-1] for of in load_histories(sweep.runs, ["passes"]).values()] for sweep in sweeps]
-        cells = [
-            f"{', '.join(f'{a:.2f}' for a in art)} | {min(passes):.1f} to {max(passes):.1f}"
-            for art, passes in zip(found[by], last, strict=True)
-        ]
-        yield f"| {' | '.join(cells)} |"
-    apart = [abs(one - other).max() for one, other in zip(found[BY_HISTORY], found[BY_BRENTQ], strict=True)]
-    yield "With the history ART is at most {:.2f} (CIFAR-10) and {:.2f} points (MNIST) from".format(*apart)
-
-
-def said_of_step_decay() -> Iterator[str]:
-    runs = al.load_runs(DATA / STEP_DECAY)
-    for method, kappa in (("fast-ibp", 0.8), ("acert", 0.0)):
-        yield f"to {percent(runs[(runs.method == method) & (runs.kappa == kappa)].art)} (kappa {kappa:g})"
-
-
-SAID = (said_of_methods, said_seed_by_seed, said_of_ctrain, said_of_searches, said_of_step_decay)
-
-
-@pytest.mark.parametrize("made", SAID, ids=lambda made: made.__name__)
-def test_what_the_readme_says_of_these_runs(made: Callable[[], Iterator[str]]) -> None:
-    """In whichever of the repository's pages it stands."""
-    pages = [*ROOT.glob("*.md"), *DATA.glob("**/*.md")]
-    text = " ".join(" ".join(page.read_text(encoding="utf-8") for page in pages).split())
-    lines = list(made())
-    assert lines and [line for line in lines if line not in text] == []
 
 
 if __name__ == "__main__":

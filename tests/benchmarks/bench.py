@@ -62,10 +62,24 @@ class Effort:
     scaling: bench_scaling.Sizes
 
 
-FULL = Effort(30.0, {"small_cnn": 16, "cnn7": 64}, {"small_cnn": 20_000, "cnn7": 4096}, {"small_cnn": 8, "cnn7": 2},
-              10_000, 100_000, bench_scaling.FULL)  # fmt: skip
-QUICK = Effort(1.5, {"small_cnn": 16, "cnn7": 8}, {"small_cnn": 16_000, "cnn7": 6400}, {"small_cnn": 4, "cnn7": 2},
-               2000, 10_000, bench_scaling.QUICK)  # fmt: skip
+FULL = Effort(
+    seconds=30.0,
+    width={"small_cnn": 16, "cnn7": 64},
+    images={"small_cnn": 20_000, "cnn7": 4096},
+    steps={"small_cnn": 8, "cnn7": 2},
+    test_images=10_000,
+    streamed=100_000,
+    scaling=bench_scaling.FULL,
+)
+QUICK = Effort(
+    seconds=1.5,
+    width={"small_cnn": 16, "cnn7": 8},
+    images={"small_cnn": 16_000, "cnn7": 6400},
+    steps={"small_cnn": 4, "cnn7": 2},
+    test_images=2000,
+    streamed=10_000,
+    scaling=bench_scaling.QUICK,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,13 +161,21 @@ def _measure(cases: Sequence[Case], effort: Effort, solver: str) -> Iterator[lis
 def trained(name: str, effort: Effort, data: ImageData, root: Path, samples: int = 256) -> Case:
     """A network trained by FastIBP for two epochs, or read from an earlier run of the bench."""
     n = min(effort.images[name], len(data.train_x))
-    few = replace(data, train_x=data.train_x[:n], train_y=data.train_y[:n], val_x=data.val_x[:0],
-                  val_y=data.val_y[:0], test_x=data.test_x[:100], test_y=data.test_y[:100])  # fmt: skip
+    few = replace(data.first(100), train_x=data.train_x[:n], train_y=data.train_y[:n])
+    few = replace(few, val_x=data.val_x[:0], val_y=data.val_y[:0])
     epochs = max(2, round(4096 / n))  # a small data set wants more
     config = replace(
-        preset(data.name, "fast-ibp", budget="fast"), kappa=0.5, model=name, width=effort.width[name], epochs=epochs,
-        clean_epochs=0, ramp_epochs=epochs // 2, eps_max=TRAINED_AT[name], batch_size=128, device="cpu",
-    )  # fmt: skip
+        preset(data.name, "fast-ibp", budget="fast"),
+        kappa=0.5,
+        model=name,
+        width=effort.width[name],
+        epochs=epochs,
+        clean_epochs=0,
+        ramp_epochs=epochs // 2,
+        eps_max=TRAINED_AT[name],
+        batch_size=128,
+        device="cpu",
+    )
     run = train(config, few, default_run_dir(config, root / f"{n}-images"), progress=False)
     model, earlier = (MODELS[name](data.in_shape, data.num_classes, width=config.width).eval() for _ in range(2))
     model.load_state_dict(run.load_model().state_dict())

@@ -77,13 +77,24 @@ def train_by_ctrain(config: TrainConfig, data: ImageData, run_dir: Path) -> None
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         getattr(theirs, METHODS[config.method])(
-            model, hardened, loader, num_epochs=config.epochs, eps=config.train_eps,
-            eps_std=config.train_eps / loader.std, eps_schedule=(config.clean_epochs, config.ramp_epochs, rest),
-            optimizer=optimizer, lr_scheduler=learning_rate(config, optimizer, len(loader)),
+            model,
+            hardened,
+            loader,
+            num_epochs=config.epochs,
+            eps=config.train_eps,
+            eps_std=config.train_eps / loader.std,
+            eps_schedule=(config.clean_epochs, config.ramp_epochs, rest),
+            optimizer=optimizer,
+            lr_scheduler=learning_rate(config, optimizer, len(loader)),
             lr_decay_schedule_unit="batch",
-            n_classes=data.num_classes, gradient_clip=config.clip, l1_regularisation_weight=config.l1 or None,
-            shi_regularisation_weight=config.lambda0, results_path=None, device="cpu", **_own(config),
-        )  # fmt: skip
+            n_classes=data.num_classes,
+            gradient_clip=config.clip,
+            l1_regularisation_weight=config.l1 or None,
+            shi_regularisation_weight=config.lambda0,
+            results_path=None,
+            device="cpu",
+            **_own(config),
+        )
     seconds = time.perf_counter() - started
     x = next(iter(loader))[0]
     for name, statistics in hardened.named_buffers():  # BatchNorm's: auto_LiRPA shares the weights, but not them
@@ -91,8 +102,17 @@ def train_by_ctrain(config: TrainConfig, data: ImageData, run_dir: Path) -> None
     hardened.eval(), model.eval()  # the first gives None
     assert torch.allclose(hardened(x), model(x), atol=1e-4), "CTRAIN trained another network"
     model = normalised(model, data.mean, data.std).eval() if data.mean else model
-    run = import_run(model, data, run_dir, f"{name_of(config.method)} by CTRAIN", config.eps_max, seed=config.seed,
-                     radius_cap=config.cap, source=f"CTRAIN {version('CTRAIN')}", progress=False)  # fmt: skip
+    run = import_run(
+        model,
+        data,
+        run_dir,
+        f"{name_of(config.method)} by CTRAIN",
+        config.eps_max,
+        seed=config.seed,
+        radius_cap=config.cap,
+        source=f"CTRAIN {version('CTRAIN')}",
+        progress=False,
+    )
     trained = {"epochs": config.epochs, "batch_size": config.batch_size, "seconds": seconds}
     write_json(run.path / "result.json", read_json(run.path / "result.json") | trained)
 
@@ -102,8 +122,11 @@ def _own(config: TrainConfig) -> dict[str, Any]:
     if config.method == "fast-ibp":  # CTRAIN's clean share falls from start_kappa to end_kappa
         return {"eps_scheduler_args": {"start_kappa": config.kappa, "end_kappa": config.kappa}}
     if config.method == "sabr":
-        return {"subselection_ratio": config.small_box, "pgd_steps": config.attack_steps,
-                "pgd_step_size": config.attack_step_size}  # fmt: skip
+        return {
+            "subselection_ratio": config.small_box,
+            "pgd_steps": config.attack_steps,
+            "pgd_step_size": config.attack_step_size,
+        }
     return {"alpha": config.alpha, "pgd_n_steps": config.attack_steps, "pgd_step_size": config.attack_step_size}
 
 
@@ -122,8 +145,10 @@ def compare(root: Path, dataset: str, epochs: int, seeds: int, width: int) -> pd
         result = read_json(folder / "result.json")
         runs.append(result | {"method": name_of(method), "by": "acertlab" if ours else "CTRAIN"})
     table = pd.DataFrame(runs)
-    rows = [{"method": method, "by": by, **scores(group), "s / epoch": epoch_seconds(group)}
-            for (method, by), group in table.groupby(["method", "by"], sort=False)]  # fmt: skip
+    rows = [
+        {"method": method, "by": by, **scores(group), "s / epoch": epoch_seconds(group)}
+        for (method, by), group in table.groupby(["method", "by"], sort=False)
+    ]
     return pd.DataFrame(rows)
 
 

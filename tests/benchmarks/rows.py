@@ -307,9 +307,17 @@ def _batches(case: Case, steps: int) -> Steps:
 def _begun(case: Case, batches: Steps, method: str, eps_max: float, **changes: Any) -> tuple[State, TrainConfig]:
     """A run by the method's preset, with the trained weights, after steps with the earlier ones."""
     config = replace(
-        preset(case.config.dataset, method, budget="fast"), model=case.config.model, width=case.config.width,
-        eps_max=eps_max, clean_epochs=0, ramp_epochs=0, scheduler="step", lr=1e-9, device="cpu", **changes,
-    )  # fmt: skip
+        preset(case.config.dataset, method, budget="fast"),
+        model=case.config.model,
+        width=case.config.width,
+        eps_max=eps_max,
+        clean_epochs=0,
+        ramp_epochs=0,
+        scheduler="step",
+        lr=1e-9,
+        device="cpu",
+        **changes,
+    )
     state = initial_state(config, case.data, torch.device("cpu"), len(batches))
     state.model.load_state_dict(case.earlier.state_dict())
     _run(state, config, batches)

@@ -174,10 +174,20 @@ def plot(points: Sequence[Point]) -> go.Figure:
                 x, y = _line(points, axis, what, value)
                 label = [""] * (len(x) - 1) + [f"<b>{exponent(x, y):.2f}</b>"]
                 figure.add_scatter(
-                    x=x, y=[each / unit for each in y], name=what, legendgroup=what, showlegend=i == 0 and row == 1,
-                    mode="lines+markers+text", text=label, textposition="top center", line_color=colour,
-                    textfont_color=colour, cliponaxis=False, row=row, col=i + 1,
-                )  # fmt: skip
+                    x=x,
+                    y=[each / unit for each in y],
+                    name=what,
+                    legendgroup=what,
+                    showlegend=i == 0 and row == 1,
+                    mode="lines+markers+text",
+                    text=label,
+                    textposition="top center",
+                    line_color=colour,
+                    textfont_color=colour,
+                    cliponaxis=False,
+                    row=row,
+                    col=i + 1,
+                )
     figure.update_xaxes(type="log", dtick=1)
     figure.update_xaxes(title_text="size", row=2)
     figure.update_yaxes(type="log", exponentformat="power", dtick=1)

@@ -25,9 +25,14 @@ from tests.benchmarks.scaling import PeakMemory, Point, peak_memory
 
 SOLVER = bench.DEFAULT_SOLVER
 TINY = bench.Effort(
-    0.0, {"small_cnn": 4, "cnn7": 2}, {"small_cnn": 1024, "cnn7": 1024}, {"small_cnn": 2, "cnn7": 1}, 100, 400,
-    bench_scaling.Sizes((16, 32, 64), (4, 8, 16), (10, 20, 40)),
-)  # fmt: skip
+    seconds=0.0,
+    width={"small_cnn": 4, "cnn7": 2},
+    images={"small_cnn": 1024, "cnn7": 1024},
+    steps={"small_cnn": 2, "cnn7": 1},
+    test_images=100,
+    streamed=400,
+    scaling=bench_scaling.Sizes((16, 32, 64), (4, 8, 16), (10, 20, 40)),
+)
 
 
 @pytest.fixture(scope="module")

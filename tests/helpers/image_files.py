@@ -77,3 +77,13 @@ def write_folder(folder, rng, classes=("ant", "bee", "cat"), per_class=4, shape=
             save_image(folder / name / f"{i}.{suffix}", array)
             stored.add((as_tensor(array).contiguous().numpy().tobytes(), label))
     return stored
+
+
+def write_two_classes(folder: Path, seed: int) -> None:
+    """Twenty images of each of two classes, of one size in bytes whatever they show."""
+    draw = np.random.default_rng(seed)
+    for label, name in enumerate(("dark", "bright")):
+        (folder / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = draw.integers(0, 128, (6, 6)) + 120 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i}.bmp")

@@ -1,7 +1,5 @@
 """Accuracy, ACR, ART, certified accuracy and the Pareto front, against definitions written out another way."""
 
-from itertools import chain
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -100,16 +98,6 @@ def test_acr_is_a_fraction_and_one_only_at_the_limit(radii, eps_max):
     assert 0 <= value <= 1
     assert value == pytest.approx(sum(min(r, eps_max) for r in radii) / len(radii) / eps_max, rel=1e-12)
     assert acr([eps_max] * len(radii), eps_max) == 1
-
-
-@given(st.lists(RADII, min_size=1, max_size=5), EPS)
-def test_acr_is_pooled_over_samples(batches, eps_max):
-    pooled = sum(len(batch) * acr(batch, eps_max) for batch in batches) / sum(map(len, batches))
-    assert acr(list(chain.from_iterable(batches)), eps_max) == pytest.approx(pooled, rel=1e-12, abs=1e-300)
-
-
-def test_acr_is_not_the_mean_of_batch_means():
-    assert acr([0.0, 1.0, 1.0], 1.0) == pytest.approx(2 / 3)  # batches [0] and [1, 1] would give 1/2
 
 
 def test_accuracy_by_the_published_code_is_pooled_and_the_rest_averaged_over_batches():

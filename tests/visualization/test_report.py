@@ -10,7 +10,6 @@ import pytest
 from acertlab.__main__ import main
 from acertlab.analysis.fronts import analyse
 from acertlab.data.files import read_json, write_json
-from acertlab.data.pack import pack_runs
 from acertlab.data.run_table import load_runs
 from acertlab.visualization.report import write_report
 from tests.helpers.synthetic_runs import synthetic_radii, write_sweep
@@ -54,14 +53,6 @@ def test_the_page_says_what_was_computed_and_loads_nothing(root: Path, tmp_path:
     assert "digits, eps_max = 0.2" in page.text and "All 18 runs" in page.text and "18 runs." in page.text
     drawn = re.findall(r"Plotly\.newPlot\(", (tmp_path / "page.html").read_text())
     assert len(drawn) == 1 + len(analysis.comparisons) + 1 + 5
-
-
-def test_packed_runs_make_the_same_page(root: Path, tmp_path: Path) -> None:
-    packed = pack_runs(root, tmp_path / "packed")
-    for folder, name in ((root, "a.html"), (packed, "b.html")):
-        write_report(folder, tmp_path / name, resamples=30, progress=False)
-    one, other = (Page(tmp_path / name).text for name in ("a.html", "b.html"))
-    assert one.replace(str(root), "").strip() == other.replace(str(packed), "").strip()
 
 
 def test_what_cannot_be_analysed_says_why_and_the_rest_is_there(root: Path, tmp_path: Path) -> None:
