@@ -35,9 +35,7 @@ class TrainConfig:
     method: str = "acert"  # a key of METHODS
     kappa: float = 0.0  # share of the clean loss in Eq. (11); 0 as in Table 1. "standard" is kappa = 1 by definition
     eps_max: float = 0.4  # largest radius that counts, pixel units (Table 4, MNIST)
-    train_eps_factor: float = (
-        1.0  # boxes while training reach up to this times eps_max (a dial like kappa; CTRAIN's name)
-    )
+    train_eps_factor: float = 1.0  # boxes while training reach up to this times eps_max (CTRAIN's name)
     seed: int = 0  # of the weights, the order of the samples and the augmentation
     model: str = "small_cnn"  # a key of MODELS; the paper's is cnn7, which needs a GPU
     width: int = 16  # channels of the model's first layer

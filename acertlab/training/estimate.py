@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from acertlab._text import seconds_text
+from acertlab._validation import Within, check
 from acertlab.data.datasets import ImageData, augment, load_dataset, to_float
 from acertlab.data.run import Run
 from acertlab.radius.search import SearchSettings
@@ -79,10 +80,10 @@ def estimate(config: TrainConfig, data: ImageData, count: int = COUNT) -> Durati
         state = initial_state(replace(config, scheduler="step", milestones=()), data, device, steps)
         batch = _Batch(data, torch.arange(min(n, config.batch_size)), device)
         state.model.train()
-        step = {
-            phase: _median(partial(batch.step, state, config, eps), device, count)
-            for phase, eps in _phases(config, steps).items()
-        }
+        step = {}
+        for phase, eps in _phases(config, steps).items():
+            spent = [_seconds(partial(batch.step, state, config, eps), device) for _ in range(WARM + count)]
+            step[phase] = statistics.median(spent[WARM:])
         published = config.protocol == "published"
         watched = data.test_x if published else data.val_x
         validation = _per_image(state, config, watched, config.eps_max, config.val_search, device) * len(watched)
@@ -95,10 +96,7 @@ def estimate(config: TrainConfig, data: ImageData, count: int = COUNT) -> Durati
 def beside_fast_ibp(run: Run, data: ImageData, validation: float) -> tuple[float, float]:
     """A step of a run, and an epoch with its validation, over those of FastIBP, for the same network after the ramp.
 
-    Args:
-        run: finished.
-        data: on which it was trained.
-        validation: seconds that an epoch's validation takes, the same for both.
+    ``validation`` is the seconds that an epoch's validation takes, the same for both.
     """
     config, model = config_of(run.config), run.load_model()
     seconds = step_seconds({"own": (config, model), "base": (replace(config, method="fast-ibp"), model)}, data)
@@ -112,16 +110,11 @@ def step_seconds(
 ) -> dict[Name, float]:
     """Seconds a step after the ramp, from trained networks that take turns on the same batches.
 
-    Steps are taken at a learning rate so small that the weights stay, and without radii of an earlier epoch. Medians;
-    with one thread on a CPU it is processor time, so that other processes count little.
-
-    Args:
-        trained: by name, by what they are trained on and the network; all of one dataset. Each takes batches of its
-            own size, on its own device.
-        data: on whose training images.
-        count: steps measured.
+    Steps are taken at a learning rate so small that the weights stay, and without radii of an earlier epoch; each
+    network takes batches of its own size, on its own device. Medians of ``count`` steps; with one thread on a CPU it is
+    processor time, so that other processes count little.
     """
-    contenders = {name: _Contender.of(*pair, data) for name, pair in trained.items()}
+    contenders = {name: _Contender(*pair, data) for name, pair in trained.items()}
     devices = {contender.device for contender in contenders.values()}
     spent: dict[Name, list[float]] = {name: [] for name in trained}
     names, one_thread = list(trained), torch.get_num_threads() == 1 and {d.type for d in devices} == {"cpu"}
@@ -135,43 +128,29 @@ def step_seconds(
     return {name: statistics.median(seconds) for name, seconds in spent.items()}
 
 
-@dataclass
 class _Contender:
     """A trained network, and steps on it that leave its weights as they are."""
 
-    config: TrainConfig
-    device: torch.device
-    state: State
-    data: ImageData
-    chunks: tuple[Tensor, ...]  # which images each batch is made of
-
-    @classmethod
-    def of(cls, config: TrainConfig, model: nn.Module, data: ImageData) -> "_Contender":
-        config = replace(config, scheduler="step", milestones=(), lr=1e-9, radius_history=False)
-        device, size = config.torch_device(), min(config.batch_size, len(data.train_x))
-        with session(device):
-            state = initial_state(config, data, device, 1)
-        state.model.load_state_dict(model.state_dict())
-        state.model.train()
-        return cls(config, device, state, data, torch.arange(len(data.train_x) // size * size).split(size))
+    def __init__(self, config: TrainConfig, model: nn.Module, data: ImageData) -> None:
+        self.config = replace(config, scheduler="step", milestones=(), lr=1e-9, radius_history=False)
+        self.data, self.device, size = data, config.torch_device(), min(config.batch_size, len(data.train_x))
+        self.batches = torch.arange(len(data.train_x) // size * size).split(size)  # which images each is made of
+        with session(self.device):
+            self.state = initial_state(self.config, data, self.device, 1)
+        self.state.model.load_state_dict(model.state_dict())
+        self.state.model.train()
 
     def seconds(self, i: int, clock: Callable[[], float]) -> float:
-        batch = _Batch(self.data, self.chunks[i % len(self.chunks)], self.device)
+        batch = _Batch(self.data, self.batches[i % len(self.batches)], self.device)
         return _seconds(partial(batch.step, self.state, self.config, self.config.train_eps), self.device, clock)
 
 
-@dataclass
 class _Batch:
     """Some training images, and a step on them as the training loop takes it."""
 
-    data: ImageData
-    index: Tensor
-    device: torch.device
-
-    def __post_init__(self) -> None:
-        self.x, self.y = (part[self.index].to(self.device) for part in (self.data.train_x, self.data.train_y))
-        self.index = self.index.to(self.device)
-        self.std = normalisation(self.data, self.device)
+    def __init__(self, data: ImageData, index: Tensor, device: torch.device) -> None:
+        self.x, self.y = (part[index].to(device) for part in (data.train_x, data.train_y))
+        self.index, self.std = index.to(device), normalisation(data, device)
         self.generator = torch.Generator().manual_seed(0)
 
     def step(self, state: State, config: TrainConfig, eps: float) -> None:
@@ -201,11 +180,6 @@ def _per_image(
     return _seconds(search, device) / len(x)
 
 
-def _median(call: Callable[[], object], device: torch.device, count: int) -> float:
-    spent = [_seconds(call, device) for _ in range(WARM + count)]
-    return statistics.median(spent[WARM:])
-
-
 def _seconds(call: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
     _wait(device)
     start = clock()
@@ -219,7 +193,6 @@ def _wait(device: torch.device) -> None:
         getattr(torch, device.type).synchronize()
 
 
-# ---- in words
 def peak_memory(device: torch.device) -> float:
     """GiB that this process held at most: of the device's tensors on CUDA, else of the machine's memory."""
     if device.type == "cuda":
@@ -231,14 +204,8 @@ def peak_memory(device: torch.device) -> float:
 
 
 def estimate_sentence(dataset: str, method: str, budget: str, steps: int) -> str:
-    """`estimate` of a preset in words, with the network, the machine and the peak memory.
-
-    Args:
-        dataset, method, budget: as in `acertlab.preset`.
-        steps: measured in each phase, at least 1.
-    """
-    if steps < 1:
-        raise ValueError(f"steps = {steps}: accepted is a whole number >= 1")
+    """`estimate` of a preset in words, with the network, the machine and the peak memory."""
+    check("steps", steps, Within(1, kind=int))
     config, data = preset(dataset, method, budget=budget), load_dataset(dataset)
     device, found = config.torch_device(), estimate(config, data, steps)
     network = f"{config.model} of width {config.width}, batch {config.batch_size}"

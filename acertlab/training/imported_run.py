@@ -124,10 +124,11 @@ def _architecture(model: nn.Module, data: ImageData) -> dict[str, Any]:
 def _measure(model: nn.Module, data: ImageData, run_dir: Path, asked: dict[str, Any], progress: bool) -> None:
     """Writes radii, an empty history and weights, and `result.json` last."""
     batches = run_dir / "certify"  # each of them is kept until the run is complete
+    cap, eps_max = asked["radius_cap"], asked["eps_max"]
     report = certify(
         model,
         (data.test_x, data.test_y),
-        asked["radius_cap"],
+        cap,
         bound=asked["verifier"],
         merged=asked["merged"],
         domain=asked["domain"],
@@ -137,7 +138,6 @@ def _measure(model: nn.Module, data: ImageData, run_dir: Path, asked: dict[str, 
         run_dir=batches,
         progress=progress,
     )
-    cap, eps_max = asked["radius_cap"], asked["eps_max"]
     grid = certified_at(data.name, eps_max, cap)
     write_parquet(run_dir / "radii.parquet", report.radii)
     write_parquet(run_dir / "history.parquet", history_table([]))

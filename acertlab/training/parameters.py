@@ -139,11 +139,7 @@ def default_run_dir(config: TrainConfig, root: str | Path = "") -> Path:
 
 
 def config_of(settings: Mapping[str, Any]) -> TrainConfig:
-    """The `TrainConfig` in a run's `config.json`, which holds more than that.
-
-    Raises:
-        ValueError: fields are missing; the message names them. And as `TrainConfig`.
-    """
+    """The `TrainConfig` in a run's `config.json`, which holds more than that; ValueError where fields are missing."""
     names, settings = [field.name for field in fields(TrainConfig)], defaults_before(settings) | dict(settings)
     if missing := [name for name in names if name not in settings]:
         raise ValueError(f"config: it lacks {', '.join(missing)}, so that the run cannot be repeated")

@@ -41,12 +41,7 @@ def _style(label: str) -> tuple[str, str]:
 
 
 def ramp_effect(table: pd.DataFrame, ours: str) -> go.Figure:
-    """Table 2: ART with the ramp (filled) and without it (hollow).
-
-    Args:
-        table: Of `acertlab.analysis.paper.ablations.ramp_table`.
-        ours: What the left panel is called.
-    """
+    """Table 2: ART with the ramp (filled) and without it (hollow), of `ablations.ramp_table`, beside the paper's."""
     panels = _beside_paper("What the ramp is worth", ours, "the paper: CIFAR-10 (Table 2)", 380)
     names = [f"{method}, kappa {kappa:g}" for method, kappa in table.index]
     for column, side in enumerate(("ours", "paper"), start=1):
@@ -68,10 +63,9 @@ def ramp_effect(table: pd.DataFrame, ours: str) -> go.Figure:
 
 
 def radius_errors(errors: pd.DataFrame) -> go.Figure:
-    """The error of the radii over the root finder's iterations, mean and largest, on a logarithmic axis.
+    """The error of the radii over the root finder's iterations (`ablations.radius_errors`), mean and largest.
 
-    Args:
-        errors: Of `acertlab.analysis.paper.ablations.radius_errors`; an error of 0 has no place on the axis.
+    On a logarithmic axis, where an error of 0 has no place.
     """
     panel = empty_figure("How far off are the radii?", "most iterations of Brent's method", "error (% of eps_max)", 380)
     for name, colour, symbol in (("largest", VERMILLION, "triangle-up"), ("mean", BLUE, "circle")):
@@ -86,12 +80,7 @@ def radius_errors(errors: pd.DataFrame) -> go.Figure:
 
 
 def root_precision(table: pd.DataFrame, ours: str) -> go.Figure:
-    """Fig. 2: ART over the time of a training step, a point a number of iterations.
-
-    Args:
-        table: Of `acertlab.analysis.paper.ablations.root_table`.
-        ours: What the left panel is called.
-    """
+    """Fig. 2: ART over the time of a training step, a point a number of iterations (`ablations.root_table`)."""
     title = "ART against time: what the root finder's precision costs and brings"
     panels = _beside_paper(title, ours, "the paper: CIFAR-10 (Table 6)", 420)
     iterations = table.index.get_level_values("iterations")
@@ -134,7 +123,6 @@ def certified_beside_paper(
         eps_max: The right end of our axis.
         rows: The paper's of Table 7, of one dataset; none: ours alone.
         methods: From a curve's name to the method whose colour and marker it takes.
-        ours: What the left panel is called.
     """
     theirs = f"the paper: {DATASETS[rows[0].dataset].title}, the points of Table 7" if rows else None
     panels = _beside_paper("Certified accuracy at every radius", ours, theirs, 460)

@@ -101,20 +101,14 @@ def shares_spec(
 def radius_histogram(
     radii: ArrayLike, eps_max: float, *, bins: int = 25, eps: float | None = None, height: int = 440
 ) -> go.Figure:
-    """Histogram of certified radii, with the shares at 0, inside and at eps_max.
+    """Histogram of certified radii: the bars at 0, inside and at eps_max, and the line at ``eps``.
 
     Args:
-        radii: (N,) certified radii, pixel units; larger ones count as eps_max.
+        radii: (N,) certified radii, N >= 1, pixel units; larger ones count as eps_max.
         eps_max: The perceptual limit of Def. 3.1.
         bins: Into how many bars (0, eps_max) is cut.
         eps: One radius to mark by a vertical line.
         height: In pixels.
-
-    Returns:
-        The figure: the bars at 0, inside and at eps_max, and the line.
-
-    Raises:
-        ValueError: There are no radii.
     """
     return go.Figure(histogram_spec(radii, eps_max, bins=bins, eps=eps, height=height))
 
@@ -270,13 +264,10 @@ def radius_ranges(
     """What is known of each sample's true robust radius: proved up to here, broken from there, unknown between.
 
     Args:
-        certified: From a bound's name to (n,) radii certified by it, pixel units.
+        certified: From a bound's name, of one or more, to (n,) radii certified by it, pixel units.
         attacked: (n,) smallest distance at which an attack succeeded; inf where none did up to eps_max.
         eps_max: Where the search ended, pixel units.
         samples: What each sample is called; their numbers by default.
-
-    Raises:
-        ValueError: No bound, or lengths that differ.
     """
     if not certified:
         raise ValueError("certified: no bound is given; give at least one, such as {'ibp': radii}")

@@ -68,10 +68,8 @@ def write_report(root: str | Path, output: str | Path, resamples: int = 1000, pr
         raise ValueError(f"output: {output} is a folder; give the name of an HTML file")
     runs = load_finished(root)
     parts, failed = [], []
-    groups = [
-        (rows["dataset"].iloc[0], rows["eps_max"].iloc[0], rows) for _, rows in runs.groupby(["dataset", "eps_max"])
-    ]
-    for dataset, eps_max, rows in tqdm(groups, "report", unit="sweep", disable=not progress):
+    groups = list(runs.groupby(["dataset", "eps_max"]))
+    for (dataset, eps_max), rows in tqdm(groups, "report", unit="sweep", disable=not progress):
         part = {"dataset": dataset, "eps_max": eps_text(eps_max), "count": len(rows), "runs": _all_runs(rows)}
         try:
             part |= _analysed(analyse(rows, resamples=resamples))
@@ -127,10 +125,8 @@ def _table(table: pd.DataFrame) -> Markup:
 def _titled(figure: go.Figure) -> dict[str, str]:
     """A figure without its title, and the title, which becomes a heading."""
     title = figure.layout.to_plotly_json()["title"]["text"]
-    return {
-        "title": title,
-        "html": _drawn(figure.update_layout(title=None, margin={"t": 50, "l": 55, "r": 15, "b": 50})),
-    }
+    untitled = figure.update_layout(title=None, margin={"t": 50, "l": 55, "r": 15, "b": 50})
+    return {"title": title, "html": _drawn(untitled)}
 
 
 def _drawn(figure: go.Figure) -> Markup:

@@ -10,11 +10,7 @@ from acertlab.visualization.style import BLACK, BLUE, GREEN, GREY, SKY, VERMILLI
 
 
 def training_history(history: pd.DataFrame) -> go.Figure:
-    """A run, epoch by epoch: the scores on validation, whose boxes were how large, and the loss under eps_{max,t}.
-
-    Args:
-        history: A row an epoch, as a run's folder keeps it.
-    """
+    """A run, epoch by epoch: the scores on validation, whose boxes were how large, and the loss under eps_{max,t}."""
     specs = [[{}], [{}], [{"secondary_y": True}]]
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.05, specs=specs)
     figure.update_layout(base_layout("Training, epoch by epoch", height=640), hovermode="x unified")

@@ -52,13 +52,9 @@ class _FusedBatchNorm(torch.autograd.Function):
 def batch_norm(
     z: Tensor, running: Running, weight: Tensor | None, bias: Tensor | None, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """BatchNorm in training mode, with the batch's mean and biased variance, (C,) each, and their gradients.
+    """BatchNorm of z (B, C, ...) in training mode, with its mean and biased variance, (C,) each, and their gradients.
 
-    Args:
-        z: (B, C, ...).
-        running: (C,) mean and variance, updated in place, or (None, None).
-        weight, bias: (C,) or None.
-        momentum, eps: as in ``torch.nn.BatchNorm2d``.
+    The running mean and variance, (C,) or None, are updated in place.
     """
     out, mean, inverse = _FusedBatchNorm.apply(z, weight, bias, running, momentum, eps)
     return out, mean, inverse**-2 - eps

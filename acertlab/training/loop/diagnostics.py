@@ -27,13 +27,7 @@ class _LocatedError(Exception):
 
 
 def find_layer(state: State, error: NonFiniteLossError, train_again: Callable[[], object]) -> str:
-    """A sentence that names the layer in which ``error`` began.
-
-    Args:
-        state: the run as it was at the start of the epoch.
-        error: what stopped it.
-        train_again: trains that epoch on ``state``.
-    """
+    """A sentence that names the layer in which ``error`` began; ``train_again`` trains its epoch on ``state``."""
     latest: dict[str, Tensor] = {}
 
     def look(*_: object) -> None:

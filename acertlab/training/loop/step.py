@@ -20,7 +20,6 @@ def train_step(
     """One step of the optimiser, without a host-device synchronisation (on a CPU, finished samples are dropped).
 
     Args:
-        state, config: the run's; the network in training mode.
         x: (B, C, H, W) pixels in [0, 1]; y: (B,) labels; index: (B,) which training samples these are.
         eps: eps_{max,t}, pixel units.
         std: (1, C, 1, 1) the model's normalisation.

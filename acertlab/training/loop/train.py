@@ -139,14 +139,9 @@ def _train(
 def evaluate(
     model: nn.Module, x: Tensor, y: Tensor, cap: float, settings: SearchSettings, batch_size: int
 ) -> pd.DataFrame:
-    """Predictions and certified radii (Def. 3.1) in evaluation mode, as a run's `radii.parquet` holds them.
+    """Predictions and certified radii (Def. 3.1), up to ``cap`` (pixel units), as a run's `radii.parquet` holds them.
 
-    Args:
-        model: on its device; put into evaluation mode.
-        x: (N, C, H, W) uint8 images; y: (N,) labels.
-        cap: the largest radius searched for, pixel units.
-        settings: of the search; `TrainConfig.search` are those of the test radii.
-        batch_size: how many samples are bounded at once.
+    The model is put into evaluation mode; x (N, C, H, W) are uint8 images.
 
     Returns:
         A row a sample: index, label, predicted, radius (certified), upper (not certified), status (`RadiusStatus`).
@@ -157,7 +152,6 @@ def evaluate(
     return pd.DataFrame(table.assign(index=range(len(table))), columns=list(RADII_COLUMNS))
 
 
-# ---- one epoch
 def _train_epoch(
     state: State, config: TrainConfig, data: ImageData, train_x: Tensor, train_y: Tensor, epoch: int, bar: tqdm
 ) -> dict[str, Any]:
@@ -188,23 +182,12 @@ def _train_epoch(
                 f"{lr:.3g}, eps_t {eps:.4g}); a smaller lr, a longer ramp_epochs or a smaller clip may help",
                 eps,
             )
-    loss, clean, robust, regulariser, correct, zero, cap, radius, passes = (totals / n).tolist()
-    zero, cap = zero * n / max(1, bounded), cap * n / max(1, bounded)
+    names = ("loss", "clean_loss", "robust_loss", "regulariser", "train_acc", "zero", "cap", "radius_mean", "passes")
+    row: dict[str, Any] = dict(zip(names, (totals / n).tolist(), strict=True))
+    zero, cap = (row.pop(name) * n / max(1, bounded) for name in ("zero", "cap"))
     shares = (zero, max(0.0, 1 - zero - cap), cap) if bounded else (None, None, None)
-    return {
-        "loss": loss,
-        "clean_loss": clean,
-        "robust_loss": robust,
-        "regulariser": regulariser,
-        "lr": lr,
-        "eps_t": eps,
-        "train_acc": correct,
-        "share_zero": shares[0],
-        "share_inside": shares[1],
-        "share_cap": shares[2],
-        "radius_mean": radius,
-        "passes": passes,
-    }
+    row |= dict(zip(("share_zero", "share_inside", "share_cap"), shares, strict=True))
+    return row | {"lr": lr, "eps_t": eps}
 
 
 def _mixed_seed(seed: int, epoch: int) -> int:
@@ -227,11 +210,8 @@ def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[st
 
 def _keep_best(state: State, config: TrainConfig, art: float | None) -> None:
     """By the published protocol the best epoch's weights are the result, not the last's."""
-    if (
-        config.protocol == "published"
-        and art is not None
-        and art >= max((row["val_art"] for row in state.history), default=0.0)
-    ):
+    best_before = max((row["val_art"] or 0.0 for row in state.history), default=0.0)
+    if config.protocol == "published" and art is not None and art >= best_before:
         state.best_epoch = len(state.history)
         state.best_weights = {name: value.clone() for name, value in state.model.state_dict().items()}
 
@@ -255,7 +235,6 @@ def _warn_of_spiral(state: State) -> None:
     )
 
 
-# ---- beginning and end of a run
 def _check_data(config: TrainConfig, data: ImageData) -> None:
     if data.name != config.dataset:
         raise ValueError(f"data: holds {data.name!r}, but config.dataset = {config.dataset!r}; they must be the same")
@@ -284,17 +263,13 @@ def _described(config: TrainConfig, data: ImageData) -> dict[str, Any]:
 def _owners(config: TrainConfig, data: ImageData) -> tuple[str, str]:
     """What a checkpoint must have been made for: all of `_described` but where it ran; and as version 0.1.0 had it."""
     described = _described(config, data)
-    unnamed = defaults_before(described)
-    settings = {
-        name: value
-        for name, value in described.items()
-        if name not in (*NOT_IDENTIFYING, "data") and not (name in unnamed and value == unnamed[name])
-    }
-    digest, before = (
-        hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        for content in (settings | {"data": described["data"]}, settings)
-    )
-    return digest, before
+    images, unnamed = {"data": described.pop("data")}, defaults_before(described)
+    settings = {n: v for n, v in described.items() if n not in NOT_IDENTIFYING and unnamed.get(n, ...) != v}
+
+    def digest(content: dict[str, Any]) -> str:
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    return digest(settings | images), digest(settings)
 
 
 def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path, ready: Callable[[], None]) -> None:

@@ -59,24 +59,13 @@ class Explorer(ipw.VBox):
 
 
 def follow(controls: Mapping[str, Any], parts: Mapping[str, Part]) -> dict[str, Any]:
-    """Make a widget for each part, that is drawn anew whenever a control that it reads changes.
-
-    Args:
-        controls: Widgets with a `value`.
-        parts: What to show, by name.
-
-    Returns:
-        By the parts' names, a FigureWidget for a figure and an HTML for a text.
-    """
+    """For each part a widget, FigureWidget or HTML, that is drawn anew whenever a control that it reads changes."""
 
     def drawn(name: str) -> Content:
         return parts[name].draw(**{control: controls[control].value for control in parts[name].reads})
 
     contents = {name: drawn(name) for name in parts}
-    shown = {
-        name: ipw.HTML(content) if isinstance(content, str) else go.FigureWidget(content)
-        for name, content in contents.items()
-    }
+    shown = {name: ipw.HTML(of) if isinstance(of, str) else go.FigureWidget(of) for name, of in contents.items()}
     for control_name, control in controls.items():
         followers = [name for name, part in parts.items() if control_name in part.reads]
 

@@ -53,9 +53,7 @@ class Gallery:
 def gallery_of(paths: Sequence[str], data_root: str | None = None) -> Gallery:
     """The gallery of the first of some runs whose weights are there, or else of the first one; kept once it is whole.
 
-    Args:
-        paths: Of runs that differ in their seed alone.
-        data_root: As in `load_dataset`; nothing is downloaded.
+    The dataset is looked for in ``data_root``, as by `load_dataset`; nothing is downloaded.
     """
     path = next((path for path in paths if Path(path, "model.safetensors").is_file()), paths[0])
     gallery = _gallery(str(path), data_root)

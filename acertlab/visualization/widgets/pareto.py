@@ -215,17 +215,13 @@ def _picked_text(points: Tradeoff, view: View) -> str:
 
 
 def _command_text(points: Tradeoff, view: View) -> str:
-    command = command_of(points, view)
+    command = _command(points.points[view.picked].paths[0])
     return Markup("To train it again: <pre style='white-space: pre-wrap'>{}</pre>").format(command)
-
-
-def command_of(points: Tradeoff, view: View) -> str:
-    """What trains the first seed of the picked network again, or why that cannot be told."""
-    return _command(points.points[view.picked].paths[0])
 
 
 @lru_cache(maxsize=1024)
 def _command(path: str) -> str:
+    """What trains a run again, or why that cannot be told."""
     try:
         return training_command(config_of(load_run(path).config))
     except (FileNotFoundError, ValueError, TypeError) as error:

@@ -50,14 +50,7 @@ class Certificate:
 
 
 def certificate_at(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Certificate:
-    """The certificate of one image.
-
-    Args:
-        model: In evaluation mode.
-        x: (1, C, H, W) the image, pixel units.
-        y: (1,) its label.
-        eps: Radius of the box, pixel units.
-    """
+    """The certificate of one image (1, C, H, W), with its label (1,), in the box of radius eps; pixel units."""
     with torch.no_grad():
         logits = propagate(model, Box.around(x, eps))
         merged, eq3 = (float(certified_margin(model, x, y, eps, merged=merged)) for merged in (True, False))
