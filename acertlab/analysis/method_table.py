@@ -112,7 +112,8 @@ def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame
         row = {"method": name_of(group.method.iloc[0]), "kappa": f"{group.kappa.iloc[0]:g}", **scores(group)}
         for value in eps:
             row[f"cert. at {eps_text(value)}"] = spread([_certified_at(value, shares) for shares in group.cert_acc])
-        attacked = [held if isinstance(held, dict) else {} for held in group.get("adv_acc", [{}] * len(group))]
+        found = group.adv_acc if "adv_acc" in group else [None] * len(group)
+        attacked = [held if isinstance(held, dict) else {} for held in found]
         for value in eps:
             if all(str(value) in held for held in attacked):
                 row[f"PGD at {eps_text(value)}"] = spread([held[str(value)] for held in attacked])

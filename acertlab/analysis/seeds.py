@@ -89,8 +89,9 @@ def tuned_kappa(runs: pd.DataFrame, score: str) -> float:
         score: "art", on the test images, or "val_art", on the validation images (`validation_art`).
     """
     common = set.intersection(*(set(seeds) for _, seeds in runs.groupby("kappa").seed))
-    means = runs[runs.seed.isin(common or runs.seed)].groupby("kappa")[score].mean()
-    return float(means.index[means.argmax()])
+    runs = runs.loc[runs.seed.isin(common)] if common else runs
+    means = runs.groupby("kappa", as_index=False).agg(score=(score, "mean"))
+    return float(means.kappa[means.score.argmax()])
 
 
 def validation_art(runs: pd.DataFrame) -> np.ndarray:

@@ -213,8 +213,9 @@ def read_packed(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]
     """Each packed run's (result, config) by its name."""
     file = folder / PACKED
     held = read_json(file).get("runs")
-    runs = held.values() if isinstance(held, dict) else [None]
-    if not all(isinstance(run, dict) and {"result", "config"} <= run.keys() for run in runs):
+    if not isinstance(held, dict) or not all(
+        isinstance(run, dict) and {"result", "config"} <= run.keys() for run in held.values()
+    ):
         raise ValueError(f"{file} holds no table `runs` from a name to a result and a config")
     return {name: (_checked_result(run["result"], f"{file}: {name}"), run["config"]) for name, run in held.items()}
 

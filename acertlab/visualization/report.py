@@ -68,8 +68,10 @@ def write_report(root: str | Path, output: str | Path, resamples: int = 1000, pr
         raise ValueError(f"output: {output} is a folder; give the name of an HTML file")
     runs = load_finished(root)
     parts, failed = [], []
-    groups = list(runs.groupby(["dataset", "eps_max"]))
-    for (dataset, eps_max), rows in tqdm(groups, "report", unit="sweep", disable=not progress):
+    groups = [
+        (rows["dataset"].iloc[0], rows["eps_max"].iloc[0], rows) for _, rows in runs.groupby(["dataset", "eps_max"])
+    ]
+    for dataset, eps_max, rows in tqdm(groups, "report", unit="sweep", disable=not progress):
         part = {"dataset": dataset, "eps_max": eps_text(eps_max), "count": len(rows), "runs": _all_runs(rows)}
         try:
             part |= _analysed(analyse(rows, resamples=resamples))
