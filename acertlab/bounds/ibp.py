@@ -199,8 +199,7 @@ class IntervalNetwork:
                 f"model: no interval rule for {place(node)}. Put it into a module of its own and give that a rule:\n"
                 "    @acertlab.rule.register(MyLayer)\n"
                 "    def my_rule(layer, box):\n"
-                "        return acertlab.Box(lower, upper)  # must hold layer(x) for every x in box\n"
-                "or use bound='crown', through auto_LiRPA"
+                "        return acertlab.Box(lower, upper)  # must hold layer(x) for every x in box"
             )
         if pattern := pattern_of(node):
             return Step(node, pattern[0], (pattern[1],), {}, False)

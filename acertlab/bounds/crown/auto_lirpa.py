@@ -20,6 +20,7 @@ from acertlab.bounds.box import Box
 from acertlab.bounds.checks import check_mode
 from acertlab.bounds.crown.auto_lirpa_compat import _default_dtype, _explained, bounded_module, import_auto_lirpa
 from acertlab.bounds.crown.conversion import Normalization, PlainModule
+from acertlab.bounds.crown.relaxations import check_nodes, fit_for_patches
 from acertlab.bounds.graph.structure import Graph
 from acertlab.bounds.ibp import IntervalNetwork
 from acertlab.bounds.rules.affine import Normalize
@@ -32,9 +33,9 @@ FEW = 1  # samples at once under CROWN, on a CPU: it bounds what is unstable in 
 class AutoLirpaNetwork:
     """A copy of a network prepared for bounds by auto_LiRPA; the counterpart of `acertlab.bounds.ibp.IntervalNetwork`.
 
-    The margins of a bound are the least of its own and of those of all cheaper bounds; all are valid. So alpha-crown
-    <= crown <= crown-ibp <= ibp by construction, and no certificate is lost by asking for a tighter bound. The IBP
-    among them is ours where the network has the rules for it, else auto_LiRPA's.
+    The margins of a bound are the least of its own and of those of all cheaper bounds, from our IBP on; all are valid.
+    So alpha-crown <= crown <= crown-ibp <= ibp by construction, and no certificate is lost by asking for a tighter
+    bound. Operators whose relaxation we have not tested are refused, see `acertlab.bounds.crown.relaxations`.
 
     Args:
         model: in evaluation mode, (B, ...) -> (B, classes) for any B; it is copied, never changed.
@@ -59,7 +60,7 @@ class AutoLirpaNetwork:
         import_auto_lirpa()
         self.bound, self.iterations, self.monotone = bound, iterations, bound == "ibp"
         self.model = copy.deepcopy(model).requires_grad_(False)
-        self.network = None if bound == "ibp" else _prepared(self.model, graph)
+        self.network = None if bound == "ibp" else IntervalNetwork(self.model, graph=graph)
         self.converted: Any = None  # auto_LiRPA's BoundedModule
         self.any_size = True  # whether it serves batches of any size
         self.shape: torch.Size | None = None  # of the samples, or of the batch, that it serves
@@ -76,7 +77,7 @@ class AutoLirpaNetwork:
             (B, classes); column y is 0.
 
         Raises:
-            TypeError: auto_LiRPA cannot convert the model, or has no such bound for one of its layers.
+            TypeError: auto_LiRPA cannot convert the model, or its bound of one of the operators was not tested.
         """
         with torch.no_grad(), _default_dtype(box.lower.dtype):
             if not len(y):
@@ -98,19 +99,16 @@ class AutoLirpaNetwork:
             ladder = (problem.crown_ibp, problem.crown, functools.partial(problem.alpha_crown, self.iterations))
             for bound in ladder[: LADDER.index(self.bound)]:
                 tighter = bound()
-                margins = torch.where(tighter < margins, tighter, margins)  # where that is NaN, the cheaper one stands
+                better = (tighter < margins) & problem.finite  # where it is NaN, the cheaper one stands
+                margins = torch.where(better, tighter, margins)
             problem.check(margins)
         return margins.scatter(1, y.unsqueeze(1), 0.0)
 
     def _our_ibp(self, box: Box, y: Tensor, merged: bool) -> Tensor | None:
         if self.network is None:
             return None
-        try:
-            lower, upper, labels = (pad(t.detach(), self.network.tile) for t in (box.lower, box.upper, y))
-            return self.network.margins(Box(lower, upper), labels, merged=merged)[: len(y)]
-        except TypeError:  # it cannot be captured, or has an operator without a rule
-            self.network = None
-            return None
+        lower, upper, labels = (pad(t.detach(), self.network.tile) for t in (box.lower, box.upper, y))
+        return self.network.margins(Box(lower, upper), labels, merged=merged)[: len(y)]
 
 
 class _BoundProblem:
@@ -131,6 +129,7 @@ class _BoundProblem:
         rows = eye[y].unsqueeze(1) if merged else 0.0
         self.specification = (eye.unsqueeze(0) - rows).expand(len(y), -1, -1)  # (B, i, class): logit_i (- logit_y)
         self.inner: dict[str, tuple[Tensor, Tensor]] = {}  # a node's name -> bounds of its values
+        self.finite: Tensor | bool = True  # all of IBP's; else auto_LiRPA takes sums that hold 0 * inf for 0
 
     def _bound(self, method: str, **settings: Any) -> Tensor:
         both = not self.merged or method == "IBP"
@@ -145,6 +144,7 @@ class _BoundProblem:
     def crown_ibp(self) -> Tensor:
         margins = self._bound("CROWN-IBP")
         self._keep_inner()
+        self.finite = torch.stack([end.isfinite().all() for ends in self.inner.values() for end in ends]).all()
         return margins
 
     def crown(self) -> Tensor:
@@ -169,6 +169,7 @@ class _BoundProblem:
         ``torch.clamp`` has no gradient at its ends (torch 2.14). So they are kept ``inside`` that interval.
         """
         inner = {_inner_argument(self.converted): self.inner}
+        self.converted(self.x[0].ptb.x_L)  # by its last input MaxPool knows how many samples there are
         initialise = getattr(self.converted, "init_alpha", None) or self.converted.init_slope  # 0.7, 0.3
         initialise(self.x, method="backward", c=self.specification, bound_lower=not self.merged, **inner)
         nodes = [n for n in self.converted.optimizable_activations if n.used and n.perturbed]
@@ -222,13 +223,6 @@ class _BoundProblem:
                     raise TypeError(f"its bounds of {what} do not hold")
 
 
-def _prepared(model: nn.Module, graph: Graph | None) -> IntervalNetwork | None:
-    try:
-        return IntervalNetwork(model, graph=graph)
-    except TypeError:  # an operator without a rule
-        return None
-
-
 def _has_bounds(node: Any) -> bool:
     return all(isinstance(getattr(node, end, None), Tensor) for end in ("lower", "upper"))
 
@@ -255,26 +249,29 @@ def _replaced(model: nn.Module) -> nn.Module:
 def _convert(model: nn.Module, network: IntervalNetwork | None, box: Box) -> tuple[Any, bool]:
     """auto_LiRPA's graph of ``model``, and whether it serves batches of any size.
 
-    It is made from the prepared network, where there is one, with each BatchNorm in the layer before it: that keeps the
-    coefficients of a convolution compact, which makes CROWN several times faster.
+    It is made from the prepared network with each BatchNorm in the layer before it: that keeps the coefficients of a
+    convolution compact, which makes CROWN several times faster. Without one (auto_LiRPA's IBP) from the model itself.
 
     Traced on one sample, or, where the graph then holds for that size alone (0.3, for `x.view(x.shape[0], -1)`), on as
     many as there are in ``box``.
 
     Raises:
-        TypeError: forward depends on data, or the graph computes something else than the model.
+        TypeError: forward depends on data, the graph computes something else than the model, or has a node of which
+            no bound was tested.
     """
     changed = _replaced(copy.deepcopy(model)) if network is None else PlainModule(network).eval()
+    version = import_auto_lirpa().__version__
     attempts = ((True, 1, torch.cat([box.lower, box.upper])[-3:]), (False, len(box.lower), box.upper))
     for any_size, traced, probe in attempts:
         blank = torch.zeros_like(box.lower[:traced])
         converted = bounded_module(changed, blank, "patches")
         nodes = list(converted._modules.values())
-        if not _patches_can_be_trusted(nodes):
+        if not fit_for_patches(nodes, version):
             converted = bounded_module(changed, blank, "matrix")
         if any(getattr(n, "requires_input_bounds", ()) and type(n).__name__ != "BoundRelu" for n in nodes):
             converted.bound_opts["sparse_intermediate_bounds"] = False
         if _agree(model, converted, probe):
+            check_nodes(converted._modules.values(), version)
             return converted, any_size
     raise TypeError("its graph computes something else")
 
@@ -286,28 +283,3 @@ def _agree(model: nn.Module, converted: Any, x: Tensor) -> bool:
         return False
     slack = float(1e-4 * torch.nan_to_num(expected).abs().max())
     return expected.shape == got.shape and torch.allclose(expected, got, rtol=1e-3, atol=slack, equal_nan=True)
-
-
-FIT_FOR_PATCHES = ("BoundInput", "BoundRelu", "BoundLinear", "BoundBatchNormalization", "BoundFlatten", "BoundReshape")
-
-
-def _patches_can_be_trusted(nodes: list[Any]) -> bool:
-    """Whether these nodes, in order, allow the compact form of a convolution's coefficients, "patches".
-
-    It fails, mostly in 0.3, where other activations, pooling, groups or one-dimensional convolutions come before a
-    convolution. Where a constant is added or subtracted 0.3 fails, and 0.7.1 returns bounds that do not hold.
-    """
-    kinds = [type(node).__name__ for node in nodes]
-    last = max((i for i, kind in enumerate(kinds) if kind == "BoundConv"), default=-1)
-    for i, (node, kind) in enumerate(zip(nodes, kinds, strict=True)):
-        if not node.from_input:
-            continue
-        if kind in ("BoundAdd", "BoundSub"):
-            fit = all(operand.from_input for operand in node.inputs)
-        elif kind == "BoundConv":
-            fit = node.groups == 1 and len(node.output_shape) == 4
-        else:
-            fit = kind in FIT_FOR_PATCHES or i > last
-        if not fit:
-            return False
-    return True

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.jit import TracerWarning  # pyright: ignore[reportPrivateImportUsage]  # its public name all the same
 
 from acertlab.bounds.checks import out_of_memory
+from acertlab.bounds.crown.relaxations import UnprovedError
 
 
 def bounded_module(model: nn.Module, blank: Tensor, mode: str = "patches") -> Any:
@@ -67,7 +68,7 @@ def _explained(model: nn.Module) -> Iterator[None]:
     """Keeps auto_LiRPA's prints, logs and warnings inside, and turns its failures into one clear error.
 
     Raises:
-        TypeError: anything went wrong but memory, which goes on as it is.
+        TypeError: anything went wrong but memory and what is refused with its reason, which go on as they are.
     """
     said = io.StringIO()
     handler, logger = logging.StreamHandler(said), logging.getLogger("auto_LiRPA")
@@ -77,7 +78,7 @@ def _explained(model: nn.Module) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or isinstance(error, UnprovedError):
             raise
         operations = sorted(set(re.findall(r"(?:onnx|aten|prim)::\w+", said.getvalue() + str(error))))
         what = f"the operation {', '.join(operations)} is unsupported" if operations else _last_line(error)

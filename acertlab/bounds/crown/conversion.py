@@ -25,7 +25,10 @@ class PlainModule(nn.Module):
         for node, value in network.constants.items():
             if isinstance(value, Tensor) and node in used:
                 self.names[node] = f"constant_{len(self.names)}"
-                self.register_buffer(self.names[node], value.detach())
+                if {aten.add, aten.sub}.intersection(map(packet, node.users)):  # 0.3 takes a buffer for rows of samples
+                    self.register_parameter(self.names[node], nn.Parameter(value.detach(), requires_grad=False))
+                else:
+                    self.register_buffer(self.names[node], value.detach())
         self.layers = nn.ModuleDict()
         self.inputs: dict[fx.Node, fx.Node] = {}  # of the layers
         for node in network.plan.nodes:
