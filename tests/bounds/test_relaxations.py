@@ -326,3 +326,13 @@ def test_an_untested_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     model, box = next(networks(torch.relu, pointwise=True))
     with pytest.raises(UnprovedError, match="auto_LiRPA 0.5 was not tested .* only 0.3 and 0.7.1 were"):
         AutoLirpaNetwork(model, "crown").margins(box, torch.arange(len(box.lower)) % CLASSES)
+
+
+def test_where_a_value_inside_overflows_the_cheaper_bound_stands() -> None:
+    """auto_LiRPA takes a sum that holds 0 * inf for 0."""
+    model, box = next(networks(torch.exp, pointwise=True))
+    far = Box(box.lower[:2] + 1000.0, box.upper[:2] + 1001.0)
+    y, graph = torch.tensor([0, 1]), graph_of(model, far.lower)
+    margins = [network.margins(far, y) for network in (IntervalNetwork(model, graph=graph), AutoLirpaNetwork(model))]
+    assert margins[0].isinf().any() or margins[0].isnan().any()
+    torch.testing.assert_close(*margins, rtol=0.0, atol=0.0, equal_nan=True)

@@ -144,7 +144,8 @@ class _BoundProblem:
     def crown_ibp(self) -> Tensor:
         margins = self._bound("CROWN-IBP")
         self._keep_inner()
-        self.finite = torch.stack([end.isfinite().all() for ends in self.inner.values() for end in ends]).all()
+        finite = [end.isfinite().all() for ends in self.inner.values() for end in ends]
+        self.finite = torch.stack(finite).all() if finite else True
         return margins
 
     def crown(self) -> Tensor:
