@@ -87,6 +87,8 @@ class TrainConfig:
 
     # evaluation
     protocol: str = "held-out"  # "published": the paper's own code, which selects the best epoch on the test set
+    patience: int = 0  # "published": it ends after so many epochs without a better ART (published code); 0: it does not
+    min_epochs: int = 0  # "published": but not before so many (published code)
     radius_cap: float | None = None  # test radii are searched up to here; None: 1.25 eps_max, at most 1
     eval_xtol: float = 1e-8  # tolerances of the test radii (NUMERICS, section 2)
     eval_rtol: float = 1e-5
@@ -188,7 +190,7 @@ _RANGES = (
     (Within(0), "l1 lambda0 taps_weight"),
     (Within(0, 1), "kappa decay pct_start small_box alpha beta_end"),
     (Within(1, kind=int), "width epochs batch_size eval_batch attack_steps classifier_relus latent_steps"),
-    (Within(0, kind=int), "clean_epochs ramp_epochs root_iterations"),
+    (Within(0, kind=int), "clean_epochs ramp_epochs root_iterations patience min_epochs"),
     (bool, "merged three_phase radius_history amp"),
 )
 ACCEPTED: dict[str, Accepted] = {  # of each setting by itself, for `check`; radius_cap is at least eps_max

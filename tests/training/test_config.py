@@ -55,6 +55,7 @@ from acertlab.training.presets import BUDGETS
         ("latent_steps", 2.5, "a whole number"),
         ("link_share", 0.0, "> 0"),
         ("root_iterations", -1, ">= 0"),
+        ("patience", -1, ">= 0"),
         ("protocol", "paper", "held-out, published"),
         ("amp", 1, "True or False"),
     ],

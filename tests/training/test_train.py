@@ -223,7 +223,8 @@ def test_the_published_protocol_selects_on_the_test_set_and_says_so(killed, few,
     run = train(config, few, tmp_path, progress=False)
     best = run.history.val_art.to_numpy()
     assert run.result["protocol"] == "published" and run.result["selected_on"] == "test"
-    assert run.result["selected_epoch"] == len(best) - 1 - best[::-1].argmax()
+    assert run.result["selected_epoch"] == best.argmax()
+    assert (run.history.val_acr <= run.history.eps_t / 0.1 + 1e-6).all() and run.history.val_acr[0] == 0
     sizes = [slice(i, i + 32) for i in range(0, 60, 32)]
     found = certified_radius(run.load_model(), to_float(few.test_x), few.test_y, 0.1)
     accs = [(run.load_model()(to_float(few.test_x)).argmax(1) == few.test_y)[s].double().mean() for s in sizes]
@@ -238,6 +239,29 @@ def test_the_published_protocol_selects_on_the_test_set_and_says_so(killed, few,
     assert means["acr"] != pytest.approx(run.result["acr"], abs=1e-6)  # ours pools: the last batch is smaller
     plain = train(replace(config, protocol="held-out"), few, tmp_path / "plain", progress=False)
     assert plain.result["protocol"] == "held-out" and "selected_on" not in plain.result
+
+
+@pytest.mark.parametrize(
+    ("arts", "patience", "min_epochs", "epochs", "selected"),
+    [
+        ([0.0, 0.3, 0.5, 0.5, 0.4, 0.6], 2, 0, 5, 2),  # the first of equal ones; two epochs later it ends
+        ([0.0, 0.3, 0.5, 0.5, 0.4, 0.6], 2, 6, 6, 5),
+        ([0.0, 0.0, 0.0, 0.0, 0.0, 0.0], 0, 0, 6, 0),
+        ([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], 1, 3, 3, 0),
+    ],
+)
+def test_the_published_protocol_ends_early(arts, patience, min_epochs, epochs, selected, few, tmp_path, monkeypatch):
+    scores = iter(arts)
+    settings = {"patience": patience, "min_epochs": min_epochs, "epochs": 6}
+    config, true = replace(SMALL, protocol="published", **settings), loop.mean_of_batches
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "mean_of_batches", lambda *given: true(*given) | {"art": next(scores)})
+        patched.setattr(loop, "_finish", lambda *given: (_ for _ in ()).throw(Interrupted))
+        with pytest.raises(Interrupted):
+            train(config, few, tmp_path, progress=False)
+    run = train(config, few, tmp_path, progress=False)  # killed after its last epoch, it trains no further
+    assert len(run.history) == epochs and run.result["selected_epoch"] == selected
+    assert ("ended_after" in run.result) == (epochs < 6) and run.result.get("ended_after", 6) == epochs
 
 
 def test_a_history_is_kept_where_the_search_makes_use_of_it(few):

@@ -114,6 +114,8 @@ def _train(
         done = len(state.history) * steps
         with tqdm(total=config.epochs * steps, initial=done, desc=label, disable=not progress, mininterval=1.0) as bar:
             for epoch in range(len(state.history), config.epochs):
+                if _ends_early(config, state.history):
+                    break
                 started = time.perf_counter()
                 try:
                     row = {"epoch": epoch} | _train_epoch(state, config, data, train_x, train_y, epoch, bar)
@@ -122,7 +124,7 @@ def _train(
                     restore(state, run_dir / "checkpoint", owners)
                     again = partial(_train_epoch, state, config, data, train_x, train_y, epoch, bar)
                     raise NonFiniteLossError(f"{error}. {find_layer(state, error, again)}", error.eps) from error
-                row |= _validate(state.model, config, data)
+                row |= _validate(state.model, config, data, row["eps_t"])
                 _keep_best(state, config, row["val_art"])
                 state.history.append(row | {"seconds": time.perf_counter() - started})
                 if row["val_acc"] is not None:
@@ -194,14 +196,18 @@ def _mixed_seed(seed: int, epoch: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:7])
 
 
-def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[str, Any]:
-    """Scores on the validation part; by the published protocol on the test part, as its code has them."""
+def _validate(model: nn.Module, config: TrainConfig, data: ImageData, eps: float) -> dict[str, Any]:
+    """Scores on the validation part; by the published protocol on the test part, as its code has them.
+
+    There radii count up to eps, the eps_{max,t} of the epoch, so that no epoch of the ramp is the best by chance.
+    """
     published = config.protocol == "published"
     x, y = (data.test_x, data.test_y) if published else (data.val_x, data.val_y)
     if not len(x):
         return {"val_acc": None, "val_acr": None, "val_art": None}
     table = evaluate(model, x, y, config.eps_max, config.val_search, config.eval_batch)
     if published:
+        table = table.assign(radius=table.radius.clip(upper=eps))
         scores = mean_of_batches(table, config.eps_max, config.batch_size)
     else:
         scores = summarise(table, config.eps_max, (), config.eps_max)
@@ -209,11 +215,19 @@ def _validate(model: nn.Module, config: TrainConfig, data: ImageData) -> dict[st
 
 
 def _keep_best(state: State, config: TrainConfig, art: float | None) -> None:
-    """By the published protocol the best epoch's weights are the result, not the last's."""
-    best_before = max((row["val_art"] or 0.0 for row in state.history), default=0.0)
-    if config.protocol == "published" and art is not None and art >= best_before:
+    """By the published protocol the best epoch's weights are the result, not the last's; the first's of equal ones."""
+    best_before = max((row["val_art"] for row in state.history if row["val_art"] is not None), default=-1.0)
+    if config.protocol == "published" and art is not None and art > best_before:
         state.best_epoch = len(state.history)
         state.best_weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+
+
+def _ends_early(config: TrainConfig, history: list[dict[str, Any]]) -> bool:
+    """By the published protocol, after ``patience`` epochs without a better ART, but not before ``min_epochs``."""
+    if config.protocol != "published" or not config.patience or len(history) < max(1, config.min_epochs):
+        return False
+    arts = [-1.0 if row["val_art"] is None else row["val_art"] for row in history]
+    return len(arts) - 1 - arts.index(max(arts)) >= config.patience
 
 
 def _warn_of_spiral(state: State) -> None:
@@ -291,6 +305,7 @@ def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path, r
     if state.best_weights:
         scores = mean_of_batches(table, config.eps_max, config.batch_size)
         result |= {"selected_epoch": state.best_epoch, "selected_on": "test", "means_of_batches": scores}
+        result |= {"ended_after": len(state.history)} if len(state.history) < config.epochs else {}
     result |= {"xtol": config.eval_xtol, "rtol": config.eval_rtol, "n": len(table), "split": "test"}
     result |= {"seconds": sum(row["seconds"] for row in state.history), "test_seconds": time.perf_counter() - started}
     write_json(run_dir / "result.json", result | {"device": str(device), "version": version("acertlab")})
