@@ -214,7 +214,7 @@ ACCEPTED: dict[str, Accepted] = {  # of each setting by itself, for `check`; rad
 }
 
 
-def preset(dataset: str, method: str, *, budget: str = "paper") -> TrainConfig:
+def preset(dataset: str, method: str, *, budget: str = "paper", setting: str = "") -> TrainConfig:
     """The settings of Table 4 for ACERT and its kin, of each other method's authors, or smaller ones for two CPU cores.
 
     Args:
@@ -222,6 +222,8 @@ def preset(dataset: str, method: str, *, budget: str = "paper") -> TrainConfig:
         method: a key of METHODS.
         budget: "paper" needs a GPU (except digits); "fast" takes minutes on two cores, with the same OneCycle schedule
             for all methods; "smoke" only shows that everything runs.
+        setting: another one of the dataset's: "0.1" (MNIST) or "2/255" (CIFAR-10), its eps_max and what goes with it;
+            "prototype", for "fast-ibp" on the paper's datasets: what the paper's own code trained it with.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
@@ -230,9 +232,13 @@ def preset(dataset: str, method: str, *, budget: str = "paper") -> TrainConfig:
     config = TrainConfig(dataset=dataset, method=method)  # refuses unknown names
     key = dataset.partition(":")[0]
     rows = presets.METHOD_SETTINGS.get(presets.LOSS_OF_COMBINATION.get(method, method), {})
-    own, settings = rows.get(presets.PRESET_OF_DATASET.get(key, key), {}), presets.PAPER[key]
+    radii = presets.EPS.get(key, {})
+    if setting not in (known := ["", *radii, *(["prototype"] if f"{key} prototype" in rows else [])]):
+        refuse("setting", setting, f"of {method} on {key}: " + ", ".join(name or '""' for name in known))
+    own = rows.get(f"{presets.PRESET_OF_DATASET.get(key, key)} {setting}".strip(), {})
+    settings = presets.PAPER[key] | radii.get(setting, {})
     if budget != "paper" or method in presets.LOSS_OF_COMBINATION:
-        settings = settings | {name: value for name, value in own.items() if name in presets.LOSS_SETTINGS}
+        settings |= {name: value for name, value in own.items() if name in presets.LOSS_SETTINGS}
     elif own:  # of authors who never saw the paper's table
         settings = {name: settings[name] for name in ("model", "width", "eps_max")} | own
     if budget in ("fast", "smoke"):

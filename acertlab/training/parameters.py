@@ -103,15 +103,17 @@ def config_from_parameters(parameters: Mapping[str, Any]) -> TrainConfig:
 
     Args:
         parameters: names and values as `check_parameters` returns them (a training notebook's: by `PARAMETERS`).
-            ``dataset``, ``method`` and ``budget`` choose the preset; ``kappa`` and ``seed`` replace its values, and so
-            does every other field of `TrainConfig` that is neither 0 nor "" nor None. Other ``epochs`` keep the
-            preset's shares of clean epochs, ramp and milestones. ``settings`` are further fields by name; they replace
-            what the preset and other ``epochs`` say. Names that are no field are passed over.
+            ``dataset``, ``method``, ``budget`` and, where it is there, ``setting`` choose the preset; ``kappa`` and
+            ``seed`` replace its values, and so does every other field of `TrainConfig` that is neither 0 nor "" nor
+            None. Other ``epochs`` keep the preset's shares of clean epochs, ramp and milestones. ``settings`` are
+            further fields by name; they replace what the preset and other ``epochs`` say. Names that are no field are
+            passed over.
 
     Raises:
         ValueError: as `preset` and `TrainConfig`.
     """
-    config = preset(parameters["dataset"], parameters["method"], budget=parameters["budget"])
+    asked = {"budget": parameters["budget"], "setting": parameters.get("setting", "")}
+    config = preset(parameters["dataset"], parameters["method"], **asked)
     names = {field.name for field in fields(TrainConfig)}
     always = ("kappa", "seed")
     chosen = {n: v for n, v in parameters.items() if n in names and (n in always or v not in (0, "", None))}

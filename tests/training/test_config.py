@@ -109,6 +109,41 @@ def test_presets_take_nothing_from_another_source():
     assert [preset("cifar10", method).clean_epochs for method in tiny] == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("dataset", "setting", "eps"), [("cifar10", "2/255", 2 / 255), ("mnist", "0.1", 0.1)])
+def test_every_method_has_the_smaller_radii(dataset, setting, eps, method):
+    config, larger = preset(dataset, method, setting=setting), preset(dataset, method)
+    assert (config.eps_max, config.model, config.width) == (eps, "cnn7", 64)
+    assert replace(config, eps_max=larger.eps_max) != larger or method in (
+        *("standard", "acert", "acert-fast", "acert-sabr", "acert-mtl-ibp", "ibp", "fast-ibp", "crown-ibp", "taps"),
+    )
+    assert preset(dataset, method, budget="fast", setting=setting).eps_max == eps
+    with pytest.raises(ValueError, match=f'^setting = "4/255": accepted is of {method} on {dataset}: "", {setting}'):
+        preset(dataset, method, setting="4/255")
+
+
+def test_the_smaller_radii_are_the_authors_commands():
+    taps, sabr = (preset("mnist", name, setting="0.1") for name in ("taps", "sabr"))
+    assert (taps.train_eps, sabr.train_eps) == (0.2, 0.1)
+    assert preset("cifar10", "taps", setting="2/255").classifier_relus == 5
+    mtl, exp = (preset("cifar10", name, setting="2/255") for name in ("mtl-ibp", "exp-ibp"))
+    assert (mtl.alpha, mtl.l1, mtl.attack_steps, mtl.attack_step_size) == (4e-3, 3e-6, 8, 0.25)
+    assert mtl.attack_eps_factor == 2.1
+    assert (exp.alpha, exp.l1, exp.epochs) == (0.095, 4e-6, 160)
+    assert preset("mnist", "cc-ibp", setting="0.1").alpha == 0.1
+
+
+def test_the_papers_own_fast_ibp_has_a_name():
+    mnist, tiny = (preset(name, "fast-ibp", setting="prototype") for name in ("mnist", "tinyimagenet"))
+    assert (mnist.batch_size, mnist.epochs, mnist.milestones, mnist.clean_epochs) == (128, 100, (60, 70), 1)
+    assert (tiny.batch_size, tiny.epochs, tiny.milestones, tiny.ramp_epochs) == (256, 200, (120, 140), 80)
+    assert (tiny.l1, tiny.lambda0, tiny.clean_epochs, tiny.patience, tiny.min_epochs) == (1e-4, 0.2, 0, 70, 160)
+    early = {"epochs": 200, "patience": 150, "min_epochs": 160}
+    assert preset("cifar10", "fast-ibp", setting="prototype") == replace(preset("cifar10", "fast-ibp"), **early)
+    with pytest.raises(ValueError, match='accepted is of sabr on mnist: "", 0.1$'):
+        preset("mnist", "sabr", setting="prototype")
+
+
 def test_presets_are_the_methods_authors():
     sabr, mtl, exp = (preset("cifar10", method) for method in ("sabr", "mtl-ibp", "exp-ibp"))
     assert (sabr.epochs, sabr.milestones, sabr.small_box, sabr.attack_steps, sabr.attack_step_size) == (
@@ -132,6 +167,10 @@ def test_presets_are_the_methods_authors():
     assert preset("tinyimagenet", "mtl-ibp").l1 == 5e-5
     assert preset("tinyimagenet", "crown-ibp").epochs == 80
     assert (sabr.clip, sabr.l1_reach, mtl.clip, mtl.l1_reach) == (None, "parameters", 10.0, "weights")
+    staps = preset("cifar10", "staps", setting="2/255")
+    assert (staps.small_box, staps.taps_weight, staps.latent_steps, staps.link_share) == (0.1, 2.0, 20, 0.5)
+    assert (staps.epochs, staps.milestones, staps.classifier_relus, staps.l1) == (161, (121, 141), 1, 2e-6 / 7)
+    assert preset("tinyimagenet", "taps").lambda0 == 0.1 and preset("tinyimagenet", "staps").latent_steps == 10
     ours = preset("cifar10", "acert-sabr")
     assert ours == replace(preset("cifar10", "acert"), method="acert-sabr", small_box=0.7)
     for method in ("sabr", "mtl-ibp", "acert-mtl-ibp"):  # equal schedules where two cores must do

@@ -163,6 +163,13 @@ def test_only_the_papers_settings_on_all_images_reproduce():
     assert "the epoch that is best on the test set" in published
     authors = paper.label(paper.configuration("mnist", "sabr", 0.0), images("mnist", 60_000, 10_000))
     assert authors.endswith(paper.CHECKPOINT)
+    fast = paper.configuration("mnist", "fast-ibp", 0.0)
+    assert fast == replace(al.preset("mnist", "fast-ibp", setting="prototype"), kappa=0.0, seed=0)
+    assert paper.label(fast, images("mnist", 60_000, 10_000)).endswith(
+        "; by the paper's own settings of FastIBP, not Shi et al.'s"
+    )
+    shi = paper.label(al.preset("mnist", "fast-ibp"), images("mnist", 60_000, 10_000))
+    assert "epochs 70 instead of 100" in shi and shi.startswith("NOT a reproduction")
     few = paper.label(config, images("mnist", 600, 10_000))
     assert few == "NOT a reproduction: 600 of the 60,000 training images"
     small = paper.label(replace(config, epochs=50), images("mnist", 60_000, 500))
