@@ -258,7 +258,7 @@ def pgd(model, x, y, eps, steps, size, rule="last"):
     """PGD in plain loops, with the global generator's noise; the model in evaluation mode."""
     lower, upper = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     width = upper - lower
-    middle = x if rule == "mueller" else lower + width / 2
+    middle = x if rule in ("mueller", "mao") else lower + width / 2
     points, losses, wrong = [middle + (torch.rand_like(x) - 0.5) * width], [], []
     model.eval()
     for step in range(steps + 1):
@@ -267,7 +267,8 @@ def pgd(model, x, y, eps, steps, size, rule="last"):
         losses.append(F.cross_entropy(logits, y, reduction="none"))
         wrong.append(logits.argmax(1) != y)
         falls = (step / steps >= 0.5) + (step / steps >= 0.8) + (step / steps >= 0.9)
-        scale = {"last": eps * 0.1**falls, "mueller": width.max() / 2 * 0.1**falls, "de-palma": width / 2}[rule]
+        falling = {"last": eps * 0.1**falls, "mueller": width.max() / 2 * 0.1**falls}
+        scale = (falling | {"mao": width.max() / 2, "de-palma": width / 2})[rule]
         move = scale * size * torch.autograd.grad(losses[-1].sum(), point)[0].sign()
         points.append(torch.maximum(torch.minimum(point.detach() + move, upper), lower))
     model.train()
@@ -300,7 +301,7 @@ def test_the_attack_is_pgd_and_leaves_the_model_alone(build, steps, size, rule):
     assert all(module.training for module in model.modules())
     assert all(p.grad is None for p in model.parameters()) and not found.requires_grad
     assert ((found - x).abs() <= 0.1 + 1e-12).all()
-    assert rule == "mueller" or (found.min() >= 0 and found.max() <= 1)  # whose start may leave the domain
+    assert rule in ("mueller", "mao") or (found.min() >= 0 and found.max() <= 1)  # whose start may leave the domain
     model.eval()
     assert F.cross_entropy(model(found), y) > F.cross_entropy(model(x), y)
 

@@ -208,8 +208,13 @@ def _frozen(part: nn.Module, step: Step) -> IntervalNetwork:
 class STAPS(TAPS, SABR):
     """STAPS: TAPS over SABR's small box instead of the ball; SABR while the ramp lasts.
 
+    In its authors' code BatchNorm counts the batches of the attack as well, and bounds of the first part have the
+    statistics of its last one. Here all have the clean batch's, and nothing else is counted.
+
     Source: Mao et al. 2023.
     """
+
+    authors_attack: ClassVar[str] = "mao"
 
 
 # ---- ours: does a radius of each sample's own help the successors too?

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from acertlab.bounds.box import Box, Domain, ball
 from acertlab.bounds.ibp import IntervalNetwork
 
-RULES = ("mueller", "de-palma", "last")  # whose attack; see `training_attack`
+RULES = ("mueller", "mao", "de-palma", "last")  # whose attack; see `training_attack`
 
 
 def training_attack(
@@ -35,13 +35,14 @@ def training_attack(
     "mueller"  x and noise as wide as the ball       half the widest pixel of it  the last point, if one of its points
                                                                                   was misclassified; else of all but the
                                                                                   last that of the largest loss
+    "mao"      as "mueller"                          the same, but none falls     as "mueller"
     "de-palma" anywhere in the ball                  half of each pixel of it     the point of the largest loss; with
                                                                                   one step the last
     "last"     anywhere in the ball                  eps                          the last point
     ========== ===================================== ============================ =====================================
 
-    "mueller" and "last" take steps that fall tenfold after 50, 80 and 90 % of them. "mueller" may leave the ball by its
-    start alone, and stops as soon as the whole batch is misclassified.
+    "mueller" and "last" take steps that fall tenfold after 50, 80 and 90 % of them. "mueller" and
+    "mao" may leave the ball by their start alone, and stop as soon as the whole batch is misclassified.
 
     Args:
         model: in any mode; BatchNorm and Dropout are in evaluation mode meanwhile, and no statistics change.
@@ -53,15 +54,16 @@ def training_attack(
         domain: (low, high) of valid pixels, or None.
         amp: evaluate in bfloat16 on CUDA.
 
-    Source: Mueller et al. 2023 and De Palma et al. 2024, their code; "last": Madry et al. 2018, with the former's
-    settings. Draws from torch's global generator; no host-device synchronisation.
+    Source: the code of Mueller et al. 2023, Mao et al. 2023 (for STAPS) and De Palma et al. 2024; "last": Madry et al.
+    2018, with the first's settings. Draws from torch's global generator; no host-device synchronisation.
     """
     box, modes = ball(x, eps, domain), [(module, module.training) for module in model.modules()]
     width, noise = box.upper - box.lower, torch.rand_like(x)
-    point = x + (noise - 0.5) * width if rule == "mueller" else box.lower + noise * width
-    size = {"mueller": width.max() / 2, "de-palma": width / 2, "last": eps}[rule] * step_size
+    ends = rule in ("mueller", "mao")  # where all are misclassified
+    point = x + (noise - 0.5) * width if ends else box.lower + noise * width
+    size = (width.max() / 2 if ends else {"de-palma": width / 2, "last": eps}[rule]) * step_size
     kept, best, found = x, x.new_full((len(x),), -torch.inf), torch.zeros_like(y, dtype=torch.bool)
-    evaluated = steps + (rule == "mueller" or (rule == "de-palma" and steps > 1))
+    evaluated = steps + (ends or (rule == "de-palma" and steps > 1))
     model.eval()
     try:
         for step in range(evaluated):
@@ -70,7 +72,7 @@ def training_attack(
                 logits = model(leaf)
                 losses = F.cross_entropy(logits, y, reduction="none")
             point = point.detach()
-            if rule == "mueller":
+            if ends:
                 ended = found.all()  # before this point, which is then not looked at
                 found = found | (logits.argmax(1) != y)
                 better = losses > best if step < steps else torch.zeros_like(found)
@@ -80,7 +82,7 @@ def training_attack(
                 kept = torch.where(_as(x, better), point, kept)
             best = torch.where(better, losses.detach(), best)
             if step < steps:
-                falls = 0 if rule == "de-palma" else sum(step >= share * steps for share in (0.5, 0.8, 0.9))
+                falls = 0 if rule in ("mao", "de-palma") else sum(step >= share * steps for share in (0.5, 0.8, 0.9))
                 gradient = torch.autograd.grad(losses.sum(), leaf)[0]
                 point = torch.clamp(point + size * 0.1**falls * gradient.sign(), box.lower, box.upper)
     finally:
