@@ -160,7 +160,7 @@ def test_the_taps_loss_lies_between_the_adversarial_and_the_ibp_loss(build, seed
 @pytest.mark.parametrize(("kind", "before"), [(TAPS, FastIBP), (STAPS, SABR)])
 def test_while_the_ramp_lasts_they_are_fast_ibp_and_sabr(kind, before, eps) -> None:
     losses, penalties, slopes = [], [], []
-    same = {"kappa": 0.2, "eps_max": EPS} | ({"attack": "last"} if kind is STAPS else {})  # whose attack is its own
+    same = {"kappa": 0.2, "eps_max": EPS} | ({"attack": "last", "small_box_at_border": "cut"} if kind is STAPS else {})
     for objective in (kind(**same), before(**same)):
         model, x, y = setup(cnn)
         torch.manual_seed(0)
@@ -178,7 +178,10 @@ def test_staps_is_taps_over_the_small_box() -> None:
     loss, logged = staps(step)
     torch.manual_seed(0)
     attacked = replace(step, x_adv=pgd(model, x, y, EPS, staps.attack_steps, staps.attack_step_size, "mao"))
-    small = SABR(eps_max=EPS, small_box=0.3).box(attacked, torch.full_like(x[:, 0, 0, 0], EPS))
+    whole = ball(x, EPS)
+    half = 0.3 * whole.radius
+    centre = torch.maximum(torch.minimum(attacked.adversarial, whole.upper - half), whole.lower + half)
+    small = Box(centre - half, centre + half)
     assert torch.allclose(loss, TAPS(eps_max=EPS).bounded(attacked, small, None), rtol=1e-9)
     assert small.radius.max() <= 0.3 * EPS + 1e-12 and loss < TAPS(eps_max=EPS)(step)[0]
     assert (logged.radii.radius == EPS).all()

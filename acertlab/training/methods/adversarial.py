@@ -208,6 +208,7 @@ def _frozen(part: nn.Module, step: Step) -> IntervalNetwork:
 class STAPS(TAPS, SABR):
     """STAPS: TAPS over SABR's small box instead of the ball; SABR while the ramp lasts.
 
+    "inside", its small box is narrower at the border: lambda times the ball cut to the domain, pixel by pixel.
     In its authors' code BatchNorm counts the batches of the attack as well, and bounds of the first part have the
     statistics of its last one. Here all have the clean batch's, and nothing else is counted.
 
@@ -215,6 +216,14 @@ class STAPS(TAPS, SABR):
     """
 
     authors_attack: ClassVar[str] = "mao"
+
+    def _small(self, radii: Tensor, x: Tensor, x_adv: Tensor) -> Box:
+        if self.small_box_at_border == "cut":
+            return super()._small(radii, x, x_adv)
+        whole = ball(x, self.attack_eps_factor * radii, self.domain)
+        half = self.small_box * whole.radius
+        centre = x_adv.clamp(whole.lower + half, whole.upper - half)
+        return Box(centre - half, centre + half)
 
 
 # ---- ours: does a radius of each sample's own help the successors too?

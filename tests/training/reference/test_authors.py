@@ -46,6 +46,7 @@ def step(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **changes: Any) 
 
     with monkeypatch.context() as patched:
         patched.setattr(torch, "rand_like", lambda like: noise(like.shape))
+        patched.setattr(torch, "rand", lambda shape, **_: noise(torch.Size(shape)))
         patched.setattr(adversarial, "training_attack", attacked)
         patched.setattr(adversarial.SABR, "_small", boxed)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
