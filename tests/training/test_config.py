@@ -118,7 +118,7 @@ def test_every_method_has_the_smaller_radii(dataset, setting, eps, method):
         *("standard", "acert", "acert-fast", "acert-sabr", "acert-mtl-ibp", "ibp", "fast-ibp", "crown-ibp", "taps"),
     )
     assert preset(dataset, method, budget="fast", setting=setting).eps_max == eps
-    with pytest.raises(ValueError, match=f'^setting = "4/255": accepted is of {method} on {dataset}: "", {setting}'):
+    with pytest.raises(ValueError, match=f"^setting = '4/255': accepted is of {method} on {dataset}: \"\", {setting}"):
         preset(dataset, method, setting="4/255")
 
 
