@@ -10,13 +10,18 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from acertlab.bounds.rules.affine import Stats
-from acertlab.models.onnx import check_same, drop_softmax
+from acertlab.models.onnx import check_same
 from acertlab.models.state_dict import existing_file, normalised
 
+SOFTMAX = (
+    *(nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax),
+    *(torch.ops.aten.softmax, torch.ops.aten._softmax, torch.ops.aten.log_softmax, torch.ops.aten._log_softmax),
+)
 SAMPLES = 4  # of either kind, at least, on which the converted network must agree with the file
 
 
@@ -120,3 +125,16 @@ def _for_any_batch(traced: fx.GraphModule) -> fx.GraphModule:
             node.args = (node.args[0], [-1, *node.args[1][1:]], *node.args[2:])
     traced.recompile()
     return traced.eval()
+
+
+def drop_softmax(model: fx.GraphModule) -> fx.GraphModule:
+    """The model without its last operation, where that is a softmax; in place."""
+    output = next(node for node in model.graph.nodes if node.op == "output")
+    last = output.args[0]
+    called = type(model.get_submodule(last.target)) if last.op == "call_module" else last.target
+    called = getattr(called, "overloadpacket", called)
+    if called in SOFTMAX:
+        last.replace_all_uses_with(last.args[0])
+        model.graph.erase_node(last)
+        model.recompile()
+    return model
