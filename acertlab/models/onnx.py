@@ -118,6 +118,8 @@ def _input(proto: Any, path: Path, given: Sequence[int] | None) -> tuple[str, tu
     batched = declared[:1] in ((0,), (1,)) and (len(declared) > 1 or declared == (0,))
     if given is not None:
         batched = not declared or len(declared) == len(given) + 1
+        if batched and declared[:1] > (1,):
+            raise ValueError(f"path: the input of {path} has shape {declared}; accepted is (1 or open, *input_shape)")
     shape = tuple(given or declared[batched:])
     if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
         raise ValueError(f"input_shape: {path} leaves the shape of a sample open, {shape}; give it (without the batch)")

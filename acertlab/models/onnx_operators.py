@@ -143,12 +143,13 @@ def _gather(node: Node, x: Tensor, index: Tensor) -> Tensor:
 
 
 def _concat(node: Node, *parts: Tensor) -> Tensor:
-    batch = next(len(part) for part, value in zip(parts, node.constants, strict=True) if value is None)
-    open_batch = [
-        part if value is None or value.shape[:1] != (1,) else part.expand(batch, *part.shape[1:])
-        for part, value in zip(parts, node.constants, strict=True)
-    ]
-    return torch.cat(open_batch, node.attributes["axis"])
+    batch = next(part.shape[0] for part, value in zip(parts, node.constants, strict=True) if value is None)
+    rank, same = len(node.shape), []
+    for part, value in zip(parts, node.constants, strict=True):
+        if value is not None and (value.ndim < rank or value.shape[0] == 1):  # the same for each sample
+            part = part.expand(batch, *part.shape[part.dim() - rank + 1 :])
+        same.append(part)
+    return torch.cat(same, node.attributes["axis"])
 
 
 def _pad(node: Node, x: Tensor) -> Tensor:
