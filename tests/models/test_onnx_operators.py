@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from acertlab.bounds.graph.capture import capture
-from acertlab.models.onnx import load_onnx
+from acertlab.models.onnx import WAYS, load_onnx
 from acertlab.models.onnx_operators import OPERATORS
 from acertlab.radius.certified import certified_radius
 
@@ -188,6 +188,25 @@ def test_an_operator_computes_what_onnxruntime_does(case: Case, tmp_path: Path) 
     graph = capture(model, x[:1])  # of a batch of one, for any
     with torch.no_grad():
         assert torch.equal(graph.run(model, x), model(x))
+
+
+IMAGES_ONLY = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize"}
+IMAGES_ONLY |= {"Upsample", "BatchNormalization", "InstanceNormalization", "GroupNormalization", "PRelu", "Einsum"}
+APART = [case for case in CASES + EXTRA if case[0] not in IMAGES_ONLY and case[3].get("mode") is None]
+
+
+@pytest.mark.parametrize("case", APART, ids=lambda case: f"{case[0]}-{'x'.join(map(str, case[1]))}")
+def test_an_operator_computes_the_same_of_samples_apart(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for opset in {case[4][0], case[4][-1]}:
+        path = one_operator(tmp_path / "net.onnx", case, opset)
+        x = torch.rand(5, *case[1], generator=torch.Generator().manual_seed(1))
+        right = load_onnx(path)(x)
+        with monkeypatch.context() as patched:
+            patched.setitem(WAYS, 1, (False,))
+            apart = load_onnx(path)
+        assert torch.allclose(apart(x), right, atol=1e-5)
 
 
 def test_every_operator_of_the_table_is_tried() -> None:
