@@ -109,8 +109,10 @@ def _reshape(node: Node, x: Tensor) -> Tensor:
 
 
 def _expand(node: Node, x: Tensor) -> Tensor:
-    same = len(node.sizes[0]) == len(node.shape)
-    return x.expand(node.of_batch() if same else node.shape)
+    sizes = node.sizes[0]
+    if len(sizes) < len(node.shape):  # new dimensions come behind the batch
+        x = x.reshape(-1, *[1] * (len(node.shape) - len(sizes)), *sizes[1:])
+    return x.expand(node.of_batch())
 
 
 def _slice(node: Node, x: Tensor) -> Tensor:

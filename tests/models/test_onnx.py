@@ -291,7 +291,7 @@ def test_what_takes_one_sample_only_runs_for_each(make: Callable, tmp_path: Path
 
 
 def test_one_of_several_outputs_is_chosen_by_name(tmp_path: Path) -> None:
-    file, layer = File(1, 4), nn.Linear(4, 3)
+    file, layer = File(1, 4), nn.Linear(4, 3).eval()
     hidden = file.gemm(layer)
     file.add("Softmax", axis=1)
     path = file.save(tmp_path / "net.onnx")
@@ -312,7 +312,7 @@ def test_one_of_several_outputs_is_chosen_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("softmax", ["Softmax", "LogSoftmax"])
 @pytest.mark.parametrize("after", [None, "Identity", "Flatten", "Reshape"])
 def test_a_final_softmax_is_dropped(opset: int, softmax: str, after: str | None, tmp_path: Path) -> None:
-    file, layer = File(1, 4), nn.Linear(4, 3)
+    file, layer = File(1, 4), nn.Linear(4, 3).eval()
     file.matmul(layer)
     file.add(softmax, axis=1)
     if after:

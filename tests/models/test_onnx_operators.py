@@ -221,7 +221,7 @@ def test_a_radius_of_a_file_holds_at_points_of_its_box(operator: str, tmp_path: 
     proto = onnx.load(path)
     proto.graph.node.pop()
     size = load_onnx(path)(torch.rand(1, *case[1])).shape[1] // 2
-    proto.graph.node.append(node("Gemm", ["f", "last"], ["y"]))
+    proto.graph.node.append(node("MatMul", ["f", "last"], ["y"]))
     proto.graph.initializer.append(tensor(normal(size, 3), "last"))
     onnx.save(proto, path)
     model, session = load_onnx(path), runtime.InferenceSession(path)
