@@ -347,10 +347,10 @@ def refused_nodes() -> File:
     return file
 
 
-def training_norm() -> File:
-    file = File(1, 2, 3, 3)
-    values = (torch.ones(2), torch.zeros(2), torch.zeros(2), torch.ones(2))
-    file.add("BatchNormalization", *values, training_mode=1)
+def whole_numbers() -> File:
+    file = File(1, 3)
+    file.add("Cast", to=onnx.TensorProto.INT64)
+    file.add("Cast", to=onnx.TensorProto.FLOAT)
     return file
 
 
@@ -364,7 +364,7 @@ def training_norm() -> File:
         (two_inputs, "has 2 inputs; accepted is one"),
         (batch_of_four, r"for one sample has shape \(1, 4, 3\); it must be \(1, classes\)"),
         (refused_nodes, "operator Det .node 'number 0 in the file'.; operator Hardmax .node 'number 1 in the file'."),
-        (training_norm, "operator BatchNormalization .node 'number 0 in the file'.: training_mode; accepted is infere"),
+        (whole_numbers, "operator Cast .node 'number 0 in the file'.: a cast to other than floating-point numbers"),
         (lambda: mixed_samples("batch"), "computes something else: outputs differ by up to"),
         (no_classes, r"for one sample has shape \(1, 3, 2\); it must be \(1, classes\)"),
     ],
