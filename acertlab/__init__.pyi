@@ -20,13 +20,18 @@ from acertlab.models.initialisation import ibp_init_ as ibp_init_
 from acertlab.models.onnx import load_onnx as load_onnx
 from acertlab.models.state_dict import load_weights as load_weights
 from acertlab.models.torch_program import load_program as load_program
+from acertlab.models.vnnlib import export_vnnlib as export_vnnlib
 from acertlab.radius.attack import (
     AttackResult as AttackResult,
     adversarial_accuracy as adversarial_accuracy,
     attacked_radius as attacked_radius,
     pgd as pgd,
 )
-from acertlab.radius.bracket import RadiusBracket as RadiusBracket, radius_bracket as radius_bracket
+from acertlab.radius.bracket import (
+    RadiusBracket as RadiusBracket,
+    exact_radius as exact_radius,
+    radius_bracket as radius_bracket,
+)
 from acertlab.radius.certificate import Report as Report, certify as certify
 from acertlab.radius.certified import certified_radius as certified_radius
 from acertlab.radius.metrics import (

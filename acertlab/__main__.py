@@ -178,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("network", help="a run's folder, an ONNX file, or one of torch.export.save or torch.jit.save")
     one.add_argument("dataset", help="digits, mnist, cifar10, ..., folder:PATH")
     one.add_argument("eps_max", type=number, help="the largest radius that counts, in pixel units, such as 8/255")
-    one.add_argument("--bound", default="ibp", help="ibp, crown-ibp, crown or alpha-crown (default: %(default)s)")
+    one.add_argument("--bound", default="ibp", help="ibp, crown-ibp, crown, alpha-crown, exact (default: %(default)s)")
     one.add_argument("--sound", action="store_true", help="bound rounding errors too")
     one.add_argument("--images", type=int, help="only the first so many test images")
     one.add_argument("--output", help="an HTML page of the certificate")

@@ -1,14 +1,21 @@
-"""Memory that the C library keeps instead of giving it back."""
+"""Any number of samples in bounded memory; and memory that the C library keeps instead of giving it back."""
 
 import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 KEEP = 2**30  # bytes of free memory that are not given back, and of a block that is not mapped by itself
 USUAL = {TRIM_THRESHOLD: 2**26, MMAP_THRESHOLD: 2**25}  # where glibc's own adjustment ends once large blocks were freed
 SET_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+Part = TypeVar("Part")
 
 
 _inside = 0  # calls of memory_kept that have not ended
@@ -45,3 +52,54 @@ def _mallopt() -> Callable[[int, int], int] | None:
         return ctypes.CDLL(None).mallopt
     except (AttributeError, ValueError, OSError):  # macOS and Windows, musl
         return None
+
+
+def out_of_memory(error: Exception) -> bool:
+    told = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        "allocate memory" in told or "not enough memory" in told or "out of memory" in told
+    )
+
+
+def in_chunks(work: Callable[[slice], Part], n: int, size: int, *, desc: str, progress: bool) -> list[Part]:
+    """``work`` on the slices of n samples, ``size`` each, on an empty one if n is 0; one that does not fit is halved.
+
+    Raises:
+        MemoryError, RuntimeError: memory ran out for a single sample; or whatever else ``work`` raises.
+    """
+    parts, start = [], 0
+    with tqdm(total=n, desc=desc, unit="sample", disable=not progress) as bar:
+        while start < n or not parts:
+            try:
+                parts.append(work(slice(start, start + size)))
+            except (MemoryError, RuntimeError) as error:
+                if size == 1 or not out_of_memory(error):
+                    raise
+                size = (min(size, n) + 1) // 2  # the next try is outside, where the failed work's tensors are free
+            else:
+                bar.update(min(size, n - start))
+                start += size
+    return parts
+
+
+def largest_growth(work: Callable[[int], object], rows: int) -> int:
+    """Bytes by which the largest tensor of ``work(rows)`` grows a row; what two batches share is no activation."""
+    passes = []
+    for batch in (rows, 2 * rows):
+        with _TensorSizes() as seen:
+            work(batch)
+        passes.append(seen.sizes)
+    return max((two - one for one, two in zip(*passes, strict=False)), default=0) // rows
+
+
+class _TensorSizes(TorchDispatchMode):
+    """Notes the size in bytes of every tensor that an operation inside returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.sizes += [out.numel() * out.element_size()] if isinstance(out, Tensor) else []
+        return out

@@ -12,14 +12,6 @@ from torch.nn.parameter import is_lazy
 
 from acertlab.bounds.box import Domain, check_input
 
-
-def out_of_memory(error: Exception) -> bool:
-    told = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        "allocate memory" in told or "not enough memory" in told or "out of memory" in told
-    )
-
-
 LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 

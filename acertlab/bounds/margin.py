@@ -154,10 +154,10 @@ def certified_margin(
         return margin_at(network, x, y.long(), eps, merged=merged, domain=domain)
 
 
-def check_bound(bound: str, sound: Sound) -> None:
-    """Refuses unknown names, and a pair that nothing proves."""
-    if bound not in tuple(BOUNDS):  # of whatever type it is
-        raise ValueError(f"bound: {bound!r} is unknown; choose from {', '.join(map(repr, BOUNDS))}")
+def check_bound(bound: str, sound: Sound, others: tuple[str, ...] = ()) -> None:
+    """Refuses unknown names, and a pair that nothing proves; ``others`` are known where radii are searched."""
+    if bound not in (known := (*BOUNDS, *others)):  # of whatever type it is
+        raise ValueError(f"bound: {bound!r} is unknown; choose from {', '.join(map(repr, known))}")
     if not (isinstance(sound, bool) or sound == "float32"):
         raise ValueError(f"sound: {sound!r} is unknown; choose False, True or 'float32'")
     if sound and bound != "ibp":

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from acertlab.models.onnx_operators import ONE_TENSOR, OPERATORS, Node
 
 OLDEST_OPSET = 9  # older files are upgraded first
+OPSET = 17  # in which networks are written
 SAMPLES = 3  # of each scale, random inputs on which the network must agree with the file's
 SCALES = (1.0, 0.1, 4.0)
 WAYS = {0: (True,), 1: (True, False), None: (False,)}  # by the file's batch: all at once, or each sample apart
@@ -82,11 +83,36 @@ def load_onnx(path: str | Path, *, input_shape: Sequence[int] | None = None, out
     return model.eval()
 
 
-def _import(name: str) -> Any:
+def write_onnx(model: nn.Module, sample: Tensor, path: Path) -> Tensor:
+    """Writes ``model`` as an ONNX network of one sample (1, ...), and returns its logits there, (1, classes).
+
+    Raises:
+        ImportError: onnx or onnxruntime is not installed; the message says how to install it.
+        ValueError: it cannot be written, or what was written computes something else.
+    """
+    _, runtime = (_import(name, "export_vnnlib") for name in ("onnx", "onnxruntime"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter that needs no further package calls itself the older one
+            torch.onnx.export(model, (sample,), str(path), dynamo=False, opset_version=OPSET, input_names=["x"])
+    except Exception as error:  # of many kinds, from operators that ONNX does not have
+        raise ValueError(f"model: it cannot be written as ONNX: {type(error).__name__}: {error}") from error
+    session = runtime.InferenceSession(str(path))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        logits = model(sample.clone())
+        for at in (sample, *(torch.rand(sample.shape, generator=generator).to(sample) for _ in range(SAMPLES))):
+            ours, theirs = model(at.clone()).cpu(), torch.as_tensor(session.run(None, {"x": at.cpu().numpy()})[0])
+            if ours.shape != theirs.shape or not (ours - theirs).abs().max() <= 1e-4 * (1 + ours.abs().max()):
+                raise ValueError("model: written as ONNX it computes something else, by onnxruntime")
+    return logits
+
+
+def _import(name: str, what: str = "load_onnx") -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ImportError(f'load_onnx needs {name}, which is not installed: pip install "acertlab[onnx]"') from error
+        raise ImportError(f'{what} needs {name}, which is not installed: pip install "acertlab[onnx]"') from error
 
 
 def _read(onnx: Any, path: Path) -> Any:

@@ -14,11 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from acertlab._memory import in_chunks
 from acertlab._validation import Within, check
 from acertlab.bounds.box import Domain, ball, check_eps
 from acertlab.bounds.checks import check_samples, full_precision
 from acertlab.bounds.margin import clean_logits, clean_margin
-from acertlab.radius.batching import in_chunks
 from acertlab.radius.rootfind.brent import brentq
 from acertlab.radius.search import AT_LEAST_ONE, EPS_MAX
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from acertlab._memory import in_chunks
 from acertlab.bounds.box import Domain
 from acertlab.bounds.margin import Sound
 from acertlab.radius.attack import AttackResult, attacked_radius, check_budget, pgd, rounded
-from acertlab.radius.batching import Chunks, in_chunks
-from acertlab.radius.certified import find_radii
-from acertlab.radius.search import RadiusResult, SearchSettings
+from acertlab.radius.certified import Chunks, find_radii
+from acertlab.radius.search import EXACT, RadiusResult, SearchSettings
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,11 @@ def radius_bracket(
 ) -> RadiusBracket:
     """The robust radius between what `acertlab.certified_radius` proves and what `attacked_radius` finds.
 
-    Both searches go their own way over [0, eps_max]; then every sample is attacked once more *at* its certified radius.
-    A success there crosses the bracket: one of the two is wrong. Where the bound is (nearly) exact, as for a linear
-    model, rounding alone may do it, since a certificate with sound=False neglects the rounding errors of the margin and
-    of the forward pass; ``sound="float32"`` certifies the float32 evaluation that the attack sees.
+    Both searches go their own way over [0, eps_max] (bound="exact" begins from the attack, see `exact_radius`); then
+    every sample is attacked once more *at* its certified radius. A success there crosses the bracket: one of the two is
+    wrong. Where the bound is (nearly) exact, as for a linear model, rounding alone may do it, since a certificate with
+    sound=False neglects the rounding errors of the margin and of the forward pass; ``sound="float32"`` certifies the
+    float32 evaluation that the attack sees.
 
     Args:
         model, x, y, eps_max, bound, merged, sound, domain: as in `acertlab.certified_radius`.
@@ -98,8 +99,14 @@ def radius_bracket(
     check_budget(steps=steps, restarts=restarts, seed=seed, batch_size=batch_size)
     settings = SearchSettings(bound, merged, domain, sound)
     effort = {"steps": steps, "restarts": restarts, "seed": seed, "domain": domain}
-    certificate = find_radii(model, x, y, eps_max, settings, chunks=Chunks(progress=progress))
-    attack = attacked_radius(model, x, y, eps_max, batch_size=batch_size, progress=progress, **effort)
+    if bound == EXACT:
+        from acertlab.radius.exact.radii import ExactSettings, exact_radii  # scipy's solver, when it is asked for
+
+        exactly = ExactSettings(domain, steps=steps, restarts=restarts, seed=seed, progress=progress)
+        certificate, attack = exact_radii(model, x, y, eps_max, exactly)
+    else:
+        certificate = find_radii(model, x, y, eps_max, settings, chunks=Chunks(progress=progress))
+        attack = attacked_radius(model, x, y, eps_max, batch_size=batch_size, progress=progress, **effort)
     rows = (certificate.radius > 0).nonzero().squeeze(1)
 
     def attack_there(part: slice) -> tuple[Tensor, Tensor]:
@@ -111,3 +118,48 @@ def radius_bracket(
     point, margin = (torch.cat(column) for column in zip(*found, strict=True))
     spent = 1 + (restarts + 1) * (steps + 1)
     return RadiusBracket(certificate, attack.with_witnesses(x, rows, point, margin, spent))
+
+
+def exact_radius(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps_max: float | str,
+    *,
+    domain: Domain = (0.0, 1.0),
+    time_limit: float = 60.0,
+    gap: float = 1e-4,
+    steps: int = 6,
+    restarts: int = 4,
+    seed: int = 0,
+    progress: bool = False,
+) -> RadiusBracket:
+    """The robust radius of small piecewise linear networks: the least eps at which some class reaches the true one.
+
+    A mixed-integer program for each class that may reach it below the best witness so far, the attack's to begin with,
+    solved by HiGHS. Networks of affine operators, ReLU, LeakyReLU, max, max and average pooling, residual sums and
+    BatchNorm; some tens of ReLUs that may be on or off within the box take a second, hundreds do not end.
+
+    Args:
+        model, x, y, eps_max, domain: as in `acertlab.certified_radius`.
+        time_limit: seconds of the solver for each sample.
+        gap: relative width of the bracket at which the solver may stop.
+        steps, restarts, seed: of the attack, as in `attacked_radius`.
+        progress: show progress bars over the samples.
+
+    Returns:
+        A `RadiusBracket`. ``certified`` is the solver's own bound: certified only as far as its tolerances (1e-6)
+        allow, which status SOLVED says. ``attacked`` is the distance of an input that the model itself was seen to
+        classify otherwise. Where the time ran out (TIME_LIMIT) the truth is somewhere in between.
+
+    Raises:
+        TypeError: an operator that is not piecewise linear; the message names it and what is accepted.
+        ValueError: too many ReLUs; or naming the argument, what was wrong and what is accepted.
+
+    Source: Tjeng, Xiao, Tedrake 2019 (MIPVerify).
+    """
+    check_budget(steps=steps, restarts=restarts, seed=seed)
+    from acertlab.radius.exact.radii import ExactSettings, exact_radii
+
+    settings = ExactSettings(domain, time_limit, gap, steps, restarts, seed, progress)
+    return RadiusBracket(*exact_radii(model, x, y, eps_max, settings))

@@ -1,19 +1,38 @@
 """The certified radius of every sample: the root of its certified margin (Def. 3.1, Eq. 7, Theorem A.1)."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from acertlab._memory import memory_kept
+from acertlab._memory import in_chunks, largest_growth, memory_kept
 from acertlab._validation import check
 from acertlab.bounds.box import Domain
 from acertlab.bounds.checks import check_dense, check_samples, full_precision
 from acertlab.bounds.graph.comparison import check_chunk
-from acertlab.bounds.ibp import freeze
+from acertlab.bounds.ibp import Network, freeze
 from acertlab.bounds.margin import BOUNDS, Sound, captured, clean_logits, clean_margin, margin_at, prepare_all
-from acertlab.radius.batching import ALL_THAT_FIT, Chunks, chunk_size, in_chunks
-from acertlab.radius.search import AT_LEAST_ONE, EPS_MAX, RadiusResult, RadiusStatus, SearchSettings, search_radius
+from acertlab.radius.search import (
+    AT_LEAST_ONE,
+    EPS_MAX,
+    EXACT,
+    RadiusResult,
+    RadiusStatus,
+    SearchSettings,
+    search_radius,
+)
+
+
+class Chunks(NamedTuple):
+    """How a call works through its samples."""
+
+    size: int | None = None  # samples at once; None: as many as fit into the memory
+    memory: int = 2**29  # bytes of activations, roughly
+    progress: bool = False  # show a progress bar
+
+
+ALL_THAT_FIT = Chunks()
 
 
 def certified_radius(
@@ -50,7 +69,8 @@ def certified_radius(
         y: (B,) integer labels.
         eps_max: the perceptual limit in pixel units, > 0; "8/255" will do.
         bound, merged, domain: as in `acertlab.certified_margin`. A bound of the CROWN family starts from the radii that
-            the cheaper bounds certify.
+            the cheaper bounds certify. And "exact": the lower end of `acertlab.exact_radius` with gap=rtol, for small
+            piecewise linear networks; certified only as far as the solver's tolerances allow, as the status says.
         solver: "log-secant", which knows how margins grow, "brentq", "bisect" or "chandrupatla".
         xtol, rtol: absolute (pixel units) and relative tolerance of the bracket.
         maxiter: iterations of the solver at most, >= 1.
@@ -94,6 +114,11 @@ def find_radii(
     chunks: Chunks = ALL_THAT_FIT,
 ) -> RadiusResult:
     """`certified_radius` by settings in one object, without its gradient."""
+    if settings.bound == EXACT:
+        from acertlab.radius.exact.radii import ExactSettings, exact_radii  # scipy's solver, when it is asked for
+
+        exactly = ExactSettings(settings.domain, gap=settings.rtol, progress=chunks.progress)
+        return exact_radii(model, x, y, eps_max, exactly)[0]
     eps_max, sound = check("eps_max", eps_max, EPS_MAX, parse=True), settings.sound
     check_samples(model, x, y, settings.domain)
     if warm_start is not None:
@@ -117,7 +142,7 @@ def find_radii(
         bounds = names[: names.index(settings.bound) + 1]
         graph = captured(model, x, settings.domain, eps_max)
         networks = prepare_all(model, graph, bounds, sound, x, y.long())
-        size = chunks.size or chunk_size(model, networks[-1], x[:1], y[:1].long(), eps_max, settings, chunks.memory)
+        size = chunks.size or _chunk_size(model, networks[-1], x[:1], y[:1].long(), eps_max, settings, chunks.memory)
         parts = in_chunks(search, len(x), size, desc="certified radii", progress=chunks.progress)
     names = ("radius", "margin", "upper", "status", "evaluations")
     columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
@@ -138,6 +163,23 @@ def _attach_gradient(model: nn.Module, x: Tensor, y: Tensor, result: RadiusResul
         slope = torch.where(slope > 0, slope, torch.inf)
         step = (value.detach() - value) / slope  # zero in value, Theorem 3.4 in gradient
         return result.radius.index_put((inside,), eps.detach() + step)
+
+
+def _chunk_size(
+    model: nn.Module, network: Network, x: Tensor, y: Tensor, eps_max: float, settings: SearchSettings, memory: int
+) -> int:
+    """How many samples keep activations, about eight tensors of the largest size, in ``memory``.
+
+    Those of the clean pass count as well: a prepared network may take a batch in parts.
+    """
+
+    def passes(rows: int) -> None:
+        first = torch.zeros(rows, dtype=torch.long, device=x.device)
+        model(x[first])
+        inputs = x[first].double() if settings.sound else x[first]
+        margin_at(network, inputs, y[first], eps_max, domain=settings.domain)
+
+    return max(1, memory // (8 * max(1, largest_growth(passes, network.tile)))) if len(x) else 1
 
 
 def _check_warm_start(warm_start: Tensor, y: Tensor) -> None:

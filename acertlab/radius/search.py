@@ -32,6 +32,7 @@ EPS_MAX = Within(
 )
 XTOL, RTOL = Within(0, 1, open_low=True, open_high=True), Within(0, 1, open_high=True)
 AT_LEAST_ONE = Within(1, kind=int)
+EXACT = "exact"  # the bound that is no pass through the network, but a program of its own
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class SearchSettings:
     maxiter: int = 100
 
     def __post_init__(self) -> None:
-        check_bound(self.bound, self.sound)
+        check_bound(self.bound, self.sound, (EXACT,))
         check_domain(self.domain)
         accepted = {"solver": SOLVERS, "xtol": XTOL, "rtol": RTOL, "maxiter": AT_LEAST_ONE}
         for name, what in accepted.items():
@@ -144,6 +145,8 @@ class RadiusStatus(Status):
     AT_EPS_MAX = 2, "Certified at eps_max; the radius may be larger."
     MAXITER = 3, "maxiter was reached; the radius is certified, but may be far from the largest."
     NONFINITE = 4, "The clean logits are NaN or infinite: nothing can be certified."
+    SOLVED = 5, "A mixed-integer program was solved: certified only as far as its tolerances allow."
+    TIME_LIMIT = 6, "The solver's time ran out: certified as far as its tolerances allow, but not tight."
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,11 @@ class RadiusResult:
 
     Attributes:
         radius: in pixel units; a radius > 0 is one at which the margin was evaluated and found negative.
-        margin: R_cert evaluated at ``radius``; for a radius of 0 the clean margin.
+        margin: R_cert evaluated at ``radius``; for a radius of 0 the clean margin; NaN where a solver tells the radius.
         upper: smallest eps seen NOT certified; inf where certified at eps_max.
         status: int8, a `RadiusStatus` each.
         evaluations: int64, how often the margin of the sample was evaluated, the clean pass included (and not the one
-            pass of eight rows that tells where a search should begin, see `MarginGrowth`).
+            pass of eight rows that tells where a search should begin, see `MarginGrowth`); or programs were solved.
         monotone: whether the bound is known to grow with eps. If not (the CROWN family), the radius is certified like
             any other, but ``upper`` is *an* eps that is not certified, next to the radius; smaller ones may exist.
     """
@@ -169,8 +172,9 @@ class RadiusResult:
     monotone: bool = True
 
     def raise_if_failed(self) -> "RadiusResult":
-        """Raises RuntimeError, with counts, where a status is MAXITER or NONFINITE; else returns the result."""
-        if failed := [s for s in (RadiusStatus.MAXITER, RadiusStatus.NONFINITE) if (self.status == s).any()]:
+        """Raises RuntimeError, with counts, where a status is MAXITER, NONFINITE or TIME_LIMIT; else returns itself."""
+        failures = (RadiusStatus.MAXITER, RadiusStatus.NONFINITE, RadiusStatus.TIME_LIMIT)
+        if failed := [s for s in failures if (self.status == s).any()]:
             said = " ".join(f"{int((self.status == s).sum())} x {s.name}: {s.sentence}" for s in failed)
             raise RuntimeError(f"{len(self.radius)} radii, of which failed: {said}")
         return self

@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from acertlab.bounds.ibp import freeze
+from acertlab.bounds.box import Box
+from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.bounds.margin import certified_margin, clean_margin, margin_at
 from acertlab.models.architectures import mlp, residual_cnn
 from acertlab.radius.attack import attacked_radius
@@ -346,7 +347,7 @@ def test_no_point_of_a_certified_box_changes_the_label(seed: int, eps_max: float
 
 
 def test_statuses_have_a_sentence() -> None:
-    assert len({status.sentence for status in RadiusStatus}) == 5
+    assert len({status.sentence for status in RadiusStatus}) == 7
     assert all(np.issubdtype(type(int(s)), np.integer) for s in RadiusStatus)
 
 
@@ -381,3 +382,43 @@ def test_a_sample_is_computed_alike_wherever_it_is(features: int, outputs: int, 
     assert torch.equal(again.radius, found.radius[order]) and (found.radius > 0).any()
     broken = attacked_radius(model, x[:1].expand(51, -1), y[:1].expand(51), 0.5, steps=5, restarts=1)
     assert (broken.margin == broken.margin[0]).all() and (broken.radius[0].isfinite() or outputs == 1)
+
+
+def test_chunks_keep_to_the_memory_given(digits_net: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest tensor of any bound pass, times eight, stays within ``memory``; the radii are the same."""
+    x, y = digits_net.x.repeat(4, 1, 1, 1), digits_net.y.repeat(4)
+    rows: list[int] = []
+    margins = IntervalNetwork.margins
+    monkeypatch.setattr(
+        IntervalNetwork, "margins", lambda self, box, y, **kw: rows.append(len(y)) or margins(self, box, y, **kw)
+    )
+    whole = certified_radius(digits_net.model, x, y, 0.2)
+    assert max(rows) >= 0.9 * (whole.status == RadiusStatus.CONVERGED).sum()  # all in one chunk
+    rows.clear()
+    small = certified_radius(digits_net.model, x, y, 0.2, memory=2**21)
+    assert 64 < max(rows) < 500  # 8 channels of 4 x 4 or less, linear 50: kilobytes a sample
+    assert torch.equal(small.radius, whole.radius)
+
+
+def test_out_of_memory_halves_the_chunk_and_goes_on(digits_net: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = digits_net.model, digits_net.x[:300], digits_net.y[:300]
+    expected = certified_radius(model, x, y, 0.2)
+    margins = IntervalNetwork.margins
+
+    def limited(self: IntervalNetwork, box: Box, y: torch.Tensor, **settings: bool) -> torch.Tensor:
+        if len(y) > 96:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+        return margins(self, box, y, **settings)
+
+    monkeypatch.setattr(IntervalNetwork, "margins", limited)
+    found = certified_radius(model, x, y, 0.2)
+    assert torch.equal(found.radius, expected.radius) and torch.equal(found.upper, expected.upper)
+
+    def broken(self: IntervalNetwork, box: Box, y: torch.Tensor, **settings: bool) -> torch.Tensor:
+        if len(y) > 96:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        return margins(self, box, y, **settings)
+
+    monkeypatch.setattr(IntervalNetwork, "margins", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):  # only running out of memory is tried again
+        certified_radius(model, x, y, 0.2)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit import TracerWarning  # pyright: ignore[reportPrivateImportUsage]  # its public name all the same
 
-from acertlab.bounds.checks import out_of_memory
+from acertlab._memory import out_of_memory
 from acertlab.bounds.crown.relaxations import UnprovedError
 
 

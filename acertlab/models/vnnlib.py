@@ -1,0 +1,84 @@
+"""Robustness properties for any verifier of VNN-COMP: an ONNX network, VNN-LIB 1.0 files and instances.csv."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from acertlab._validation import Within, check
+from acertlab.bounds.box import Box, Domain, ball, check_eps
+from acertlab.bounds.checks import check_samples
+from acertlab.models.onnx import write_onnx
+
+
+def export_vnnlib(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    radius: float | Tensor,
+    folder: str | Path,
+    *,
+    domain: Domain = (0.0, 1.0),
+    timeout: float = 100.0,
+) -> Path:
+    """The network and one property a sample, "some x' within the radius is not classified as y", as files.
+
+    A verifier's ``unsat`` proves the sample robust at this radius; ``sat`` comes with a counterexample (or a tie).
+
+    Args:
+        model: in evaluation mode, (B, ...) -> (B, classes).
+        x: (B, ...) inputs in pixel units; y: (B,) integer labels.
+        radius: in pixel units, >= 0: a float, or (B,), such as the certified radii.
+        folder: where ``model.onnx`` (of one sample, shape (1, ...)), ``sample_0000.vnnlib``, ... and ``instances.csv``
+            (a row a property: network, property, timeout) are written, over what is there.
+        domain: (low, high) of valid pixels, to which the boxes are cut, or None.
+        timeout: seconds that a verifier may take for each, > 0.
+
+    Returns:
+        The path of ``instances.csv``.
+
+    Raises:
+        ImportError: onnx or onnxruntime is not installed; the message says how to install it.
+        TypeError, ValueError: naming the argument, what was wrong and what is accepted; or the network cannot be
+            written as ONNX, or computes something else when read back.
+
+    Source: https://www.vnnlib.org (VNN-LIB 1.0), https://github.com/VNN-COMP (instances.csv).
+    """
+    check_samples(model, x, y, domain)
+    x, timeout = x.detach(), check("timeout", timeout, Within(0, open_low=True))
+    check_eps(radius, x)
+    radii = torch.as_tensor(radius, dtype=torch.float64, device=x.device).expand(len(x))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = write_onnx(model, x[:1] if len(x) else x.new_zeros(1, *x.shape[1:]), folder / "model.onnx").shape[1]
+    boxes = ball(x.double(), radii, domain)
+    rows = []
+    for i, label in enumerate(y.tolist()):
+        name = f"sample_{i:04d}.vnnlib"
+        box = Box(boxes.lower[i], boxes.upper[i])
+        head = f"; sample {i}, label {label}: an input within {radii[i].item():.9g} that another class reaches"
+        (folder / name).write_text("\n".join([head, *_property(box, label, classes)]) + "\n", encoding="utf-8")
+        rows.append(["model.onnx", name, f"{timeout:g}"])
+    with (folder / "instances.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    return folder / "instances.csv"
+
+
+def _property(box: Box, label: int, classes: int) -> Iterator[str]:
+    """What is declared and asserted: the input's box, and that another logit is at least the label's."""
+    lower, upper = (end.flatten().cpu().numpy() for end in (box.lower, box.upper))
+    yield from (f"(declare-const X_{i} Real)" for i in range(len(lower)))
+    yield from (f"(declare-const Y_{i} Real)" for i in range(classes))
+    for i, (low, high) in enumerate(zip(lower, upper, strict=True)):
+        yield f"(assert (>= X_{i} {_number(low)}))"
+        yield f"(assert (<= X_{i} {_number(high)}))"
+    others = " ".join(f"(and (>= Y_{i} Y_{label}))" for i in range(classes) if i != label)
+    yield f"(assert (or {others}))"
+
+
+def _number(value: float) -> str:
+    """All its digits, and no exponent, which some readers do not know."""
+    return np.format_float_positional(value, unique=True, trim="0")
