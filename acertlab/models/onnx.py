@@ -5,6 +5,7 @@ The only file that imports onnx and onnxruntime (an extra: ``pip install "acertl
 
 import importlib
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -113,7 +113,7 @@ def _inside(held: Any) -> Any:
             f"path: holds {len(held)} state dicts, of a cascade of networks; save the one that you want by itself: "
             "torch.save(torch.load(path, weights_only=True)[0], new_path)"
         )
-    return held[0]
+    return next(iter(held))
 
 
 def _why_unread(error: Exception) -> str:

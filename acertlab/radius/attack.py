@@ -20,7 +20,7 @@ from acertlab.bounds.box import Domain, ball, check_eps
 from acertlab.bounds.checks import check_samples, full_precision
 from acertlab.bounds.margin import clean_logits, clean_margin
 from acertlab.radius.rootfind.brent import brentq
-from acertlab.radius.search import AT_LEAST_ONE, EPS_MAX
+from acertlab.radius.search import AT_LEAST_ONE, checked_limit
 
 ANY_CLASS = -1  # a target that stands for whichever class is closest
 LAST_STEP = 0.05  # the last step of an ascent, relative to its first
@@ -189,7 +189,7 @@ def attacked_radius(
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
     """
     check_budget(steps=steps, restarts=restarts, step_size=step_size, seed=seed, batch_size=batch_size)
-    eps_max = check("eps_max", eps_max, EPS_MAX, parse=True)
+    eps_max = checked_limit(eps_max)
     for name, value in (("xtol", xtol), ("rtol", rtol)):
         check(name, value, Within(0, open_low=True))
     check_samples(model, x, y, domain)

@@ -33,7 +33,7 @@ from acertlab.data.files import read_json, write_json, write_parquet, written_as
 from acertlab.data.run import RADII_COLUMNS
 from acertlab.radius.certified import find_radii
 from acertlab.radius.metrics import correct, summarise
-from acertlab.radius.search import EPS_MAX, RadiusStatus, SearchSettings
+from acertlab.radius.search import RadiusStatus, SearchSettings, checked_limit
 
 if TYPE_CHECKING:
     from plotly import graph_objects as go
@@ -152,7 +152,7 @@ def certify(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
-    eps_max, worst = check("eps_max", eps_max, EPS_MAX, parse=True), check("worst", worst, Within(0, kind=int))
+    eps_max, worst = checked_limit(eps_max), check("worst", worst, Within(0, kind=int))
     grid = [float(eps) for eps in (np.linspace(0, eps_max, 11) if eps_grid is None else eps_grid)]
     if not all(0 <= eps <= eps_max for eps in grid):
         raise ValueError(f"eps_grid: {grid} has values outside [0, eps_max = {eps_max}], where radii are searched")

@@ -15,11 +15,11 @@ from acertlab.bounds.ibp import Network, freeze
 from acertlab.bounds.margin import BOUNDS, Sound, captured, clean_logits, clean_margin, margin_at, prepare_all
 from acertlab.radius.search import (
     AT_LEAST_ONE,
-    EPS_MAX,
     EXACT,
     RadiusResult,
     RadiusStatus,
     SearchSettings,
+    checked_limit,
     search_radius,
 )
 
@@ -119,7 +119,7 @@ def find_radii(
 
         exactly = ExactSettings(settings.domain, gap=settings.rtol, progress=chunks.progress)
         return exact_radii(model, x, y, eps_max, exactly)[0]
-    eps_max, sound = check("eps_max", eps_max, EPS_MAX, parse=True), settings.sound
+    eps_max, sound = checked_limit(eps_max), settings.sound
     check_samples(model, x, y, settings.domain)
     if warm_start is not None:
         _check_warm_start(warm_start, y)

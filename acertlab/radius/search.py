@@ -32,6 +32,13 @@ EPS_MAX = Within(
 )
 XTOL, RTOL = Within(0, 1, open_low=True, open_high=True), Within(0, 1, open_high=True)
 AT_LEAST_ONE = Within(1, kind=int)
+
+
+def checked_limit(eps_max: float | str) -> float:
+    """eps_max as a number, which "8/255" is, too."""
+    return check("eps_max", eps_max, EPS_MAX, parse=True)
+
+
 EXACT = "exact"  # the bound that is no pass through the network, but a program of its own
 
 

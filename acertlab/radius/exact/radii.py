@@ -20,7 +20,7 @@ from acertlab.bounds.margin import captured, clean_logits, clean_margin
 from acertlab.radius.attack import AttackResult, attacked_radius, distance, rounded
 from acertlab.radius.exact.program import Ball, BoxProgram
 from acertlab.radius.exact.relu_network import ReluNetwork, as_relu_network
-from acertlab.radius.search import EPS_MAX, RadiusResult, RadiusStatus
+from acertlab.radius.search import RadiusResult, RadiusStatus, checked_limit
 
 ROWS = 12  # points on which the rewritten network must agree with the model
 STRETCHES = (0.0, *np.logspace(-7, -2, 21))  # by which a solver's point is moved further from x
@@ -58,7 +58,7 @@ def exact_radii(
     model: nn.Module, x: Tensor, y: Tensor, eps_max: float | str, settings: ExactSettings
 ) -> tuple[RadiusResult, AttackResult]:
     """`acertlab.exact_radius` as its two ends."""
-    cap: float = check("eps_max", eps_max, EPS_MAX, parse=True)
+    cap = checked_limit(eps_max)
     check_samples(model, x, y, settings.domain)
     x, y = x.detach(), y.long()
     with torch.no_grad(), full_precision(x.device):
