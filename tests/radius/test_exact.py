@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import acertlab as al
+from acertlab.bounds.crown.auto_lirpa_compat import bounded_module, import_auto_lirpa
 from acertlab.bounds.graph.memory import graph_of
 from acertlab.bounds.margin import clean_logits, clean_margin
 from acertlab.models.architectures import mlp
@@ -320,13 +321,12 @@ def padded_average() -> tuple[nn.Module, Tensor]:
 
 def crown_margin(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> float:
     """auto_LiRPA's own CROWN bound of the margin, without any check of ours."""
-    from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
-
-    bounded = BoundedModule(model, x)
+    lirpa = import_auto_lirpa()
+    bounded = bounded_module(model, x)
     low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
     others = [i for i in range(model(x).shape[1]) if i != y.item()]
     against = torch.eye(model(x).shape[1])[others] - torch.eye(model(x).shape[1])[y]
-    ball = BoundedTensor(x, PerturbationLpNorm(x_L=low, x_U=high))
+    ball = lirpa.BoundedTensor(x, lirpa.PerturbationLpNorm(x_L=low, x_U=high))
     return bounded.compute_bounds(x=(ball,), C=against.unsqueeze(0), method="backward")[1].max().item()
 
 
