@@ -31,7 +31,7 @@ from acertlab.radius.rootfind.chandrupatla import chandrupatla
 from acertlab.radius.search import RadiusResult, RadiusStatus
 
 INF, NAN, HUGE = float("inf"), float("nan"), 10**400
-WRONG, INSIDE, CAPPED, LATE, NONFINITE = RadiusStatus
+WRONG, INSIDE, CAPPED, LATE, NONFINITE, *_ = RadiusStatus
 torch.manual_seed(0)
 
 
@@ -748,7 +748,7 @@ def sign(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("solver", [brentq, bisect, chandrupatla])
 def test_root_finders_end_and_are_right(solver: Callable) -> None:
-    """What tests/radius/test_rootfind.py does not ask: endless tolerances, jumps and noise."""
+    """What the tests of radius/rootfind do not ask: endless tolerances, jumps and noise."""
     for f in (lambda x: x - 0.3, sign):
         found = solver(f, 0.0, 1.0, xtol=1e-300, rtol=0, maxiter=10**9)
         assert abs(found.root.item() - 0.3) < 1e-12
