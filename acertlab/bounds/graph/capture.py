@@ -7,9 +7,11 @@ with a rule of the user's own (`acertlab.rule`) stays whole, as one operator.
 
 import contextlib
 import functools
+import gc
 import inspect
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -53,12 +55,16 @@ def capture(model: nn.Module, x: Tensor) -> Graph:
         batch: Any = ({0: torch.export.Dim.DYNAMIC},)
         if any(p.kind is p.VAR_POSITIONAL for p in [*inspect.signature(model.forward).parameters.values()][:1]):
             batch = (batch,)
+        program, why = None, ""
         try:
             program = torch.export.export(model, (blank,), dynamic_shapes=batch, strict=False)
             if not made_functional(program.graph):
                 program = program.run_decompositions({})  # three times dearer than what comes before
         except Exception as error:  # forward is anybody's code, and torch.export raises many kinds
-            raise TypeError(_why_not(model, error)) from error
+            program, why = None, _why_not(model, error)
+        if program is None:
+            gc.collect()  # what is left of a broken capture complains as it goes: here, where it is quiet
+            raise TypeError(why)
         return simplified(program, tuple(whole))
 
 
@@ -168,14 +174,16 @@ def _slow_attention() -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     """torch.export tells of its failures on stderr as well, and writes a log of its steps."""
     loggers = [logging.getLogger(name) for name in ("torch", "torch.__trace")]
-    levels = [logger.level for logger in loggers]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
     try:
+        sys.unraisablehook = lambda _: None
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
+        sys.unraisablehook = hook
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
