@@ -46,7 +46,7 @@ def test_too_high_a_rate_is_found_in_the_first_steps(few, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(few, tmp_path, monkeypatch):
     original = step.l1_norm
-    monkeypatch.setattr(step, "l1_norm", lambda model: original(model) * float("nan"))
+    monkeypatch.setattr(step, "l1_norm", lambda model, reach: original(model, reach) * float("nan"))
     with pytest.raises(FloatingPointError, match=r"epoch 0 at step 0 \(learning rate about .*, eps_t 0"):
         train(replace(SMALL, l1=1e-3), few, tmp_path, progress=False)
     assert not (tmp_path / "result.json").exists()
