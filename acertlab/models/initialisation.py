@@ -12,7 +12,7 @@ from acertlab.bounds.rules.affine import Normalize
 from acertlab.bounds.rules.dispatch import has_rule
 
 
-class _Tracer(fx.Tracer):
+class LayerTracer(fx.Tracer):
     """A sketch of the network by its layers: enough for weights to begin with; nothing is bounded by it."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -32,7 +32,7 @@ def ibp_init_(model: nn.Module) -> nn.Module:
     """
     root: nn.Module = nn.Sequential(model)
     try:
-        graph = _Tracer().trace(root)
+        graph = LayerTracer().trace(root)
     except Exception as error:  # torch.fx raises many kinds
         raise TypeError(
             f"model: torch.fx cannot trace {type(model).__name__}, and so not tell which weights follow an addition: "

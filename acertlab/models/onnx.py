@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from acertlab._optional import need
 from acertlab.models.onnx_operators import ONE_TENSOR, OPERATORS, Node
 
 OLDEST_OPSET = 9  # older files are upgraded first
@@ -110,10 +111,8 @@ def write_onnx(model: nn.Module, sample: Tensor, path: Path) -> Tensor:
 
 
 def _import(name: str, what: str = "load_onnx") -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ImportError(f'{what} needs {name}, which is not installed: pip install "acertlab[onnx]"') from error
+    need("onnx", what, name.partition(".")[0])
+    return importlib.import_module(name)
 
 
 def _read(onnx: Any, path: Path) -> Any:

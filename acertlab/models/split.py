@@ -7,16 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from acertlab.bounds.rules.affine import Normalize
-from acertlab.bounds.rules.dispatch import has_rule
+from acertlab.models.initialisation import LayerTracer
 
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")  # functions and methods
 _known: WeakKeyDictionary[nn.Module, dict[int, tuple[nn.Module, nn.Module]]] = WeakKeyDictionary()
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Normalize) or has_rule(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 def split(model: nn.Module, relus: int) -> tuple[nn.Module, nn.Module]:
@@ -42,7 +36,7 @@ def split(model: nn.Module, relus: int) -> tuple[nn.Module, nn.Module]:
 
 def _split(model: nn.Module, relus: int) -> tuple[nn.Module, nn.Module]:
     try:
-        nodes = list(_Tracer().trace(model).nodes)
+        nodes = list(LayerTracer().trace(model).nodes)
     except Exception as error:  # torch.fx raises many kinds
         raise TypeError(
             f"model: torch.fx cannot trace {type(model).__name__}, and so not split it: {error}. Write forward without "

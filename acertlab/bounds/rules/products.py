@@ -199,9 +199,17 @@ def _logsumexp_of_others(x: Tensor, dim: int) -> Tensor:
 
 
 def attention(
-    op: Any, query: Any, key: Any, value: Any, mask: Any = None, dropout: float = 0.0, causal: bool = False, *,
-    scale: float | None = None, enable_gqa: bool = False,
-) -> Box:  # fmt: skip
+    op: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Box:
     """softmax(Q K^T scale) V: the weights lie in [0, 1] and add up to 1, so that outputs are averages of the values."""
     if dropout or enable_gqa or isinstance(mask, Box):
         raise TypeError("model: attention with dropout, grouped heads or a mask that depends on the input has no rule")

@@ -13,8 +13,16 @@ def of_shape(op: Any, box: Box, *args: Any, **kwargs: Any) -> Any:
     return op(box.lower if isinstance(box, Box) else box, *args, **kwargs)
 
 
-def _average_pool(op: Any, box: Box, kernel: Any, stride: Any = (), padding: Any = 0, ceil_mode: bool = False,
-                  count_include_pad: bool = True, divisor: int | None = None) -> Box:  # fmt: skip
+def _average_pool(
+    op: Any,
+    box: Box,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor: int | None = None,
+) -> Box:
     if (divisor or 1) < 0:
         raise ValueError(f"model: average pooling with divisor_override = {divisor} < 0 is not monotone")
     return at_both_ends(op, box, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
