@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 Batch = tuple[Tensor, Tensor]
 Worst = tuple[pd.DataFrame, Tensor]  # rows, and their images
+PLAIN = (int, float, complex, str, bool, tuple, list, type(None))  # what prints the same in each process
 ELSEWHERE = "choose another run_dir, or resume=False to start anew there"
 ACCEPTED = (
     "give batches (x, y) of two tensors, as a DataLoader or a list of pairs does (a Dataset goes into a DataLoader), "
@@ -320,6 +321,10 @@ def fingerprint(model: nn.Module, x: Tensor) -> str:
         graph = graph_of(model, _on_device_of(model, x[:1]))
         tensors |= {node.name: tensor for node, tensor in graph.lookup(model).items()}
         structure += "".join(f"{node.name} {node.target} {node.args} {node.kwargs}" for node in graph.nodes)
+        for path in {call.path: None for call in graph.whole}:  # whose operators the graph does not tell
+            for name, value in vars(model.get_submodule(path)).items():
+                tensors |= {f"{path}.{name}": value} if isinstance(value, Tensor) else {}
+                structure += f"{path}.{name} {value!r}" if isinstance(value, PLAIN) and name != "training" else ""
     return _sha256(tensors, structure)
 
 

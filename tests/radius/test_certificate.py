@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import acertlab.radius.certificate
+from acertlab.bounds.box import Box
+from acertlab.bounds.rules.dispatch import rule
 from acertlab.data.run import RADII_COLUMNS
 from acertlab.radius import metrics
 from acertlab.radius.certificate import PAIR_BATCH, Report, certify
@@ -266,6 +268,31 @@ def test_another_network_of_the_same_state_dict_is_refused(other: Callable[[], n
     assert again.radii.equals(first.radii)
     with pytest.raises(ValueError, match="begun with another network"):
         certify(other().eval(), batch, EPS_MAX, run_dir=tmp_path, progress=False)
+
+
+class Scaled(nn.Module):
+    """A layer with a rule of its own, which stays whole in the graph."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+@rule.register(Scaled)
+def _scaled(layer: Scaled, box: Box) -> Box:
+    return Box(layer.factor * box.lower, layer.factor * box.upper)
+
+
+def test_numbers_of_a_layer_that_stays_whole_tell_networks_apart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, last, x = nn.Linear(4, 4), nn.Linear(4, 3), torch.rand(6, 4)
+    one, other = (nn.Sequential(first, Scaled(factor), last).eval() for factor in (1.0, 5.0))
+    certify(one, (x, one(x).argmax(1)), EPS_MAX, run_dir=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="begun with another network"):
+        certify(other, (x, one(x).argmax(1)), EPS_MAX, run_dir=tmp_path, progress=False)
 
 
 def test_another_network_setting_or_sample_is_refused(digits_net: Trained, batches: list, tmp_path: Path) -> None:
