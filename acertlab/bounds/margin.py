@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from typing import Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,13 @@ BOUNDS: dict[str, Callable[[nn.Module, Graph], Network]] = {  # how a network is
     "alpha-crown": lambda model, graph: AutoLirpaNetwork(model, "alpha-crown", graph),
 }
 SAMPLES = 2  # on which each prepared network is tried; the graph itself is compared on points of every chunk
+_compared: WeakSet[Graph] = WeakSet()  # operator by operator; a changed model has another graph
 
 
 def captured(model: nn.Module, x: Tensor, domain: Domain, eps: float) -> Graph:
-    """The graph of what ``model`` computes, compared with it operator by operator on points of a few samples' boxes.
+    """The graph of what ``model`` computes, a new one compared with it operator by operator on points of some boxes.
+
+    What it then computes is compared by `check_chunk`, for every chunk of samples.
 
     Args:
         model: in the mode in which it is bounded.
@@ -39,8 +43,9 @@ def captured(model: nn.Module, x: Tensor, domain: Domain, eps: float) -> Graph:
         TypeError, ValueError: the model cannot be captured, or computes something else; the message says where.
     """
     graph = graph_of(model, x)
-    if len(x):
+    if len(x) and graph not in _compared:
         check_operators(model, graph, points(x, domain, eps, ROWS))
+        _compared.add(graph)
     return graph
 
 

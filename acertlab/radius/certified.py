@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from acertlab._validation import check
 from acertlab.bounds.box import Domain
 from acertlab.bounds.checks import check_dense, check_samples, full_precision
 from acertlab.bounds.graph.comparison import check_chunk
+from acertlab.bounds.graph.memory import graph_of
+from acertlab.bounds.graph.structure import Graph
 from acertlab.bounds.ibp import Network, freeze
 from acertlab.bounds.margin import BOUNDS, Sound, captured, clean_logits, clean_margin, margin_at, prepare_all
 from acertlab.radius.search import (
@@ -33,6 +36,7 @@ class Chunks(NamedTuple):
 
 
 ALL_THAT_FIT = Chunks()
+_measured: WeakKeyDictionary[Graph, dict[tuple, int]] = WeakKeyDictionary()  # bytes a sample, by bound
 
 
 def certified_radius(
@@ -142,7 +146,7 @@ def find_radii(
         bounds = names[: names.index(settings.bound) + 1]
         graph = captured(model, x, settings.domain, eps_max)
         networks = prepare_all(model, graph, bounds, sound, x, y.long())
-        size = chunks.size or _chunk_size(model, networks[-1], x[:1], y[:1].long(), eps_max, settings, chunks.memory)
+        size = chunks.size or _chunk_size(model, graph, networks[-1], x[:1], y[:1].long(), eps_max, settings, chunks)
         parts = in_chunks(search, len(x), size, desc="certified radii", progress=chunks.progress)
     names = ("radius", "margin", "upper", "status", "evaluations")
     columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
@@ -158,7 +162,8 @@ def _attach_gradient(model: nn.Module, x: Tensor, y: Tensor, result: RadiusResul
             return result.radius + sum(t.flatten()[:0].sum() for t in leaves)
     with torch.enable_grad(), full_precision(x.device):
         eps = result.radius[inside].requires_grad_()
-        value = margin_at(freeze(model), x[inside], y[inside], eps, merged=settings.merged, domain=settings.domain)
+        network = freeze(model, graph=graph_of(model, x))
+        value = margin_at(network, x[inside], y[inside], eps, merged=settings.merged, domain=settings.domain)
         (slope,) = torch.autograd.grad(value.sum(), eps, retain_graph=True)
         slope = torch.where(slope > 0, slope, torch.inf)
         step = (value.detach() - value) / slope  # zero in value, Theorem 3.4 in gradient
@@ -166,9 +171,16 @@ def _attach_gradient(model: nn.Module, x: Tensor, y: Tensor, result: RadiusResul
 
 
 def _chunk_size(
-    model: nn.Module, network: Network, x: Tensor, y: Tensor, eps_max: float, settings: SearchSettings, memory: int
+    model: nn.Module,
+    graph: Graph,
+    network: Network,
+    x: Tensor,
+    y: Tensor,
+    eps_max: float,
+    settings: SearchSettings,
+    chunks: Chunks,
 ) -> int:
-    """How many samples keep activations, about eight tensors of the largest size, in ``memory``.
+    """How many samples keep activations, about eight tensors of the largest size, in memory; measured once a graph.
 
     Those of the clean pass count as well: a prepared network may take a batch in parts.
     """
@@ -179,7 +191,12 @@ def _chunk_size(
         inputs = x[first].double() if settings.sound else x[first]
         margin_at(network, inputs, y[first], eps_max, domain=settings.domain)
 
-    return max(1, memory // (8 * max(1, largest_growth(passes, network.tile)))) if len(x) else 1
+    if not len(x):
+        return 1
+    known, kind = _measured.setdefault(graph, {}), (settings.bound, settings.sound)
+    if kind not in known:
+        known[kind] = max(1, largest_growth(passes, network.tile))
+    return max(1, chunks.memory // (8 * known[kind]))
 
 
 def _check_warm_start(warm_start: Tensor, y: Tensor) -> None:

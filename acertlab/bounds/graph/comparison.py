@@ -149,7 +149,7 @@ def points(x: Tensor, domain: Domain, eps: float, rows: int) -> Tensor:
         x: (B, ...) samples; domain, eps: of the boxes around them.
         rows: how many points, of each kind in turn.
     """
-    x = x[torch.linspace(0, len(x) - 1, rows, device=x.device).round().long()]
+    x = x.detach()[torch.linspace(0, len(x) - 1, rows, device=x.device).round().long()]
     box = ball(x, eps, domain)
     generator = torch.Generator(x.device).manual_seed(0)
     u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
@@ -170,10 +170,10 @@ def points(x: Tensor, domain: Domain, eps: float, rows: int) -> Tensor:
 
 
 def check_chunk(model: nn.Module, graph: Graph, x: Tensor, domain: Domain, eps: float) -> None:
-    """Compares outputs on points of this chunk, a quarter as many as it has samples; where they differ, operators."""
+    """Compares outputs on points of this chunk, ROWS or a quarter of its samples; where they differ, operators."""
     if not len(x):
         return
-    at = points(x, domain, eps, max(2, -(-len(x) // SHARE)))
+    at = points(x, domain, eps, max(ROWS, -(-len(x) // SHARE)))
     with torch.no_grad(), state_kept(model):
         if same(model(at.clone()), graph.run(model, at)):
             return
