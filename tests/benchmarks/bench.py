@@ -31,6 +31,7 @@ from acertlab.training.loop.train import train
 from acertlab.training.parameters import default_run_dir
 from tests.benchmarks import scaling as bench_scaling
 from tests.benchmarks.rows import Case, Figure, bound_pass, eps_at_cap, search, test_set, training_step
+from tests.benchmarks.waiting import cold_start, fixed_cost
 
 LABELS = {"small_cnn": "small CNN", "cnn7": "CNN7"}
 EPS_INSIDE = {"small_cnn": 0.4, "cnn7": 0.2}  # there most roots lie inside (0, eps_max)
@@ -153,6 +154,8 @@ def _measure(cases: Sequence[Case], effort: Effort, solver: str) -> Iterator[lis
     for case in cases:
         inside = EPS_INSIDE[case.config.model]
         yield training_step(case, effort.steps[case.config.model], inside, effort.seconds)
+    yield fixed_cost(cases[0], EPS_INSIDE["small_cnn"], effort.seconds)
+    yield cold_start(effort.seconds)
     data, n = cases[0].data, effort.test_images
     yield test_set(cases[0], to_float(data.test_x[:n]), data.test_y[:n], EPS_INSIDE["small_cnn"], solver)
     yield bench_scaling.stream(cases[0], (effort.streamed // 10, effort.streamed), EPS_INSIDE["small_cnn"], solver)

@@ -18,7 +18,7 @@ from acertlab.models.initialisation import ibp_init_
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.methods.base import Step
 from acertlab.training.methods.ibp import FastIBP
-from tests.benchmarks import bench, rows as bench_rows, scaling as bench_scaling
+from tests.benchmarks import bench, rows as bench_rows, scaling as bench_scaling, waiting
 from tests.benchmarks.peers import Batch, FastIBPThroughLirpa, LirpaIBP, brentq_one_by_one, find_root
 from tests.benchmarks.rows import Case, Figure
 from tests.benchmarks.scaling import PeakMemory, Point, peak_memory
@@ -131,6 +131,15 @@ def test_the_rows_hold_ratios(case: Case) -> None:
     assert 0 <= searches["widest bracket, 1e-6"].value <= 1 + 1e-2  # plus the spacing of float32
 
 
+def test_what_one_waits_for_beside_the_arithmetic(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = by_row(waiting.fixed_cost(case, 0.2, 0.0))
+    assert 0 < fixed["radii of 1, beside the search"].value < fixed["radii of 1"].value
+    assert fixed["auto_LiRPA's BoundedModule"].value > 0 and fixed["a first call captures"].value > 0
+    monkeypatch.setattr(waiting, "STARTS", {"bare": ("pass", None), "busy": ("sum(range(10**7))", "bare")})
+    started = {(f.row, f.column): f.value for f in waiting.cold_start(0.0)}
+    assert 0.05 < started["busy", "above torch or pandas alone"] < started["busy", "in all"]
+
+
 def test_arithmetic_is_counted_with_its_gradient() -> None:
     a, b = torch.ones(50, 20, requires_grad=True), torch.ones(20, 30)
     assert bench_rows.flops(lambda: (a @ b).relu()) == 2 * 50 * 20 * 30
@@ -226,6 +235,7 @@ def test_the_bench_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """All of it, on the digits, with networks of a few seconds; again, with the networks kept."""
     monkeypatch.setenv("ACERTLAB_DATA", str(tmp_path))
     monkeypatch.setattr(bench, "QUICK", TINY)
+    monkeypatch.setattr(waiting, "STARTS", {"alone": ("pass", None), "more": ("import json", "alone")})
     readme = tmp_path / "README.md"
     readme.write_text("above\n<!-- bench -->\nold\n<!-- /bench -->\nbelow\n")
     assert bench.main(["--quick", "--out", str(tmp_path / "out"), "--readme", str(readme)]) == 0
