@@ -57,6 +57,9 @@ _NAMES = {  # the public names, each loaded when it is first asked for: torch an
     "import_run": "training.imported_run",
     "clean_pass": "training.loop.batch_statistics",
     "train": "training.loop.train",
+    "Front": "training.loop.front",
+    "load_front": "training.loop.front",
+    "train_front": "training.loop.front",
     "Analysis": "analysis.fronts",
     "analyse": "analysis.fronts",
 }

@@ -50,6 +50,7 @@ from acertlab.radius.search import RadiusResult as RadiusResult, RadiusStatus as
 from acertlab.training.config import TrainConfig as TrainConfig, preset as preset
 from acertlab.training.imported_run import import_run as import_run
 from acertlab.training.loop.batch_statistics import clean_pass as clean_pass
+from acertlab.training.loop.front import Front as Front, load_front as load_front, train_front as train_front
 from acertlab.training.loop.train import train as train
 from acertlab.visualization import widgets as widgets
 

@@ -140,7 +140,7 @@ def pack(args: argparse.Namespace) -> int:
     from acertlab.data.pack import pack_runs
     from acertlab.data.run_table import load_runs
 
-    out = pack_runs(args.runs, args.out, args.spec, progress=True)
+    out = pack_runs(args.runs, args.out, args.spec, progress=True, weights=args.weights)
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{out}: {len(load_runs(out))} runs, {size / 1e6:.2f} MB")
     return 0
@@ -198,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     one = command(pack)
     one.add_argument("runs", help="folder that holds run folders, at any depth")
     one.add_argument("out", help="the packed folder, such as data/results/mnist")
+    one.add_argument("--weights", action="store_true", help="with the networks")
     one.add_argument("--spec", help="a file that says how the runs were made, copied beside them")
     one = command(estimate)
     one.add_argument("dataset")

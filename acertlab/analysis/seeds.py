@@ -19,7 +19,7 @@ SETTING = ["dataset", "eps_max", "method", "kappa"]
 # What seeds have in common, with all else in config.json; how they were measured; and what of config.json is their own
 TRAINING = ("model", "width", "epochs", "batch_size", "train_eps_factor")
 MEASURED = ("verifier", "merged", "domain", "n", "split", "protocol", "radius_cap")
-FREE = ("seed", *NOT_IDENTIFYING, "eval_batch", "network", "source")
+FREE = ("seed", *NOT_IDENTIFYING, "eval_batch", "network", "source", "weights")
 
 
 def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:

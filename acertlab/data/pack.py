@@ -1,8 +1,9 @@
-"""Many run folders into one packed folder of a few megabytes, without weights: `acertlab pack RUNS OUT`.
+"""Many run folders into one packed folder of a few megabytes: `acertlab pack RUNS OUT`, with `--weights` or without.
 
     OUT/packed.json      {"runs": {name: {"result": result.json, "config": config.json}}, "version", "dtype"}
     OUT/radii.parquet    run, index, label, predicted, radius, upper, status (and what else the runs' tables have)
     OUT/history.parquet  run, epoch, ...: a row an epoch
+    OUT/weights.safetensors  RUN/TENSOR: the networks, where they were asked for
     OUT/<spec>           the file that says how the runs were made, as it is
 
 A run's name is its path below RUNS. Nothing is rounded: radii that were found in float32 are float32 here. `load_runs`,
@@ -20,12 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from acertlab.data.files import read_json, write_json, write_parquet, written_aside
-from acertlab.data.run import FILES, PACKED, RADII_COLUMNS, load_run
+from acertlab.data.files import read_json, write_json, write_parquet, write_weights, written_aside
+from acertlab.data.run import FILES, FRONT_FILES, PACKED, RADII_COLUMNS, WEIGHTS, load_run
 from acertlab.data.run_table import load_runs
 
 
-def pack_runs(root: str | Path, out: str | Path, spec: str | Path | None = None, progress: bool = False) -> Path:
+def pack_runs(
+    root: str | Path,
+    out: str | Path,
+    spec: str | Path | None = None,
+    progress: bool = False,
+    weights: bool = False,
+) -> Path:
     """Write every finished run below a folder into one packed folder.
 
     Args:
@@ -33,6 +40,7 @@ def pack_runs(root: str | Path, out: str | Path, spec: str | Path | None = None,
         out: The packed folder, made or replaced; outside of `root`.
         spec: A file that says how the runs were made, copied beside them.
         progress: Show a bar over the runs.
+        weights: With the networks. Where `root` is the folder of a front, `load_front` reads `out` as well.
 
     Raises:
         FileNotFoundError: There is no such folder or spec.
@@ -42,18 +50,23 @@ def pack_runs(root: str | Path, out: str | Path, spec: str | Path | None = None,
     root, out, spec = Path(root), Path(out), Path(spec) if spec else None
     table = load_runs(root)
     _check(table, root, out, spec)
-    held, radii, histories = {}, [], []
+    held, radii, histories, networks = {}, [], [], {}
     for path in tqdm(table.path, "pack", unit="run", disable=not progress):
         run, name = load_run(path), Path(path).relative_to(root).as_posix()
         held[name] = {"result": read_json(run.path / "result.json"), "config": run.config}
         radii.append(run.radii.assign(run=name))
         histories.append(run.history.assign(run=name))
+        networks |= {name: run.load_model().state_dict()} if weights else {}
     samples = pd.concat(radii, ignore_index=True)
     first = ["run", *RADII_COLUMNS]
     samples = samples.reindex(columns=[*first, *(name for name in samples if name not in first)])
     (out / PACKED).unlink(missing_ok=True)  # written last: a folder half replaced is no packed folder
     _write_samples(out / "radii.parquet", samples, list(held))
     write_parquet(out / "history.parquet", pd.concat(histories, ignore_index=True))
+    if weights:
+        write_weights(out / WEIGHTS, {f"{n}/{t}": v for n, of in networks.items() for t, v in of.items()})
+        for file in filter(Path.is_file, (root / name for name in FRONT_FILES)):
+            shutil.copyfile(file, out / file.name)
     if spec:
         shutil.copyfile(spec, out / spec.name)
     precision = {name: str(samples[name].dtype) for name in ("radius", "upper")}

@@ -62,7 +62,7 @@ NOT_IDENTIFYING = ("device", "version")  # of `config.json`: with another one it
 # Settings that version 0.1.0 does not name, and what it did; of methods with no use for one, today's default
 DEFAULTS_BEFORE: dict[str, Any] = {"train_eps_factor": 1.0, "l1_reach": "weights", "attack_eps_factor": 1.0}
 DEFAULTS_BEFORE |= {"classifier_relus": 1, "taps_weight": 5.0, "latent_steps": 20, "link_share": 0.5}
-DEFAULTS_BEFORE |= {"patience": 0, "min_epochs": 0}
+DEFAULTS_BEFORE |= {"patience": 0, "min_epochs": 0, "weights": "", "front": []}
 UNATTACKED = ("standard", "ibp", "fast-ibp", "crown-ibp", "acert", "acert-fast", "taps")
 RULES_BEFORE = {  # what it did, what is done today, and the methods with no use for the setting
     "attack": ("last", "authors", UNATTACKED),
@@ -72,6 +72,8 @@ RULES_BEFORE = {  # what it did, what is done today, and the methods with no use
 LOCK_WAIT = 10.0  # seconds for another process in the same folder to end: a kernel may live on for one after its parent
 EXTERNAL = "external"  # config["model"] of an imported network that is none of MODELS
 PACKED = "packed.json"  # a folder with this file holds packed runs
+WEIGHTS = "weights.safetensors"  # there, of all runs, where they were packed with them
+FRONT_FILES = ("front.json", "statistics.safetensors")  # what a front has beside its runs, see `acertlab.train_front`
 SHIPPED = files.SHIPPED / "data" / "results"  # the packed runs that come with the package
 
 
@@ -118,8 +120,7 @@ class Run:
             FileNotFoundError: The weights are gone, or were never there: runs are packed without them.
             ValueError: The configuration names an unknown network, or the weights do not fit it.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         from acertlab.models.architectures import MODELS  # with torch, which tables of runs do not need
 
@@ -133,14 +134,23 @@ class Run:
             raise ValueError(f"{self.path / 'config.json'}: model = {name!r} is unknown; known: {', '.join(MODELS)}")
         if missing := [key for key in ("in_shape", "classes", "width", "mean", "std") if key not in self.config]:
             raise ValueError(f"{self.path / 'config.json'} lacks {', '.join(missing)}: the network cannot be rebuilt")
+        packed, prefix = packed_folder(self.path), ""
+        if packed:
+            weights, prefix = packed / WEIGHTS, f"{self.path.relative_to(packed).as_posix()}/"
         if not weights.is_file():
-            why = "; packed runs come without weights: train it anew by its config" if packed_folder(self.path) else ""
+            why = (
+                "; packed runs come without weights, unless they were asked for: train it anew by its config"
+                if packed
+                else ""
+            )
             raise FileNotFoundError(f"{weights} does not exist: the network cannot be rebuilt{why}")
         shape, classes = tuple(self.config["in_shape"]), self.config["classes"]
         settings = {name: self.config[name] for name in ("width", "mean", "std")}
         model = MODELS[name](shape, classes, **settings)
         try:
-            model.load_state_dict(load_file(weights))
+            with safe_open(weights, "pt") as held:
+                names = [name for name in held.keys() if name.startswith(prefix)]  # noqa: SIM118 (it is no dict)
+                model.load_state_dict({name.removeprefix(prefix): held.get_tensor(name) for name in names})
         except (RuntimeError, SafetensorError) as error:
             raise ValueError(f"{weights} does not fit the {name} of config.json: {error}") from error
         return model.eval()

@@ -154,7 +154,7 @@ class TestIdentity:
 
     def test_a_run_of_version_0_1_0_is_read_and_resumed(self, tmp_path, meanwhile, caplog, monkeypatch):
         meanwhile(1, interrupt)
-        monkeypatch.setattr(loop, "_owners", lambda config, data, real=loop._owners: real(config, data)[::-1])
+        monkeypatch.setattr(loop, "_owners", lambda described, real=loop._owners: real(described)[::-1])
         with pytest.raises(KeyboardInterrupt):
             quickly(made(), tmp_path / "run")
         monkeypatch.undo()

@@ -9,11 +9,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -50,6 +51,26 @@ CHECK_EVERY = 100  # steps between two looks at whether the loss is still finite
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins, in place of random weights.
+
+    Attributes:
+        weights: a state dict of the network that the configuration asks for.
+        kappas: those by which it was trained until then, one after the other.
+    """
+
+    weights: Mapping[str, Tensor]
+    kappas: tuple[float, ...]
+
+    def digest(self) -> str:
+        """Of all values, by name."""
+        whole = hashlib.sha256()
+        for name, value in sorted(self.weights.items()):
+            whole.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return whole.hexdigest()
+
+
 def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: bool = True, progress: bool = True) -> Run:
     """Trains a network by ``config`` and writes its run folder; the same call again goes on, or returns what is done.
 
@@ -75,8 +96,15 @@ def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: boo
         OSError: the disk is full; the last checkpoint is whole, and the same call goes on from it. Or the folder was
             deleted or moved while it was trained in.
     """
+    return train_from(None, config, data, run_dir, resume, progress)
+
+
+def train_from(
+    start: Start | None, config: TrainConfig, data: ImageData, run_dir: str | Path, resume: bool, progress: bool
+) -> Run:
+    """`train`, but beginning with the weights of ``start`` where one is given."""
     _check_data(config, data)
-    device, run_dir, described = config.torch_device(), Path(run_dir), _described(config, data)
+    device, run_dir, described = config.torch_device(), Path(run_dir), described_run(config, data, start)
     if (run_dir / "result.json").is_file() and (finished := open_folder(run_dir, described, resume)):
         return finished  # needs no lock, which a read-only folder could not give
     with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT) as held, full_disk_explained(run_dir):
@@ -93,10 +121,11 @@ def train(config: TrainConfig, data: ImageData, run_dir: str | Path, resume: boo
             if not (run_dir / "config.json").is_file():
                 write_json(run_dir / "config.json", described)
 
-        return _train(config, data, run_dir, device, progress, ready)
+        return _train(start, config, data, run_dir, device, progress, ready)
 
 
 def _train(
+    start: Start | None,
     config: TrainConfig,
     data: ImageData,
     run_dir: Path,
@@ -104,12 +133,12 @@ def _train(
     progress: bool,
     ready: Callable[[], None],
 ) -> Run:
-    owners = _owners(config, data)
+    owners = _owners(described_run(config, data, start))
     steps = math.ceil(len(data.train_x) / config.batch_size)
     train_x, train_y = data.train_x.to(device), data.train_y.to(device)
     label = f"{config.method} kappa={config.kappa:g}"
     with session(device):
-        state = initial_state(config, data, device, steps)
+        state = _begun(start, config, data, device, steps)
         restore(state, run_dir / "checkpoint", owners)
         done = len(state.history) * steps
         with tqdm(total=config.epochs * steps, initial=done, desc=label, disable=not progress, mininterval=1.0) as bar:
@@ -120,7 +149,7 @@ def _train(
                 try:
                     row = {"epoch": epoch} | _train_epoch(state, config, data, train_x, train_y, epoch, bar)
                 except NonFiniteLossError as error:
-                    state = initial_state(config, data, device, steps)
+                    state = _begun(start, config, data, device, steps)
                     restore(state, run_dir / "checkpoint", owners)
                     again = partial(_train_epoch, state, config, data, train_x, train_y, epoch, bar)
                     raise NonFiniteLossError(f"{error}. {find_layer(state, error, again)}", error.eps) from error
@@ -136,6 +165,13 @@ def _train(
                 save_checkpoint(state, run_dir / "checkpoint", owners[0])
         _finish(state, config, data, run_dir, ready)
     return load_run(run_dir)
+
+
+def _begun(start: Start | None, config: TrainConfig, data: ImageData, device: torch.device, steps: int) -> State:
+    state = initial_state(config, data, device, steps)
+    if start is not None:
+        state.model.load_state_dict(dict(start.weights))
+    return state
 
 
 def evaluate(
@@ -266,17 +302,18 @@ def _check_data(config: TrainConfig, data: ImageData) -> None:
         )
 
 
-def _described(config: TrainConfig, data: ImageData) -> dict[str, Any]:
+def described_run(config: TrainConfig, data: ImageData, start: Start | None = None) -> dict[str, Any]:
     """`config.json`: what the run was asked to do, and what it takes to rebuild the network; in JSON's own types."""
     parts = {f"n_{part}": len(getattr(data, f"{part}_x")) for part in ("train", "val", "test")}
     network = {"in_shape": data.in_shape, "classes": data.num_classes, "mean": data.mean, "std": data.std}
-    described = asdict(config) | network | parts | {"data": data.digests(), "version": version("acertlab")}
+    origin = {"weights": start.digest(), "front": list(start.kappas)} if start else {"weights": "", "front": []}
+    described = asdict(config) | network | parts | origin
+    described |= {"data": data.digests(), "version": version("acertlab")}
     return json.loads(json.dumps(described))
 
 
-def _owners(config: TrainConfig, data: ImageData) -> tuple[str, str]:
-    """What a checkpoint must have been made for: all of `_described` but where it ran; and as version 0.1.0 had it."""
-    described = _described(config, data)
+def _owners(described: dict[str, Any]) -> tuple[str, str]:
+    """What a checkpoint must have been made for: all but where it ran; and as version 0.1.0 had it."""
     images, unnamed = {"data": described.pop("data")}, defaults_before(described)
     settings = {n: v for n, v in described.items() if n not in NOT_IDENTIFYING and unnamed.get(n, ...) != v}
 
@@ -287,25 +324,39 @@ def _owners(config: TrainConfig, data: ImageData) -> tuple[str, str]:
 
 
 def _finish(state: State, config: TrainConfig, data: ImageData, run_dir: Path, ready: Callable[[], None]) -> None:
-    """Reads the test part once; writes radii and weights, and `result.json` last."""
-    started = time.perf_counter()
+    """Measures the network that training gives: the last epoch's, by the published protocol the best one's."""
+    selected: dict[str, Any] = {}
     if state.best_weights:
         state.model.load_state_dict(state.best_weights)
-    table = evaluate(state.model, data.test_x, data.test_y, config.cap, config.search, config.eval_batch)
+        selected = {"selected_epoch": state.best_epoch, "selected_on": "test"}
+        selected |= {"ended_after": len(state.history)} if len(state.history) < config.epochs else {}
+    write_results(state.model, config, data, run_dir, ready, state.history, selected)
+
+
+def write_results(
+    model: nn.Module,
+    config: TrainConfig,
+    data: ImageData,
+    run_dir: Path,
+    ready: Callable[[], None],
+    history: Sequence[dict[str, Any]] = (),
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Reads the test part once; writes radii and weights, and `result.json`, with ``more``, last."""
+    started = time.perf_counter()
+    table = evaluate(model, data.test_x, data.test_y, config.cap, config.search, config.eval_batch)
     grid = certified_at(config.dataset, config.eps_max, config.cap)
     ready()
-    write_parquet(run_dir / "history.parquet", history_table(state.history))  # it may be gone since
+    write_parquet(run_dir / "history.parquet", history_table(list(history)))  # it may be gone since
     write_parquet(run_dir / "radii.parquet", table)
-    write_weights(run_dir / "model.safetensors", state.model.state_dict())
-    device = next(state.model.parameters()).device
+    write_weights(run_dir / "model.safetensors", model.state_dict())
     asked = ("dataset", "method", "kappa", "eps_max", "seed", "merged", "domain")
     asked += ("epochs", "batch_size", "model", "width", "train_eps_factor")
     result = {name: getattr(config, name) for name in asked} | summarise(table, config.eps_max, grid, config.cap)
-    result |= {"verifier": "ibp", "radius_cap": config.cap, "protocol": config.protocol}
-    if state.best_weights:
-        scores = mean_of_batches(table, config.eps_max, config.batch_size)
-        result |= {"selected_epoch": state.best_epoch, "selected_on": "test", "means_of_batches": scores}
-        result |= {"ended_after": len(state.history)} if len(state.history) < config.epochs else {}
+    result |= {"verifier": "ibp", "radius_cap": config.cap, "protocol": config.protocol} | dict(more)
+    if "selected_on" in more:
+        result |= {"means_of_batches": mean_of_batches(table, config.eps_max, config.batch_size)}
     result |= {"xtol": config.eval_xtol, "rtol": config.eval_rtol, "n": len(table), "split": "test"}
-    result |= {"seconds": sum(row["seconds"] for row in state.history), "test_seconds": time.perf_counter() - started}
+    result |= {"seconds": sum(row["seconds"] for row in history), "test_seconds": time.perf_counter() - started}
+    device = next(model.parameters()).device
     write_json(run_dir / "result.json", result | {"device": str(device), "version": version("acertlab")})

@@ -1,0 +1,230 @@
+"""A front as one training: a path along kappa, whose networks and all networks between them can be asked for.
+
+The first network is trained as always; each next one goes on from the one before, by the next kappa. Between neighbours
+weights are interpolated; BatchNorm's statistics there are taken anew from training images and stored.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+
+from acertlab._lock import locked
+from acertlab._validation import Within, check, refuse
+from acertlab.data.datasets import ImageData, to_float
+from acertlab.data.files import read_json, write_json, write_weights
+from acertlab.data.run import FRONT_FILES, LOCK_WAIT, Run, load_run, open_folder
+from acertlab.training.config import TrainConfig
+from acertlab.training.loop.session import session
+from acertlab.training.loop.train import Start, described_run, train_from, write_results
+
+KAPPAS = (0.0, 0.25, 0.5, 0.75, 0.9)  # of methods that train each sample at its own radius
+KAPPAS_OF_FIXED_EPS = (0.8, 0.9, 0.95, 0.98)  # of the others, whose networks at smaller kappas are alike
+PARTS = 4  # of the way between two neighbours: BatchNorm's statistics are stored at each
+IMAGES, BATCH = 5000, 500  # training images that give them, and how many at once
+FILE, STATISTICS = FRONT_FILES
+
+
+@dataclass(frozen=True)
+class Front:
+    """One training along kappa: networks at its knots, measured there and half way, and a network at any kappa between.
+
+    Attributes:
+        path: the folder, in which `load_runs` finds a run a knot and a run half way between neighbours.
+        kappas: of the knots, in the order in which they were trained.
+        knots, between: the runs, by kappa.
+    """
+
+    path: Path
+    kappas: tuple[float, ...]
+    knots: dict[float, Run]
+    between: dict[float, Run]
+
+    def network(self, kappa: float) -> nn.Module:
+        """The network at ``kappa``, in evaluation mode; at a knot, the one that was trained.
+
+        Raises:
+            ValueError: kappa is outside of the front.
+        """
+        check("kappa", kappa, Within(min(self.kappas), max(self.kappas)))
+        i = next(i for i, pair in enumerate(_pairs(self.kappas)) if min(pair) <= kappa <= max(pair))
+        first, second = self.kappas[i], self.kappas[i + 1]
+        model = self.knots[first].load_model()
+        model.load_state_dict(_mixed(*self._states[i : i + 2], (kappa - first) / (second - first), self._stored[i]))
+        return model
+
+    @cached_property
+    def _states(self) -> list[dict[str, Tensor]]:
+        return [self.knots[kappa].load_model().state_dict() for kappa in self.kappas]
+
+    @cached_property
+    def _stored(self) -> list[list[dict[str, Tensor]]]:
+        stored = load_file(self.path / STATISTICS)
+        keys = [[f"{i}.{part}." for part in range(1, PARTS)] for i in range(len(self.kappas) - 1)]
+        return [[{n.removeprefix(k): v for n, v in stored.items() if n.startswith(k)} for k in row] for row in keys]
+
+
+def train_front(
+    config: TrainConfig,
+    data: ImageData,
+    run_dir: str | Path,
+    kappas: Sequence[float] | None = None,
+    *,
+    epochs: int = 4,
+    lr: float = 1e-3,
+    progress: bool = True,
+) -> Front:
+    """Trains a whole front by one walk along kappa; the same call again goes on, or returns what is done.
+
+    The first network is trained by ``config`` at the first kappa. Each next one begins with the weights of the one
+    before and is trained for ``epochs`` more by its own kappa, at eps_max, without a ramp, by one cycle of the learning
+    rate. All networks, and those half way between neighbours, are measured on the test part.
+
+    Args:
+        config: of the first network; its kappa is replaced.
+        data: as of `train`.
+        run_dir: the front's folder.
+        kappas: rising or falling, in [0, 1]; None: the method's own, from robust to accurate.
+        epochs: of each network after the first.
+        lr: the largest learning rate there.
+        progress: show a bar a network.
+
+    Raises:
+        ValueError: a method without kappa, kappas that neither rise nor fall, or ``run_dir`` holds another front (the
+            message names what differs; nothing is overwritten). And as `train`.
+    """
+    kappas, run_dir = _checked(config, kappas, epochs, lr), Path(run_dir)
+    asked = {"kappas": list(kappas), "epochs": epochs, "lr": lr, "parts": PARTS, "images": IMAGES}
+    asked |= {"first": described_run(replace(config, kappa=kappas[0]), data)}
+    with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT):
+        _begin(run_dir, asked)
+        knots: dict[float, Run] = {}
+        start, this = None, replace(config, kappa=kappas[0])
+        for i, kappa in enumerate(kappas):
+            run = train_from(start, this, data, run_dir / f"knot-{i:02d}", True, progress)
+            knots[kappa] = run
+            start = Start(run.load_model().state_dict(), kappas[: i + 1])
+            shorter = {"epochs": epochs, "clean_epochs": 0, "ramp_epochs": 0, "lr": lr, "scheduler": "onecycle"}
+            this = replace(config, kappa=kappas[min(i + 1, len(kappas) - 1)], **shorter)
+        if not (run_dir / STATISTICS).is_file():
+            _write_statistics(knots, data, run_dir, config.torch_device())
+        front = Front(run_dir, kappas, knots, {})
+        for i, pair in enumerate(_pairs(kappas)):
+            kappa = _half_way(pair)
+            front.between[kappa] = _measured(
+                front, replace(this, kappa=kappa), data, run_dir / f"between-{i:02d}", pair
+            )
+        for run in knots.values():  # a front is many runs, and its disk should not hold each three times
+            shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
+    return front
+
+
+def load_front(path: str | Path) -> Front:
+    """A finished front from its folder, or from a folder into which it was packed with its weights.
+
+    Raises:
+        FileNotFoundError: there is no front, or it lacks a network; the message says which.
+        ValueError: a file cannot be read.
+    """
+    path = Path(path)
+    if not (path / FILE).is_file():
+        raise FileNotFoundError(f"path: {path} holds no {FILE}; a front's folder is made by acertlab.train_front")
+    if not (path / STATISTICS).is_file():
+        raise FileNotFoundError(f"path: {path} is unfinished: the same call of acertlab.train_front goes on")
+    told = read_json(path / FILE)
+    if not isinstance(told.get("kappas"), list):
+        raise ValueError(f"path: {path / FILE} lacks kappas; it was not written by this version")
+    kappas = tuple(told["kappas"])
+    knots = {kappa: load_run(path / f"knot-{i:02d}") for i, kappa in enumerate(kappas)}
+    middle = {_half_way(pair): load_run(path / f"between-{i:02d}") for i, pair in enumerate(_pairs(kappas))}
+    return Front(path, kappas, knots, middle)
+
+
+def _pairs(kappas: Sequence[float]) -> list[tuple[float, float]]:
+    return list(pairwise(kappas))
+
+
+def _half_way(pair: tuple[float, float]) -> float:
+    return round(sum(pair) / 2, 9)  # not .8500000000000001
+
+
+def _checked(config: TrainConfig, kappas: Sequence[float] | None, epochs: int, lr: float) -> tuple[float, ...]:
+    if config.method == "standard":
+        refuse("config.method", config.method, "a method with kappa")
+    if config.protocol == "published":
+        refuse("config.protocol", config.protocol, "held-out: a front's networks are not selected on the test part")
+    check("epochs", epochs, Within(1, kind=int))
+    check("lr", lr, Within(0, open_low=True))
+    if kappas is None:
+        kappas = KAPPAS if config.objective().searches else KAPPAS_OF_FIXED_EPS
+    walk = tuple(float(check("kappas", kappa, Within(0, 1))) for kappa in kappas)
+    steps = [b - a for a, b in _pairs(walk)]
+    if not steps or not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
+        refuse("kappas", kappas, "two or more, all rising or all falling")
+    return walk
+
+
+def _begin(run_dir: Path, asked: dict[str, Any]) -> None:
+    file = run_dir / FILE
+    if not file.is_file():
+        write_json(file, asked)
+        return
+    before = read_json(file)
+    differs = [
+        f"{key} = {before.get(key)!r} there, {asked[key]!r} here" for key in asked if before.get(key) != asked[key]
+    ]
+    if differs:
+        raise ValueError(f"run_dir: {run_dir} holds another front: {'; '.join(differs)}. Give another folder")
+
+
+def _mixed(
+    first: dict[str, Tensor], second: dict[str, Tensor], t: float, stored: Sequence[dict[str, Tensor]] = ()
+) -> dict[str, Tensor]:
+    """Weights (1 - t) first + t second; statistics between those that are stored on the way."""
+    if t in (0.0, 1.0):
+        return second if t else first
+    weights = {n: torch.lerp(a, second[n], t) if a.is_floating_point() else a for n, a in first.items()}
+    if not stored:
+        return weights
+    part = min(int(t * PARTS), PARTS - 1)
+    ends = [first, *stored, second]
+    return weights | {n: torch.lerp(ends[part][n], ends[part + 1][n], t * PARTS - part) for n in stored[0]}
+
+
+def _write_statistics(knots: dict[float, Run], data: ImageData, run_dir: Path, device: torch.device) -> None:
+    """BatchNorm's statistics on the way between neighbours, of the first training images."""
+    x = to_float(data.train_x[:IMAGES])
+    runs = list(knots.values())
+    states = [run.load_model().state_dict() for run in runs]
+    model = runs[0].load_model().to(device)
+    norms = {name for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    kept = [n for n in states[0] if n.rpartition(".")[0] in norms and n.endswith(("running_mean", "running_var"))]
+    found = {}
+    with session(device):
+        for i, pair in enumerate(pairwise(states)):
+            for part in range(1, PARTS):
+                model.load_state_dict(_mixed(*pair, part / PARTS))
+                update_bn(x.split(BATCH), model, device)
+                state = model.state_dict()
+                found |= {f"{i}.{part}.{name}": state[name].clone() for name in kept}
+    write_weights(run_dir / STATISTICS, found)
+
+
+def _measured(front: Front, config: TrainConfig, data: ImageData, run_dir: Path, pair: tuple[float, float]) -> Run:
+    """The run of a network between two neighbours."""
+    model, device = front.network(config.kappa), config.torch_device()
+    described = described_run(config, data, Start(model.state_dict(), pair)) | {"interpolated": True}
+    if finished := open_folder(run_dir, described, resume=True):
+        return finished
+    with session(device):
+        write_results(model.to(device), config, data, run_dir, lambda: None, more={"interpolated": True})
+    return load_run(run_dir)

@@ -1,0 +1,177 @@
+"""A front as one training: its knots, the networks between them, and what happens when it is killed or misused."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.optim.swa_utils import update_bn
+
+import acertlab as al
+from acertlab.data.datasets import load_dataset, to_float
+from acertlab.data.files import read_json, write_json
+from acertlab.data.pack import pack_runs
+from acertlab.data.run_table import load_runs
+from acertlab.training.config import preset
+from acertlab.training.loop import front as fronts, train as loop
+from acertlab.training.loop.front import BATCH, PARTS, _mixed, load_front, train_front
+from acertlab.training.loop.train import train
+from tests.helpers.training import SMALL as MLP, Interrupted, assert_same_weights
+
+SMALL = replace(MLP, model="small_cnn", width=2, epochs=3, ramp_epochs=1)  # with BatchNorm
+KAPPAS = (0.0, 0.5, 0.9)
+
+
+def same(a, b):
+    assert_same_weights(a.state_dict(), b.state_dict())
+
+
+@pytest.fixture(scope="module")
+def front(few, tmp_path_factory):
+    return train_front(SMALL, few, tmp_path_factory.mktemp("front") / "of", KAPPAS, epochs=1, progress=False)
+
+
+def test_the_first_knot_is_the_training_and_each_next_one_goes_on_from_it(front, few, tmp_path):
+    alone = train(replace(SMALL, kappa=0.0), few, tmp_path / "alone", progress=False)
+    same(front.knots[0.0].load_model(), alone.load_model())
+    assert list(front.knots) == list(KAPPAS) and list(front.between) == [0.25, 0.7]
+    second = front.knots[0.5].config
+    assert (second["front"], second["epochs"], second["ramp_epochs"]) == ([0.0], 1, 0)
+    assert front.knots[0.9].config["front"] == [0.0, 0.5]
+    assert front.knots[0.5].history.eps_t.tolist() == [SMALL.eps_max]
+    random = train(replace(loop_config(front, 0.5)), few, tmp_path / "random", progress=False)
+    assert random.config["weights"] == "" != second["weights"]
+    with pytest.raises(ValueError, match="weights = .* there"):
+        train(loop_config(front, 0.5), few, front.knots[0.5].path, progress=False)
+
+
+def loop_config(front, kappa):
+    return replace(SMALL, kappa=kappa, epochs=1, clean_epochs=0, ramp_epochs=0, lr=1e-3)
+
+
+def test_a_network_at_a_knot_is_the_one_trained_there_and_between_it_is_certified_like_any(front, few):
+    for kappa, run in (front.knots | front.between).items():
+        model = front.network(kappa)
+        same(model, run.load_model())
+        x, y = to_float(few.test_x), few.test_y
+        radii = al.certified_radius(model, x, y, run.config["radius_cap"] or 1.25 * SMALL.eps_max).radius
+        assert radii.tolist() == pytest.approx(run.radii.radius.tolist(), abs=1e-6)
+    same(front.network(0.3), load_front(front.path).network(0.3))
+    near, knot = front.network(0.5 + 1e-9).state_dict(), front.network(0.5).state_dict()
+    for name, value in near.items():
+        assert torch.allclose(value.double(), knot[name].double(), atol=1e-5), name
+
+
+def test_statistics_on_the_way_are_those_of_training_images(front, few):
+    first, second = (front.knots[kappa].load_model().state_dict() for kappa in (0.5, 0.9))
+    for part in range(1, PARTS):
+        model = front.knots[0.5].load_model()
+        model.load_state_dict(_mixed(first, second, part / PARTS))
+        update_bn(to_float(few.train_x).split(BATCH), model)
+        ours = front.network(0.5 + 0.4 * part / PARTS).state_dict()
+        names = [name for name in ours if "running" in name]
+        assert names
+        for name in names:
+            assert torch.allclose(ours[name], model.state_dict()[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_killed_anywhere_it_goes_on_to_the_same_bits(place, front, few, tmp_path, monkeypatch):
+    """In the second epoch of the first knot, in the third knot, before its result, at the statistics, half way."""
+    calls = {"epochs": 0, "results": 0}
+    real_epoch, real_results = loop._train_epoch, loop.write_results
+
+    def epoch_of(*args):
+        calls["epochs"] += 1
+        if (place, calls["epochs"]) in ((0, 2), (1, SMALL.epochs + 2)):
+            raise Interrupted
+        return real_epoch(*args)
+
+    def results(*args, **more):
+        calls["results"] += 1
+        if (place, calls["results"]) in ((2, 3), (4, 5)):
+            raise Interrupted
+        return real_results(*args, **more)
+
+    def statistics(*_):
+        raise Interrupted
+
+    monkeypatch.setattr(loop, "_train_epoch", epoch_of)
+    monkeypatch.setattr(loop, "write_results", results)
+    monkeypatch.setattr(fronts, "write_results", results)
+    if place == 3:
+        monkeypatch.setattr(fronts, "_write_statistics", statistics)
+    with pytest.raises(Interrupted):
+        train_front(SMALL, few, tmp_path / "front", KAPPAS, epochs=1, progress=False)
+    if place < 4:
+        with pytest.raises(FileNotFoundError, match=r"goes on"):
+            load_front(tmp_path / "front")
+    monkeypatch.undo()
+    again = train_front(SMALL, few, tmp_path / "front", KAPPAS, epochs=1, progress=False)
+    for kappa in (0.0, 0.1, 0.5, 0.6, 0.9):
+        same(again.network(kappa), front.network(kappa))
+    assert all(again.between[kappa].radii.equals(front.between[kappa].radii) for kappa in front.between)
+
+
+def test_it_is_read_as_points_of_one_curve(front):
+    runs = load_runs(front.path, settings=["front"])
+    assert sorted(runs.kappa) == [0.0, 0.25, 0.5, 0.7, 0.9]
+    assert runs[runs.interpolated.eq(True)].kappa.tolist() == [0.25, 0.7]
+    assert runs.set_index("kappa").front[0.9] == [0.0, 0.5]
+    al.analyse(runs)
+
+
+def test_packed_with_its_weights_it_is_the_same_front(front, tmp_path):
+    packed = load_front(pack_runs(front.path, tmp_path / "packed", weights=True))
+    for kappa in (0.0, 0.33, 0.5, 0.9):
+        same(packed.network(kappa), front.network(kappa))
+    assert packed.between[0.25].result == front.between[0.25].result
+    bare = pack_runs(front.path, tmp_path / "bare")
+    with pytest.raises(FileNotFoundError, match="holds no front.json"):
+        load_front(bare)
+
+
+@pytest.mark.parametrize(
+    ("config", "kappas", "more", "said"),
+    [
+        (SMALL, (0.0, 0.5, 0.5), {}, "kappas = .*all rising or all falling"),
+        (SMALL, (0.0, 0.5, 0.2), {}, "kappas = .*all rising or all falling"),
+        (SMALL, (0.5,), {}, "kappas = .*two or more"),
+        (SMALL, (0.5, 1.5), {}, "kappas = 1.5"),
+        (SMALL, (0.0, 0.5), {"epochs": 0}, "epochs = 0"),
+        (SMALL, (0.0, 0.5), {"lr": -1.0}, "lr = -1"),
+        (replace(SMALL, method="standard"), (0.0, 0.5), {}, "config.method = 'standard'.*a method with kappa"),
+        (replace(SMALL, protocol="published"), (0.0, 0.5), {}, "config.protocol = 'published'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(config, kappas, more, said, few, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        train_front(config, few, tmp_path / "front", kappas, progress=False, **more)
+    assert not (tmp_path / "front").exists()
+
+
+def test_another_front_in_the_folder_a_missing_knot_and_a_kappa_outside_are_named(front, few, tmp_path):
+    for change in ({"kappas": (0.0, 0.4, 0.9)}, {"epochs": 2}, {"config": replace(SMALL, seed=5)}):
+        asked = {"config": SMALL, "kappas": KAPPAS, "epochs": 1} | change
+        with pytest.raises(ValueError, match=r"run_dir: .* holds another front: (kappas|epochs|first)"):
+            train_front(asked.pop("config"), few, front.path, progress=False, **asked)
+    for kappa in (-0.1, 0.95, float("nan"), "0.5"):
+        with pytest.raises((ValueError, TypeError), match="kappa = "):
+            front.network(kappa)
+    broken = shutil.copytree(front.path, tmp_path / "broken")
+    shutil.rmtree(broken / "knot-01")
+    with pytest.raises(FileNotFoundError, match="knot-01"):
+        load_front(broken)
+    write_json(broken / "front.json", {"of": "another version"})
+    with pytest.raises(ValueError, match=r"front.json lacks kappas"):
+        load_front(broken)
+    with pytest.raises(FileNotFoundError, match=r"holds no front\.json; .*train_front"):
+        load_front(tmp_path)
+
+
+def test_methods_have_their_own_kappas(few, tmp_path):
+    config = replace(preset("digits", "fast-ibp", budget="smoke"), width=2)
+    front = train_front(config, few, tmp_path / "front", epochs=1, progress=False)
+    assert front.kappas == fronts.KAPPAS_OF_FIXED_EPS
+    assert read_json(tmp_path / "front/front.json")["kappas"] == list(front.kappas)
+    assert load_dataset("digits").name == front.knots[0.8].config["dataset"]
