@@ -11,7 +11,7 @@ FAST := $(addprefix tests/, test_lock.py test_memory.py test_text.py test_valida
 	analysis/test_equal_accuracy.py analysis/test_acr_breakdown.py visualization/test_style.py \
 	visualization/test_fronts.py visualization/test_radius.py sweep/test_spec.py guides/test_layout.py)
 
-.PHONY: help demo test test-fast bench bench-quick lab clean
+.PHONY: help demo test test-fast bench bench-quick handouts lab clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,7 +23,6 @@ test: $(READY)  ## lint, unit and property tests, and every notebook (under 15 m
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal tests
-	ACERTLAB_RUNS=$$(mktemp -d) $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
 
 test-fast: $(READY)  ## after an edit: lint, layout and what needs neither training nor notebooks (under a minute)
 	$(BIN)/ruff check .
@@ -36,6 +35,9 @@ bench: $(READY)  ## what bounds, search and training cost beside other tools (20
 
 bench-quick: $(READY)  ## the same with smaller networks and fewer rounds (under 3 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench --quick
+
+handouts: $(READY)  ## run every notebook and write it as an HTML page that needs no network, into handouts/ (10 minutes)
+	$(TEST_ENV) $(BIN)/acertlab handouts handouts
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	ACERTLAB_RUNS=$(CURDIR)/runs $(BIN)/jupyter lab --notebook-dir notebooks

@@ -1,15 +1,22 @@
 """The command `acertlab` (`python -m acertlab`): notebooks, demo, sweep, certify, report, table, compare, ..."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from acertlab import __version__
+from acertlab._lock import LockHeldError
 from acertlab._validation import number
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GREETING = "Certified radii of images, networks trained to have large ones, and what that costs in accuracy."
 EPILOG = """to begin:
@@ -19,6 +26,7 @@ EPILOG = """to begin:
 
 from Python: import acertlab as al; al.certified_radius(model, x, y, eps_max=8/255)"""
 
+PAGES = ("anywidget", "ipywidgets", "jinja2", "latex2mathml", "nbconvert", "papermill", "plotly")  # what writes them
 # What a command needs is imported when it runs: torch, plotly and Dask take seconds, --help does not.
 
 
@@ -26,30 +34,75 @@ def demo(args: argparse.Namespace) -> int:
     """Train on the embedded digits and draw the accuracy-robustness picture, in a few minutes."""
     from acertlab._optional import need
 
-    need("notebooks", "acertlab demo", "anywidget", "ipywidgets", "jinja2", "nbconvert", "plotly")
-    import papermill
-
+    need("notebooks", "acertlab demo", *PAGES)
     from acertlab.data.files import shipped
     from acertlab.data.run import runs_folder
+    from acertlab.sweep.plan import read_plan
+
+    notebooks, out = shipped("notebooks"), runs_folder().absolute() / "demo"
+    plan = read_plan(notebooks / "demo.yaml", out, show=True)
     from acertlab.sweep.executor import run_command
 
-    notebooks, out = shipped("notebooks"), runs_folder() / "demo"
-    if status := run_command(str(notebooks / "demo.yaml"), str(out)):
+    if status := run_command(plan):
         return status
-    print("notebooks/03_pareto.ipynb ...", flush=True)
-    executed = out / "03_pareto.ipynb"
-    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype+notebook"  # the figures' script goes into the copy
-    papermill.execute_notebook(
-        notebooks / "03_pareto.ipynb",
-        executed,
-        {"runs_root": str(out.absolute() / "cells"), "out_dir": str(out.absolute())},
-        kernel_name="python3",
-        progress_bar=False,
-        store_widget_state=False,
-        start_timeout=600,
-    )
-    subprocess.run([sys.executable, "-m", "nbconvert", "--to", "html", "--log-level=ERROR", executed], check=True)
-    print(f"notebook: {executed}\nHTML:     {executed.with_suffix('.html')}")
+    learnt = _learnt_from_the_demo(out / "cells")
+    parameters = {"runs_root": str(out / "cells"), "out_dir": str(out)}
+    page = _executed(notebooks / "03_pareto.ipynb", out, parameters, f"## What the demo shows\n\n{learnt}")
+    print(f"\n{learnt}\n\nnotebook: {page.with_suffix('.ipynb')}\nHTML:     {page}")
+    return 0
+
+
+def _learnt_from_the_demo(runs: Path) -> str:
+    """How ACERT and FastIBP compare on the demo's digits, and why they differ more elsewhere: whose boxes are whole."""
+    from acertlab.analysis.fronts import analyse
+    from acertlab.data.run import SHIPPED, load_run
+    from acertlab.data.run_table import load_runs
+
+    compared = analyse(load_runs(runs)).comparisons
+    (pair,) = (pair for pair in compared if {pair.method, pair.other} == {"acert", "fast-ibp"})
+
+    def last_epoch(root: Path, dataset: str) -> pd.Series:
+        found = load_runs(root).query("dataset == @dataset and method == 'acert' and kappa == 0")
+        columns = ["share_zero", "share_cap"]
+        return 100 * sum(load_run(path).history[columns].iloc[-1] for path in found.path) / len(found)
+
+    digits, cifar = last_epoch(runs, "digits"), last_epoch(SHIPPED, "cifar10")
+    return f"""{pair.sentence}
+That is what one expects of easy images. In the last epoch of ACERT at kappa = 0, {digits.share_cap:.0f} % of the digits
+have a box as large as FastIBP's, and {digits.share_zero:.0f} % have none: both train on nearly the same boxes.
+Of the CIFAR-10 images whose results come with acertlab, {cifar.share_cap:.0f} % have the whole box and
+{cifar.share_zero:.0f} % none: there a radius for each image changes much, and ACERT's front lies higher.
+See data/results/README.md."""
+
+
+def _executed(notebook: Path, folder: Path, parameters: dict[str, str], preface: str = "") -> Path:
+    """Executes a notebook into a folder, and writes its page there; returns the page."""
+    import papermill
+
+    from acertlab.visualization.report import notebook_page
+
+    print(f"{notebook} ...", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    copy, options = folder / notebook.name, {"kernel_name": "python3", "progress_bar": False}
+    papermill.execute_notebook(notebook, copy, parameters, **options, store_widget_state=False, start_timeout=600)
+    page = copy.with_suffix(".html")
+    notebook_page(copy, page, preface)
+    return page
+
+
+def handouts(args: argparse.Namespace) -> int:
+    """Execute the notebooks and write each as one HTML page that needs no network."""
+    from acertlab._optional import need
+
+    need("notebooks", "acertlab handouts", *PAGES)
+    from acertlab.data.files import shipped
+
+    given = [Path(notebook) for notebook in args.notebooks] or sorted(shipped("notebooks").glob("*.ipynb"))
+    print(f"{len(given)} notebooks into pages of {args.out}, minutes each ...", flush=True)
+    with TemporaryDirectory() as runs:
+        os.environ["ACERTLAB_RUNS"] = runs  # what a notebook trains is not kept, and 03 shows the shipped results
+        for notebook in given:
+            print(_executed(notebook, Path(args.out), {}))
     return 0
 
 
@@ -70,13 +123,20 @@ def notebooks(args: argparse.Namespace) -> int:
 
 def sweep(args: argparse.Namespace) -> int:
     """Execute a notebook over a grid of parameters, here or on a cluster."""
+    from acertlab.sweep.plan import read_plan
+
+    plan = read_plan(args.spec, args.out, show=True)  # before what carries it out is loaded
     from acertlab.sweep.executor import run_command
 
-    return run_command(args.spec, args.out, args.workers, args.scheduler, args.tls, args.dry_run)
+    return run_command(plan, args.workers, args.scheduler, args.tls, args.dry_run)
 
 
 def certify(args: argparse.Namespace) -> int:
     """Certify a network on a dataset's test images: certified radii, accuracy, ACR and ART."""
+    print(
+        f"{args.network}: radii of test images of {args.dataset} up to {args.eps_max:.4g}, by {args.bound} ...",
+        flush=True,
+    )
     from acertlab.data.datasets import load_dataset
     from acertlab.data.run import load_run
     from acertlab.models.onnx import load_onnx
@@ -101,6 +161,7 @@ def certify(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write one HTML page over many runs."""
+    print(f"all finished runs below {args.runs}, into {args.output} ...", flush=True)
     from acertlab.visualization.report import write_report
 
     for sentence in write_report(args.runs, args.output, args.resamples):
@@ -148,6 +209,7 @@ def pack(args: argparse.Namespace) -> int:
 
 def estimate(args: argparse.Namespace) -> int:
     """Tell how long a training will take, from a few of its own steps."""
+    print(f"{args.steps} steps of each phase of {args.method} on {args.dataset}, budget {args.budget} ...", flush=True)
     from acertlab.training.estimate import estimate_sentence
 
     print(estimate_sentence(args.dataset, args.method, args.budget, args.steps))
@@ -167,6 +229,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command(demo)
     command(notebooks).add_argument("copy_to", metavar="COPY_TO", help="the folder, made where there is none")
+    one = command(handouts)
+    one.add_argument("out", help="the folder of the pages, made where there is none")
+    one.add_argument("notebooks", nargs="*", help="notebook files (default: all that come with acertlab)")
     one = command(sweep)
     one.add_argument("spec", help="a YAML file; acertlab/sweep/spec.py says what it holds")
     one.add_argument("--out", default="", help="the sweep's folder (default: out in the file, else runs/SPEC)")
@@ -217,9 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         return args.run(args)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        print(f"acertlab {args.run.__name__}: {error}", file=sys.stderr)
-        return 1
+    except (OSError, ValueError, TypeError, ImportError, LockHeldError) as error:
+        print(f"acertlab {args.run.__name__}: error: {error}", file=sys.stderr)
+        return 2 if args.run is sweep else 1  # of a sweep, 1 says that jobs failed
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Security
 from distributed.deploy.cluster import Cluster
 
-from acertlab._lock import LockHeldError, locked
+from acertlab._lock import locked
 from acertlab._text import seconds_text
 from acertlab.sweep.job import Job, KernelDiedError, run_job
+from acertlab.sweep.plan import Plan
 from acertlab.sweep.progress import ProgressTable
 from acertlab.sweep.spec import Sweep, describe, read_spec
 from acertlab.sweep.start import check_main_guard, check_this_machine
@@ -55,7 +56,7 @@ class SchedulerLostError(ConnectionError):
 
 
 def run(
-    spec: str | Path | Mapping[str, Any],
+    spec: str | Path | Mapping[str, Any] | Plan,
     *,
     out: str | Path = "",
     workers: int = 0,
@@ -299,31 +300,31 @@ def shown_table(table: pd.DataFrame) -> str:
 
 
 def run_command(
-    spec: str,
-    out: str = "",
+    plan: Plan,
     workers: int = 0,
     scheduler: str | None = None,
     tls: Sequence[str] | None = None,
     dry_run: bool = False,
 ) -> int:
-    """`acertlab sweep`; returns the exit status: 0 all done, 1 some jobs failed, 2 not to be started, 3 interrupted."""
+    """`acertlab sweep`, once its plan is read and said; returns 0 all done, 1 some jobs failed, 3 interrupted.
+
+    Raises:
+        ValueError, OSError, LockHeldError: as `run`.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Slurm sends it before the time is up
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it reports of lost workers, the table shows
+    if workers < 0:
+        raise ValueError(f"workers = {workers}: accepted is a whole number >= 0")
+    if dry_run:
+        return _list_jobs(read_spec(plan))
     try:
-        if workers < 0:
-            raise ValueError(f"workers = {workers}: accepted is a whole number >= 0")
-        if dry_run:
-            return _list_jobs(read_spec(spec, out=out, show=True))
-        table = run(spec, out=out, workers=workers, scheduler=scheduler, security=_security(tls))
+        table = run(plan, workers=workers, scheduler=scheduler, security=_security(tls))
     except KeyboardInterrupt:
         print("\nstopped; everything is kept, the same command goes on", file=sys.stderr)
         return 3
     except SchedulerLostError as error:
         print(f"{error}; everything is kept, the same command goes on with another scheduler", file=sys.stderr)
         return 3
-    except (ValueError, TypeError, OSError, LockHeldError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     print(f"\n{shown_table(table)}\n")
     failed = table[table.state == "failed"]
     for _, row in failed.iterrows():

@@ -19,26 +19,23 @@ are written), the notebook's other code, and the package's version. A notebook t
 
 import ast
 import hashlib
-import itertools
 import json
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import yaml
 
 import acertlab
 from acertlab._text import short
-from acertlab._validation import did_you_mean, refuse, tidy
+from acertlab._validation import did_you_mean, tidy
 from acertlab.sweep.job import Job
+from acertlab.sweep.plan import Plan, read_plan
 
-RESERVED = ("grid", "notebook", "out")
 NOT_KEYED = ("run_dir", "data_root")  # where things are on a machine, not what is computed
 # One thread of arithmetic a job: jobs run side by side, and results depend on the number of threads, bit for bit.
 # Freed memory is kept for the next step: Dask has its workers' children return every 64 kB at once, which made an epoch
@@ -68,11 +65,11 @@ class Sweep:
     varied: tuple[str, ...]
 
 
-def read_spec(spec: str | Path | Mapping[str, Any], *, out: str | Path = "", show: bool = False) -> Sweep:
+def read_spec(spec: str | Path | Mapping[str, Any] | Plan, *, out: str | Path = "", show: bool = False) -> Sweep:
     """The sweep that a YAML file (or its content, as a mapping) describes; nothing is written.
 
     Args:
-        spec: see the module.
+        spec: see the module; or what `acertlab.sweep.plan.read_plan` has read already.
         out: instead of the specification's own folder.
         show: say what is wanted in a line, before torch is loaded to check it.
 
@@ -81,23 +78,15 @@ def read_spec(spec: str | Path | Mapping[str, Any], *, out: str | Path = "", sho
         ValueError: the file is no YAML, or a name or value in it is not accepted; the message names the job,
             the parameter, the value and what is accepted.
     """
-    from_file = not isinstance(spec, Mapping)
-    content = _read_yaml(Path(spec)) if from_file else dict(spec)
-    where, base = (str(spec), Path(spec).parent) if from_file else ("the specification", Path())
-    stem = Path(spec).stem if from_file else "sweep"
+    plan = spec if isinstance(spec, Plan) else read_plan(spec, out, show)
     try:
-        _check_texts(content)
-        notebook = (base / content["notebook"]).resolve() if "notebook" in content else _training_notebook()
+        notebook = plan.notebook or _training_notebook()
         if not notebook.is_file():
             raise FileNotFoundError(f"notebook: {notebook} is not there")
         defaults, code = _read_notebook(notebook)
-        given = [job for grid in _grids(content) for job in _expanded(content, grid)]
-        folder = Path(out or content.get("out") or Path(os.environ.get("ACERTLAB_RUNS") or "runs") / stem).absolute()
-        if show:
-            print(f"{where}: {len(given)} jobs of {notebook.name}, in {folder}; checking each ...", flush=True)
-        return _sweep(folder, notebook, code, [_checked(job, defaults, notebook) for job in given])
+        return _sweep(plan.out, notebook, code, [_checked(job, defaults, notebook) for job in plan.jobs])
     except (ValueError, TypeError, FileNotFoundError) as error:
-        raise type(error)(f"{where}: {error}") from None
+        raise type(error)(f"{plan.where}: {error}") from None
 
 
 def _training_notebook() -> Path:
@@ -115,66 +104,6 @@ def describe(parameters: Mapping[str, Any], names: tuple[str, ...]) -> str:
     """Some parameters of a job in a line: `acert kappa=0.5 seed=1`."""
     values = {name: parameters[name] for name in names if name in parameters}
     return " ".join(short(v) if isinstance(v, (str, dict)) and v else f"{k}={short(v)}" for k, v in values.items())
-
-
-# ---- from the file to grids
-class _Loader(yaml.SafeLoader):
-    """A name given twice is an error, not the last of the two."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    names = [loader.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-    twice = [str(name) for name, count in Counter(map(str, names)).items() if count > 1]
-    if twice:
-        raise ValueError(f"line {node.start_mark.line + 1} and below: {', '.join(twice)} is given twice")
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no specification {path}")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: a table of names and values is needed, it holds {type(content).__name__}")
-    return content
-
-
-def _check_texts(content: Mapping[str, Any]) -> None:
-    for name in ("notebook", "out"):
-        if not isinstance(content.get(name, ""), (str, Path)):
-            raise ValueError(f"{name} = {content[name]!r}: accepted is a path")
-    for name in itertools.chain(content, *(grid for grid in _grids(content))):
-        if not isinstance(name, str):
-            raise ValueError(f"the name {name!r} is a {type(name).__name__}; accepted are names of parameters")
-
-
-def _grids(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    grids = content.get("grid", {})
-    grids = grids if isinstance(grids, list) else [grids]
-    if not grids or not all(isinstance(grid, Mapping) for grid in grids):
-        raise ValueError(
-            f"grid = {content['grid']!r}: accepted is a table from parameters to lists of values, or a "
-            "list of such tables"
-        )
-    return grids
-
-
-def _expanded(content: Mapping[str, Any], grid: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every combination of the values; the parameter that is named last varies fastest."""
-    axes = {name: value for name, value in content.items() if name not in RESERVED} | dict(grid)
-    for name, values in axes.items():
-        plain = values if isinstance(values, list) else [values]
-        kinds = (str, int, float, bool, dict) if name == "settings" else (str, int, float, bool)
-        if not plain or not all(isinstance(value, kinds) for value in plain):
-            refuse(name, values, "a text, a number, true, false, or a list of such")
-    listed = [values if isinstance(values, list) else [values] for values in axes.values()]
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*listed)]
 
 
 # ---- the parameters of the notebook

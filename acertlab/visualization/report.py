@@ -6,6 +6,9 @@ leads where, the kappa-tuned table, what another eps_max would have said, and wh
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +17,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from tqdm import tqdm
 
+from acertlab._optional import need
 from acertlab._text import eps_text
 from acertlab.analysis.acr_breakdown import acr_breakdown, cap_sensitivity, order_sentence
 from acertlab.analysis.fronts import Analysis, analyse
@@ -134,3 +138,71 @@ def _titled(figure: go.Figure) -> dict[str, str]:
 def _drawn(figure: go.Figure) -> Markup:
     config = {"responsive": True, "displaylogo": False}
     return Markup(figure.to_html(full_html=False, include_plotlyjs=False, include_mathjax=False, config=config))
+
+
+# A figure's script stands in the page's head once; formulas are MathML, which browsers draw by themselves.
+_NOTEBOOK = """{% extends 'lab/index.html.j2' %}
+{% block html_head_js %}<script>{{ resources.plotly }}</script>{% endblock %}
+{% block html_head_js_mathjax %}<style>.highlight pre { white-space: pre-wrap }</style>{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}"""
+
+
+def notebook_page(notebook: str | Path, output: str | Path, preface: str = "") -> None:
+    """Write an executed notebook as one HTML page that needs no network, atomically.
+
+    Args:
+        notebook: With its outputs. Of widgets the page has what stands below them, a still picture.
+        output: The page, an HTML file; replaced where it is there.
+        preface: Markdown to stand above the notebook.
+
+    Raises:
+        ValueError: A cell's figure has no data that can be drawn.
+    """
+    need("notebooks", "a notebook's page", "nbconvert", "latex2mathml")
+    import nbformat
+    from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class MathML(IPythonRenderer):
+        def block_math(self, body: str) -> str:
+            return f"<p>{_mathml(body, 'block')}</p>"
+
+        def inline_math(self, body: str) -> str:
+            return _mathml(body, "inline")
+
+    def html(source: str) -> str:
+        return MarkdownWithMath(renderer=MathML(escape=False)).render(source)
+
+    content = nbformat.read(notebook, as_version=4)
+    if preface:
+        content.cells.insert(0, nbformat.v4.new_markdown_cell(preface))
+    content.metadata.pop("widgets", None)
+    for cell in content.cells:
+        cell.metadata["transient"] = {"remove_source": cell.metadata.get("jupyter", {}).get("source_hidden", False)}
+        outputs = []
+        for out in cell.get("outputs", []):
+            data = out.get("data", {})
+            if figure := data.get("application/vnd.plotly.v1+json"):
+                out.data = {"text/html": _drawn(go.Figure(data=figure["data"], layout=figure["layout"]))}
+            elif "window.PlotlyConfig" in data.get("text/html", ""):
+                continue  # where the notebook itself has plotly's script from
+            outputs.append(out)
+        if cell.cell_type == "code":
+            cell.outputs = outputs
+    exporter = HTMLExporter(raw_template=_NOTEBOOK, filters={"markdown2html": html})
+    resources = {"plotly": get_plotlyjs(), "metadata": {"name": Path(notebook).stem}}
+    body, _ = exporter.from_notebook_node(content, resources)
+    with written_aside(Path(output)) as aside:
+        aside.write_text(body, encoding="utf-8")
+
+
+def _mathml(latex: str, display: str) -> str:
+    """A formula as browsers draw it; script letters by their own code points, which is what they know of script."""
+    from latex2mathml.converter import convert
+
+    def script(letter: re.Match[str]) -> str:
+        with suppress(KeyError):
+            return f"<mi>{unicodedata.lookup(f'MATHEMATICAL SCRIPT CAPITAL {letter[1]}')}</mi>"
+        return f"<mi>{unicodedata.lookup(f'SCRIPT CAPITAL {letter[1]}')}</mi>"
+
+    return re.sub(r'<mi mathvariant="script">([A-Z])</mi>', script, convert(latex.strip(), display=display))

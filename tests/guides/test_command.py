@@ -1,7 +1,9 @@
 """The command `acertlab`: every sub-command says what it does, refuses in one line, and does its work."""
 
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import torch
 
 import acertlab as al
 from acertlab.__main__ import main
+from acertlab.data.run import load_run
 from acertlab.sweep import executor
+from acertlab.sweep.plan import Plan
 from acertlab.sweep.spec import read_spec
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("demo", "notebooks", "sweep", "certify", "report", "table", "compare", "pack", "estimate")
+COMMANDS = ("demo", "notebooks", "handouts", "sweep", "certify", "report", "table", "compare", "pack", "estimate")
 
 
 def test_alone_it_greets_with_every_command(capsys: pytest.CaptureFixture) -> None:
@@ -72,24 +76,67 @@ def test_the_demo_reaches_from_unprotected_to_robust() -> None:
 def test_the_demo_ends_where_its_sweep_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACERTLAB_RUNS", str(tmp_path))
     monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: pytest.fail("03 was executed"))
-    monkeypatch.setattr(executor, "run_command", lambda spec, out: 1)
+    monkeypatch.setattr(executor, "run_command", lambda plan: 1)
     assert main(["demo"]) == 1
 
 
-def test_the_demo_draws_03_of_its_own_runs(
+def test_the_demo_draws_03_of_its_own_runs_and_says_what_they_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("ACERTLAB_RUNS", str(tmp_path))
-    swept, drawn, converted = [], [], []
-    monkeypatch.setattr(executor, "run_command", lambda spec, out: swept.append((Path(spec).name, out)) or 0)
+    swept, drawn = [], []
+
+    def run_command(plan: Plan) -> int:
+        for method in ("acert", "fast-ibp"):
+            config = replace(al.preset("digits", method, budget="smoke"), kappa=0.0)
+            al.train(config, al.load_dataset("digits"), plan.out / "cells" / method, progress=False)
+        return swept.append((Path(plan.where).name, plan.out)) or 0
 
     def execute(notebook: Path, out: Path, parameters: dict[str, Any], **_: Any) -> None:
         drawn.append((notebook.name, out, parameters["runs_root"]))
+        shutil.copy(notebook, out)
 
+    monkeypatch.setattr(executor, "run_command", run_command)
     monkeypatch.setattr(papermill, "execute_notebook", execute)
-    monkeypatch.setattr(subprocess, "run", lambda command, check: converted.append(command[-1]))
     assert main(["demo"]) == 0
     out = tmp_path / "demo"
-    assert swept == [("demo.yaml", str(out))] and converted == [out / "03_pareto.ipynb"]
+    assert swept == [("demo.yaml", out)]
     assert drawn == [("03_pareto.ipynb", out / "03_pareto.ipynb", str(out / "cells"))]
-    assert "03_pareto.html" in capsys.readouterr().out
+    said, page = capsys.readouterr().out, (out / "03_pareto.html").read_text()
+    assert said.startswith(str(ROOT / "notebooks" / "demo.yaml")) and "03_pareto.html" in said
+    share = 100 * load_run(out / "cells" / "acert").history.share_cap.iloc[-1]
+    for told in (f"{share:.0f} % of the digits", "12 % have the whole box"):  # of data/results: the second
+        assert told in said and told in page
+
+
+SAYS = """if True:
+    import builtins, sys, time
+    say = builtins.print
+
+    def first(*text, **options):
+        builtins.print = say
+        say(*{"torch", "plotly", "distributed", "papermill", "nbformat"} & set(sys.modules), file=sys.stderr)
+        assert time.process_time() < 1, time.process_time()  # seconds at work: how busy others are does not count
+        say(*text)
+        raise SystemExit(9)
+
+    builtins.print = first
+    from acertlab.__main__ import main
+    main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (f"sweep {ROOT / 'data/results/fronts/sweep.yaml'}", "69 jobs of 02_training.ipynb"),
+        ("certify net.onnx mnist 8/255", "net.onnx: radii of test images of mnist up to 0.03137, by ibp"),
+        ("report runs", "all finished runs below runs, into report.html"),
+        ("estimate cifar10 acert", "10 steps of each phase of acert on cifar10, budget paper"),
+        ("handouts pages", "notebooks into pages"),
+        ("demo", "9 jobs of 02_training.ipynb"),
+    ],
+)
+def test_a_command_says_what_it_will_do_before_it_loads_what_does_it(command: str, said: str, tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", SAYS, *command.split()], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 9 and ran.stderr.strip() == "" and said in ran.stdout, ran.stdout + ran.stderr

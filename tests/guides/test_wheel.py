@@ -25,14 +25,15 @@ COMMANDS = """if True:
     from acertlab.__main__ import main
     from acertlab.data import run
     from acertlab.sweep import executor
+    from acertlab.sweep.plan import read_plan
 
     assert Path(acertlab.__file__).is_relative_to(sys.prefix), acertlab.__file__
     if __name__ == "__main__":
         run_command = executor.run_command
 
-        def small(spec, out):
-            assert Path(spec).is_relative_to(sys.prefix) and executor.read_spec(spec).jobs
-            return run_command("sweep.yaml", out)
+        def small(plan):
+            assert Path(plan.where).is_relative_to(sys.prefix) and executor.read_spec(plan).jobs
+            return run_command(read_plan("sweep.yaml", plan.out))
 
         executor.run_command = small
         assert main(["demo"]) == 0

@@ -249,8 +249,8 @@ def test_a_sweep_says_what_is_wanted_before_torch_is_loaded(tmp_path: Path) -> N
     command = ["sweep", str(ROOT / "notebooks" / "demo.yaml"), "--dry-run", "--out", str(tmp_path / "out")]
     code = f"import sys; sys.modules['torch'] = None; from acertlab.__main__ import main; sys.exit(main({command}))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.returncode == 1 and "torch" in ran.stderr.splitlines()[-1]
-    assert f"demo.yaml: 9 jobs of 02_training.ipynb, in {tmp_path / 'out'}; checking" in ran.stdout
+    assert ran.returncode == 2 and "torch" in ran.stderr.splitlines()[-1]
+    assert f"demo.yaml: 9 jobs of 02_training.ipynb, in {tmp_path / 'out'}, none of them done; checking" in ran.stdout
 
 
 def test_the_command_refuses_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
