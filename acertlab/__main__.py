@@ -9,14 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from acertlab import __version__
 from acertlab._lock import LockHeldError
 from acertlab._validation import number
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 GREETING = "Certified radii of images, networks trained to have large ones, and what that costs in accuracy."
 EPILOG = """to begin:
@@ -54,6 +50,8 @@ def demo(args: argparse.Namespace) -> int:
 
 def _learnt_from_the_demo(runs: Path) -> str:
     """How ACERT and FastIBP compare on the demo's digits, and why they differ more elsewhere: whose boxes are whole."""
+    import numpy as np
+
     from acertlab.analysis.fronts import analyse
     from acertlab.data.run import SHIPPED, load_run
     from acertlab.data.run_table import load_runs
@@ -61,17 +59,18 @@ def _learnt_from_the_demo(runs: Path) -> str:
     compared = analyse(load_runs(runs)).comparisons
     (pair,) = (pair for pair in compared if {pair.method, pair.other} == {"acert", "fast-ibp"})
 
-    def last_epoch(root: Path, dataset: str) -> pd.Series:
+    def shares(root: Path, dataset: str) -> list[float]:
+        """Per cent of the training images without a box and with the whole one, in the last epoch at kappa = 0."""
         found = load_runs(root).query("dataset == @dataset and method == 'acert' and kappa == 0")
-        columns = ["share_zero", "share_cap"]
-        return 100 * sum(load_run(path).history[columns].iloc[-1] for path in found.path) / len(found)
+        last = [load_run(path).history[["share_zero", "share_cap"]].to_numpy()[-1] for path in found["path"]]
+        return (100 * np.mean(last, axis=0)).tolist()
 
-    digits, cifar = last_epoch(runs, "digits"), last_epoch(SHIPPED, "cifar10")
+    (digits_none, digits_whole), (cifar_none, cifar_whole) = shares(runs, "digits"), shares(SHIPPED, "cifar10")
     return f"""{pair.sentence}
-That is what one expects of easy images. In the last epoch of ACERT at kappa = 0, {digits.share_cap:.0f} % of the digits
-have a box as large as FastIBP's, and {digits.share_zero:.0f} % have none: both train on nearly the same boxes.
-Of the CIFAR-10 images whose results come with acertlab, {cifar.share_cap:.0f} % have the whole box and
-{cifar.share_zero:.0f} % none: there a radius for each image changes much, and ACERT's front lies higher.
+That is what one expects of easy images. In the last epoch of ACERT at kappa = 0, {digits_whole:.0f} % of the digits
+have a box as large as FastIBP's, and {digits_none:.0f} % have none: both train on nearly the same boxes.
+Of the CIFAR-10 images whose results come with acertlab, {cifar_whole:.0f} % have the whole box and
+{cifar_none:.0f} % none: there a radius for each image changes much, and ACERT's front lies higher.
 See data/results/README.md."""
 
 

@@ -198,7 +198,7 @@ def notebook_page(notebook: str | Path, output: str | Path, preface: str = "") -
 
 def _mathml(latex: str, display: str) -> str:
     """A formula as browsers draw it; script letters by their own code points, which is what they know of script."""
-    from latex2mathml.converter import convert
+    from latex2mathml.converter import convert  # pyright: ignore[reportMissingImports]
 
     def script(letter: re.Match[str]) -> str:
         with suppress(KeyError):
