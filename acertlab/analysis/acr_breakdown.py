@@ -34,18 +34,12 @@ EASIEST = 0.2  # the share of samples that is called easy
 
 @dataclass(frozen=True)
 class Crossing:
-    """An eps_max at which two methods' tuned ART changes its order.
+    """An eps_max at which two methods' tuned ART changes its order."""
 
-    Attributes:
-        below, above: Which method has the higher ART at smaller, at larger eps_max.
-        eps_max: Where, pixel units.
-        share: Share of resamples with the same order on both sides, each side where the two are furthest apart.
-    """
-
-    below: str
-    above: str
-    eps_max: float
-    share: float
+    below: str  # the method that has the higher ART at smaller eps_max
+    above: str  # at larger eps_max
+    eps_max: float  # where, pixel units
+    share: float  # of resamples with the same order on both sides, each side where the two are furthest apart
 
     @property
     def sentence(self) -> str:
@@ -60,17 +54,12 @@ class Crossing:
 
 @dataclass(frozen=True)
 class CapSensitivity:
-    """ART as a function of eps_max, every method at the kappa that is best there on the same images.
+    """ART as a function of eps_max, every method at the kappa that is best there on the same images."""
 
-    Attributes:
-        table: A row a method and eps_max: method, eps_max, kappa, art, low, high (fractions; pointwise interval).
-        crossings: Where the order of two methods changes, by eps_max.
-        cap: The largest eps_max, up to which radii are known.
-    """
-
+    # a row a method and eps_max: method, eps_max, kappa, art, low, high (fractions; pointwise interval)
     table: pd.DataFrame = field(repr=False, compare=False)
-    crossings: tuple[Crossing, ...]
-    cap: float
+    crossings: tuple[Crossing, ...]  # where the order of two methods changes, by eps_max
+    cap: float  # the largest eps_max, up to which radii are known
 
     @property
     def sentence(self) -> str:
@@ -130,30 +119,19 @@ def _crossings(
 
 @dataclass(frozen=True)
 class ACRBreakdown:
-    """The parts of the ACR of one method at one kappa, its seeds pooled.
-
-    Attributes:
-        method, kappa: Which networks.
-        eps_max: The perceptual limit, pixel units.
-        radii: (S N,) certified radii, pixel units, beyond eps_max where they were searched further.
-        acr: Eq. (12), a fraction; also the area under the curve of certified accuracy over [0, eps_max], / eps_max.
-        zero, inside, full: Shares of samples with radius 0, between, and at least eps_max.
-        concentration: (11,) the share of the ACR that the easiest 0, 10, ..., 100 % make.
-        per_class: The ACR of each class, by its number.
-        certified: From eps to the certified accuracy there.
-    """
+    """The parts of the ACR of one method at one kappa, its seeds pooled."""
 
     method: str
     kappa: float
-    eps_max: float
-    radii: np.ndarray = field(repr=False, compare=False)
-    acr: float
-    zero: float
-    inside: float
-    full: float
-    concentration: tuple[float, ...]
-    per_class: dict[int, float]
-    certified: dict[float, ConfidenceInterval]
+    eps_max: float  # the perceptual limit, pixel units
+    radii: np.ndarray = field(repr=False, compare=False)  # (S N,) pixel units, beyond eps_max where searched further
+    acr: float  # Eq. (12); also the area under the curve of certified accuracy over [0, eps_max], / eps_max
+    zero: float  # share of samples with radius 0
+    inside: float  # between
+    full: float  # at least eps_max
+    concentration: tuple[float, ...]  # (11,) the share of the ACR that the easiest 0, 10, ..., 100 % make
+    per_class: dict[int, float]  # the ACR of each class, by its number
+    certified: dict[float, ConfidenceInterval]  # from eps to the certified accuracy there
 
     @property
     def name(self) -> str:

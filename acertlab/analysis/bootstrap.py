@@ -25,12 +25,7 @@ LEVEL = 0.95  # of every interval
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    """A number and the ends of its interval, from resampled data.
-
-    Attributes:
-        estimate: From the data as they are.
-        low, high: The ends of the interval, at `LEVEL`.
-    """
+    """A number, from the data as they are, and the ends of its interval at `LEVEL`, from resampled data."""
 
     estimate: float
     low: float
@@ -54,25 +49,17 @@ def confidence_interval(values: np.ndarray) -> ConfidenceInterval:
 
 @dataclass(frozen=True)
 class Samples:
-    """R runs on the same N test images, side by side.
+    """R runs on the same N test images, side by side."""
 
-    Attributes:
-        runs: A row a run, of one dataset, trained for one eps_max.
-        radius: (R, N) certified radii, pixel units, searched up to `cap`.
-        correct: (R, N) whether the image is classified correctly.
-        label: (N,) its class.
-        cap: The smallest of the runs' radius_cap, pixel units.
-        settings: A row a (method, kappa), in the order of the methods' table and of kappa: method, kappa, seeds.
-        setting_of_run: (R,) each run's row in `settings`.
-    """
-
-    runs: pd.DataFrame
-    radius: np.ndarray
-    correct: np.ndarray
-    label: np.ndarray
-    cap: float
-    settings: pd.DataFrame
-    setting_of_run: np.ndarray
+    runs: pd.DataFrame  # a row a run, of one dataset, trained for one eps_max
+    radius: np.ndarray  # (R, N) certified radii, pixel units, searched up to `cap`
+    correct: np.ndarray  # (R, N) whether the image is classified correctly
+    label: np.ndarray  # (N,) its class
+    cap: float  # the smallest of the runs' radius_cap, pixel units
+    settings: (
+        pd.DataFrame
+    )  # method, kappa, seeds, in the order of the methods' table and of kappa
+    setting_of_run: np.ndarray  # (R,) each run's row in `settings`
 
     @property
     def eps_max(self) -> float:
@@ -122,15 +109,10 @@ def joint_samples(runs: pd.DataFrame, tables: Mapping[str, pd.DataFrame] | None 
 
 @dataclass(frozen=True)
 class Resamples:
-    """B draws of images and seeds; how often each counts.
+    """B draws of images and seeds; how often each counts."""
 
-    Attributes:
-        images: (B, N) float32, how often an image was drawn; each row sums to N.
-        seeds: (1 + B, S, R), the weight of each run in its setting's mean: in the data as they are, then in each draw.
-    """
-
-    images: np.ndarray
-    seeds: np.ndarray
+    images: np.ndarray  # (B, N) float32, how often an image was drawn; each row sums to N
+    seeds: np.ndarray  # (1 + B, S, R) each run's weight in its setting's mean: in the data as they are, then drawn
 
     def first(self, draws: int) -> Resamples:
         """The first draws alone; 0: the data as they are."""

@@ -36,27 +36,18 @@ MIN_SHARE_REACHED = 0.95  # an accuracy counts where at least this share of the 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A method at the kappa of its highest ART (Eq. 13), and the area under its front.
-
-    Attributes:
-        method, kappa, seeds: Which network, and how many were trained.
-        chosen_on: "validation": kappa was chosen on images that are not shown here; "test": on the same ones.
-        acc, acr, art: Fractions, means over the seeds.
-        again: The share of resamples in which the same kappa has the highest ART on the test images.
-        hypervolume: Area that the whole front dominates in the (Acc, ACR) square; it grows with the number of kappa.
-        kappas: How many kappa there were.
-    """
+    """A method at the kappa of its highest ART (Eq. 13), and the area under its front."""
 
     method: str
     kappa: float
-    seeds: int
-    chosen_on: str
-    acc: ConfidenceInterval
+    seeds: int  # how many networks were trained
+    chosen_on: str  # "validation": kappa was chosen on images that are not shown here; "test": on the same ones
+    acc: ConfidenceInterval  # fractions, means over the seeds
     acr: ConfidenceInterval
     art: ConfidenceInterval
-    again: float
-    hypervolume: ConfidenceInterval
-    kappas: int
+    again: float  # the share of resamples in which the same kappa has the highest ART on the test images
+    hypervolume: ConfidenceInterval  # of the front in the (Acc, ACR) square; it grows with the number of kappa
+    kappas: int  # how many there were
 
     @property
     def sentence(self) -> str:
@@ -105,23 +96,15 @@ def tuned(samples: Samples, scores: Scores, eps_max: float) -> tuple[Tuned, ...]
 
 @dataclass(frozen=True)
 class EqualAccuracy:
-    """The ACR of two methods at one accuracy, by interpolation along their fronts.
-
-    Attributes:
-        method, other: The two.
-        accuracy: Where, a fraction.
-        acr, other_acr: Fractions.
-        ratio: acr / other_acr, paired draw by draw.
-        covers: What the intervals cover: "seeds and test images", or "test images only".
-    """
+    """The ACR of two methods at one accuracy, by interpolation along their fronts; fractions."""
 
     method: str
     other: str
     accuracy: float
     acr: ConfidenceInterval
     other_acr: ConfidenceInterval
-    ratio: ConfidenceInterval
-    covers: str
+    ratio: ConfidenceInterval  # acr / other_acr, paired draw by draw
+    covers: str  # what the intervals cover: "seeds and test images", or "test images only"
 
     @property
     def sentence(self) -> str:
@@ -134,31 +117,21 @@ class EqualAccuracy:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two methods' fronts compared: which has the higher ACR, at which accuracies.
-
-    Attributes:
-        method, other: The two.
-        reach, other_reach: The accuracies that each front spans, fractions.
-        leads, trails: Where `method` has the higher, the lower ACR: stretches of accuracy over which the simultaneous
-            interval of the difference excludes 0 everywhere.
-        compared: The stretch over which they were compared; None where the fronts share no accuracy.
-        at: Their ACR in the middle of the longest lead of either, else of what was compared.
-        better, worse: The share of resamples in which all of `method`'s front is better (worse) in both Acc and ACR
-            than all of the other's: they share no accuracy, but compare all the same.
-        band: A row an accuracy: accuracy, acr, other_acr, difference, low, high (simultaneous).
-    """
+    """Two methods' fronts compared: which has the higher ACR, at which accuracies (fractions)."""
 
     method: str
     other: str
-    reach: tuple[float, float]
+    reach: tuple[float, float]  # the accuracies that the front spans
     other_reach: tuple[float, float]
-    leads: tuple[tuple[float, float], ...]
-    trails: tuple[tuple[float, float], ...]
-    compared: tuple[float, float] | None
-    at: EqualAccuracy | None
-    better: float
-    worse: float
-    band: pd.DataFrame = field(repr=False, compare=False)
+    # stretches over which the simultaneous interval of the difference excludes 0 everywhere
+    leads: tuple[tuple[float, float], ...]  # where `method` has the higher ACR
+    trails: tuple[tuple[float, float], ...]  # where it has the lower one
+    compared: tuple[float, float] | None  # None where the fronts share no accuracy
+    at: EqualAccuracy | None  # in the middle of the longest lead of either, else of what was compared
+    # fronts that share no accuracy compare all the same
+    better: float  # share of resamples in which all of `method`'s front is better in both Acc and ACR than the other's
+    worse: float  # in which it is worse
+    band: pd.DataFrame = field(repr=False, compare=False)  # accuracy, acr, other_acr, difference, low, high
 
     @property
     def verdict(self) -> str:
@@ -234,16 +207,11 @@ def compare(samples: Samples, scores: Scores, method: str, other: str) -> Compar
 
 @dataclass(frozen=True)
 class Curve:
-    """One method's networks in the data and in every draw.
+    """One method's networks in the data and in every draw."""
 
-    Attributes:
-        acc, acr: (1 + B, K), by rising kappa.
-        front: (F,) which of them are on the front, in the data as they are.
-    """
-
-    acc: np.ndarray
+    acc: np.ndarray  # (1 + B, K), by rising kappa
     acr: np.ndarray
-    front: np.ndarray
+    front: np.ndarray  # (F,) which of them are on the front, in the data as they are
 
     @staticmethod
     def of(samples: Samples, scores: Scores, method: str) -> Curve:
@@ -308,22 +276,14 @@ def _span(ends: tuple[float, float]) -> str:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Methods compared by their fronts, on the runs of one dataset and one trained eps_max.
-
-    Attributes:
-        samples, resamples: What it was computed from.
-        eps_max: The perceptual limit, pixel units.
-        scores: Of every setting, in every draw.
-        tuned: Every method at its best kappa.
-        comparisons: Every pair of methods.
-    """
+    """Methods compared by their fronts, on the runs of one dataset and one trained eps_max."""
 
     samples: Samples = field(repr=False)
     resamples: Resamples = field(repr=False)
-    eps_max: float
-    scores: Scores = field(repr=False)
-    tuned: tuple[Tuned, ...]
-    comparisons: tuple[Comparison, ...]
+    eps_max: float  # the perceptual limit, pixel units
+    scores: Scores = field(repr=False)  # of every setting, in every draw
+    tuned: tuple[Tuned, ...]  # every method at its best kappa
+    comparisons: tuple[Comparison, ...]  # every pair of methods
 
     @property
     def verdict(self) -> str:

@@ -28,23 +28,15 @@ SAME = 1e-9  # two kappa, or two accuracies, that differ by less are one
 
 @dataclass(frozen=True, eq=False)
 class TradeoffPoint:
-    """One method at one kappa; the runs are its seeds.
-
-    Attributes:
-        method, kappa: What it is.
-        seeds, paths: Of its runs, by rising seed.
-        acc: (S,) accuracy of each.
-        radii: (S,) of (n,) their certified radii in rising order, pixel units.
-        sums: (S,) of (n + 1,) the sum of the k smallest of them.
-    """
+    """One method at one kappa; its S runs are the seeds, in rising order."""
 
     method: str
     kappa: float
     seeds: tuple[int, ...]
     paths: tuple[str, ...]
-    acc: np.ndarray
-    radii: tuple[np.ndarray, ...]
-    sums: tuple[np.ndarray, ...]
+    acc: np.ndarray  # (S,)
+    radii: tuple[np.ndarray, ...]  # (S,) of (n,) certified radii in rising order, pixel units
+    sums: tuple[np.ndarray, ...]  # (S,) of (n + 1,) the sum of the k smallest of them
 
     @property
     def label(self) -> str:
@@ -67,20 +59,13 @@ class TradeoffPoint:
 
 @dataclass(frozen=True, eq=False)
 class Tradeoff:
-    """All points of one dataset, trained for one eps_max.
-
-    Attributes:
-        dataset, eps_max: Of all runs; pixel units.
-        cap: Up to where every run's radii were searched: the largest eps_max that can be looked at.
-        n: How many test samples each run was measured on, of the first run.
-        points: In the order of the methods' table and of kappa.
-    """
+    """All points of one dataset, trained for one eps_max (pixel units)."""
 
     dataset: str
     eps_max: float
-    cap: float
-    n: int
-    points: tuple[TradeoffPoint, ...]
+    cap: float  # up to where every run's radii were searched: the largest eps_max that can be looked at
+    n: int  # how many test samples the first run was measured on
+    points: tuple[TradeoffPoint, ...]  # in the order of the methods' table and of kappa
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -96,18 +81,12 @@ class Tradeoff:
 
 @dataclass(frozen=True, eq=False)
 class Interpolation:
-    """Two points of one method, the second chosen with a probability; one point if both are the same.
-
-    Attributes:
-        low, high: The points.
-        weight: Share of `high`, in [0, 1].
-        note: "trained", or what was interpolated.
-    """
+    """Two points of one method, the second chosen with a probability; one point if both are the same."""
 
     low: TradeoffPoint
     high: TradeoffPoint
-    weight: float
-    note: str
+    weight: float  # share of `high`, in [0, 1]
+    note: str  # "trained", or what was interpolated
 
     @property
     def method(self) -> str:

@@ -39,34 +39,21 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Dataset:
-    """All that is known of a dataset.
+    """All that is known of a dataset."""
 
-    Attributes:
-        title: Its name as papers write it.
-        shape: (C, H, W) of an image.
-        classes: Number of classes.
-        sizes: Number of images for training and for test, as published.
-        places: Where it may lie below the root -> its reader; the first place that holds it is read.
-        layout: What must lie there, in words.
-        url: What a download asks first, to see whether there is a network; "": there is no download.
-        fetch: Download into a folder, in the layout of the first place.
-        mean, std: Per channel in pixel units, for `models.Normalize`; None: not normalised.
-        crop: Pixels of edge padding for the random crop that follows a random horizontal flip; 0: no augmentation.
-        certified_at: Where certified accuracy is reported, pixel units: the literature's eps.
-    """
-
-    title: str
-    shape: tuple[int, ...] = ()
-    classes: int = 0
-    sizes: tuple[int, ...] = ()
+    title: str  # its name as papers write it
+    shape: tuple[int, ...] = ()  # (C, H, W) of an image
+    classes: int = 0  # how many
+    sizes: tuple[int, ...] = ()  # images for training and for test, as published
+    # where it may lie below the root -> its reader; the first place that holds it is read
     places: Mapping[str, Callable[[Path], Raw | None]] = field(default_factory=dict)
-    layout: str = ""
-    url: str = ""
-    fetch: Callable[[str], object] | None = None
-    mean: tuple[float, ...] | None = None
+    layout: str = ""  # what must lie there, in words
+    url: str = ""  # what a download asks first, to see whether there is a network; "": there is no download
+    fetch: Callable[[str], object] | None = None  # downloads into a folder, in the layout of the first place
+    mean: tuple[float, ...] | None = None  # per channel in pixel units, for `models.Normalize`; None: not normalised
     std: tuple[float, ...] | None = None
-    crop: int = 0
-    certified_at: tuple[float, ...] = ()
+    crop: int = 0  # pixels of edge padding for the random crop after a random horizontal flip; 0: no augmentation
+    certified_at: tuple[float, ...] = ()  # where certified accuracy is reported, pixel units: the literature's eps
 
 
 def _by_torchvision(name: str, folder: str) -> None:
@@ -161,25 +148,17 @@ def find_dataset(name: str) -> Dataset:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
-    """A dataset in three parts.
+    """A dataset in three parts: images, uint8 (N, C, H, W), and their labels, int64 (N,)."""
 
-    Args:
-        name: The name given to `load_dataset`.
-        train_x, val_x, test_x: Images, uint8 (N, C, H, W).
-        train_y, val_y, test_y: Labels, int64 (N,).
-        classes: A name for each label.
-        mean, std: Per channel in pixel units, for `models.Normalize`; None where the images are not normalised.
-    """
-
-    name: str
+    name: str  # given to `load_dataset`
     train_x: Tensor
     train_y: Tensor
     val_x: Tensor
     val_y: Tensor
     test_x: Tensor
     test_y: Tensor
-    classes: tuple[str, ...]
-    mean: tuple[float, ...] | None = None
+    classes: tuple[str, ...]  # a name for each label
+    mean: tuple[float, ...] | None = None  # per channel in pixel units, for `models.Normalize`; None: not normalised
     std: tuple[float, ...] | None = None
 
     @property

@@ -32,23 +32,14 @@ for name in ("papermill", "traitlets"):
 
 @dataclass(frozen=True)
 class Job:
-    """One execution of the notebook.
+    """One execution of the notebook."""
 
-    Attributes:
-        name: its folder's name: what it varies, and a hash of all parameters and the package's version.
-        parameters: of the notebook, checked; all of them but run_dir.
-        folder: becomes run_dir; also takes the executed notebook.
-        notebook: which is executed.
-        environment: variables that the kernel gets, on top of its worker's.
-        cwd: the kernel's working folder.
-    """
-
-    name: str
-    parameters: dict[str, Any]
-    folder: Path
+    name: str  # its folder's: what it varies, and a hash of all parameters and the package's version
+    parameters: dict[str, Any]  # of the notebook, checked; all of them but run_dir
+    folder: Path  # becomes run_dir; also takes the executed notebook
     notebook: Path
-    environment: dict[str, str]
-    cwd: Path
+    environment: dict[str, str]  # variables that the kernel gets, on top of its worker's
+    cwd: Path  # the kernel's working folder
 
     @property
     def done(self) -> bool:

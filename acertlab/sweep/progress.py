@@ -26,31 +26,19 @@ EVERY = 60.0  # seconds between two plain lines about jobs that run
 
 @dataclass
 class Row:
-    """What is known of a job.
-
-    Attributes:
-        state: one of `STATES`.
-        note: the scores, or why it failed.
-        seconds: of its execution; None while it is not finished, or was before this sweep began.
-        worker: where it runs or ran last.
-        attempts: how often it was begun.
-        began: when, by `time.monotonic`.
-        epoch, epochs: trained, and to train.
-        epoch_seconds: mean over the epochs so far.
-        art: of the last validation, a fraction.
-    """
+    """What is known of a job."""
 
     job: Job
-    state: str = "waiting"
-    note: str = ""
-    seconds: float | None = None
-    worker: str = ""
-    attempts: int = 0
-    began: float = 0.0
-    epoch: int = 0
-    epochs: int = 0
-    epoch_seconds: float = 0.0
-    art: float | None = None
+    state: str = "waiting"  # one of `STATES`
+    note: str = ""  # the scores, or why it failed
+    seconds: float | None = None  # of its execution; None while it is not finished, or was before this sweep began
+    worker: str = ""  # where it runs or ran last
+    attempts: int = 0  # how often it was begun
+    began: float = 0.0  # when, by `time.monotonic`
+    epoch: int = 0  # so many are trained
+    epochs: int = 0  # of so many
+    epoch_seconds: float = 0.0  # mean over the epochs so far
+    art: float | None = None  # of the last validation, a fraction
 
     def peek(self) -> None:
         """Reads how far the training is from its folder; leaves everything as it is where nothing is there yet."""
@@ -74,19 +62,12 @@ class Row:
 
 @dataclass
 class ProgressTable:
-    """All rows, and how they are shown. Used as a context: the live table lasts as long.
-
-    Attributes:
-        sweep: what is to be done.
-        show: False: say nothing.
-        slots: how many jobs run at a time.
-        stalled: there is no worker at all.
-    """
+    """All rows, and how they are shown. Used as a context: the live table lasts as long."""
 
     sweep: Sweep
-    show: bool = True
-    slots: int = 1
-    stalled: bool = False
+    show: bool = True  # False: say nothing
+    slots: int = 1  # how many jobs run at a time
+    stalled: bool = False  # there is no worker at all
     rows: dict[str, Row] = field(init=False)
 
     def __post_init__(self) -> None:

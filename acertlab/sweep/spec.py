@@ -52,17 +52,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sweep:
-    """All jobs of a sweep, checked.
+    """All jobs of a sweep, checked."""
 
-    Attributes:
-        out: the folder; holds `cells/NAME` for every job.
-        jobs: in the order of the specification.
-        varied: the parameters that differ between jobs, and the method, kappa and seed where there are such.
-    """
-
-    out: Path
-    jobs: tuple[Job, ...]
-    varied: tuple[str, ...]
+    out: Path  # holds `cells/NAME` for every job
+    jobs: tuple[Job, ...]  # in the order of the specification
+    varied: tuple[str, ...]  # the parameters that differ, and the method, kappa and seed where there are such
 
 
 def read_spec(spec: str | Path | Mapping[str, Any] | Plan, *, out: str | Path = "", show: bool = False) -> Sweep:

@@ -45,25 +45,18 @@ class RadiusEstimates(NamedTuple):
 class SampleSearch(NamedTuple):
     """How the radii of a training step are searched for.
 
-    Attributes:
-        solver: "log-secant", or another key of `SOLVERS`.
-        xtol, rtol: tolerances (pixel units, relative). The log secant stops at a bracket of xtol + rtol * radius: no
-            error is larger, unless maxiter comes first, and most are far smaller. The other solvers stop by their own
-            rule, and the radius is their last iterate.
-        maxiter: passes at most, the one at eps_max not counted; 0: eps_max for every correctly classified sample
-            (ACERT-fast).
-        compact: drop samples that are done; False, for a GPU: a fixed number of passes, and no host-device
-            synchronisation.
-        halve_after: without ``compact``, after so many passes half as many samples take part, and half as many again
-            every other pass, down to `TILE`: those with the widest brackets. Should more want to go on, they keep the
-            brackets that they have. None: the whole batch takes part in all passes. For the log secant.
+    The log secant stops at a bracket of xtol + rtol * radius: no error is larger, unless maxiter comes first, and most
+    are far smaller. The other solvers stop by their own rule, and the radius is their last iterate.
     """
 
-    solver: str = "log-secant"
-    xtol: float = 1e-6
+    solver: str = "log-secant"  # or another key of `SOLVERS`
+    xtol: float = 1e-6  # pixel units
     rtol: float = 1e-4
-    maxiter: int = 10
-    compact: bool = True
+    maxiter: int = 10  # passes, the one at eps_max not counted; 0: eps_max where classified correctly (ACERT-fast)
+    compact: bool = True  # drop samples that are done; False, for a GPU: a fixed number of passes, without host sync
+    # without `compact`, for the log secant: after so many passes half as many samples take part, and half as many again
+    # every other pass, down to `TILE`: those with the widest brackets. Should more want to go on, they keep the
+    # brackets that they have. None: the whole batch takes part in all passes
     halve_after: int | None = None
 
 
