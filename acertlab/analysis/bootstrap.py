@@ -56,9 +56,7 @@ class Samples:
     correct: np.ndarray  # (R, N) whether the image is classified correctly
     label: np.ndarray  # (N,) its class
     cap: float  # the smallest of the runs' radius_cap, pixel units
-    settings: (
-        pd.DataFrame
-    )  # method, kappa, seeds, in the order of the methods' table and of kappa
+    settings: pd.DataFrame  # method, kappa, seeds, in the order of the methods' table and of kappa
     setting_of_run: np.ndarray  # (R,) each run's row in `settings`
 
     @property

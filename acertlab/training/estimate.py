@@ -25,9 +25,8 @@ from acertlab.data.datasets import ImageData, augment, load_dataset, to_float
 from acertlab.data.run import Run
 from acertlab.radius.search import SearchSettings
 from acertlab.training.config import TrainConfig, preset
-from acertlab.training.loop.session import session
 from acertlab.training.loop.state import State, initial_state
-from acertlab.training.loop.step import normalisation, train_step
+from acertlab.training.loop.step import normalisation, session, train_step
 from acertlab.training.loop.train import evaluate
 from acertlab.training.parameters import config_of
 from acertlab.training.schedules import RAMPS

@@ -46,7 +46,6 @@ TESTED_ELSEWHERE = {  # modules without a test file of their own name, and where
     "sweep/job": "sweep/test_executor.py",
     "training/presets": "training/test_config.py",
     "training/schedules": "training/test_config.py",
-    "training/loop/session": "training/test_train.py",
     "training/loop/state": "training/test_train.py",
     "training/loop/step": "training/test_no_sync.py",
     "training/methods/acert": "training/test_methods.py",

@@ -1,10 +1,14 @@
-"""One step of the optimiser."""
+"""One step of the optimiser, and the context of many: memory kept, random numbers of their own, full precision."""
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from acertlab._memory import memory_kept
+from acertlab.bounds.checks import full_precision
 from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.data.datasets import ImageData
 from acertlab.training.config import TrainConfig
@@ -12,6 +16,17 @@ from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.loop.state import State
 from acertlab.training.methods.base import Step, StepLog
 from acertlab.training.methods.regularisers import l1_norm
+
+
+@contextmanager
+def session(*devices: torch.device) -> Iterator[None]:
+    """Inside, freed memory is kept and precision is full; afterwards the random state is as it was before."""
+    with ExitStack() as stack:
+        stack.enter_context(memory_kept())
+        stack.enter_context(torch.random.fork_rng([device for device in devices if device.type == "cuda"]))
+        for device in devices:
+            stack.enter_context(full_precision(device))
+        yield
 
 
 def train_step(

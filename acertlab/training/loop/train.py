@@ -42,9 +42,8 @@ from acertlab.radius.search import SearchSettings
 from acertlab.training.config import TrainConfig
 from acertlab.training.loop.checkpoint import full_disk_explained, restore, save_checkpoint
 from acertlab.training.loop.diagnostics import NonFiniteLossError, find_layer
-from acertlab.training.loop.session import session
 from acertlab.training.loop.state import State, initial_state, network
-from acertlab.training.loop.step import history_sums, normalisation, train_step
+from acertlab.training.loop.step import history_sums, normalisation, session, train_step
 from acertlab.training.schedules import RAMPS
 
 CHECK_EVERY = 100  # steps between two looks at whether the loss is still finite: each waits for the device
