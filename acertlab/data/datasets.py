@@ -8,13 +8,14 @@ A new dataset is one entry of `DATASETS` and one row of `acertlab.training.prese
 """
 
 import hashlib
+import multiprocessing
 import os
 import socket
-import threading
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,16 +23,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from acertlab.data.readers import (
-    Raw,
-    permutation,
-    read_any_folder,
-    read_cifar_batches,
-    read_digits,
-    read_idx_folder,
-    read_split_folders,
-    read_tinyimagenet,
-)
+from acertlab.data import readers
 
 DEFAULT_ROOT = "data/datasets"
 PARTS = ("train", "val", "test")
@@ -46,7 +38,7 @@ class Dataset:
     classes: int = 0  # how many
     sizes: tuple[int, ...] = ()  # images for training and for test, as published
     # where it may lie below the root -> its reader; the first place that holds it is read
-    places: Mapping[str, Callable[[Path], Raw | None]] = field(default_factory=dict)
+    places: Mapping[str, Callable[[Path], readers.Raw | None]] = field(default_factory=dict)
     layout: str = ""  # what must lie there, in words
     url: str = ""  # what a download asks first, to see whether there is a network; "": there is no download
     fetch: Callable[[str], object] | None = None  # downloads into a folder, in the layout of the first place
@@ -69,8 +61,8 @@ def _fetch_tinyimagenet(folder: str) -> None:
 
 
 _clothes = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-_read_mnist = partial(read_idx_folder, classes=[str(i) for i in range(10)])
-_read_fashion = partial(read_idx_folder, classes=_clothes)
+_read_mnist = partial(readers.read_idx_folder, classes=[str(i) for i in range(10)])
+_read_fashion = partial(readers.read_idx_folder, classes=_clothes)
 _idx_layout = "raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte (plain or .gz)"
 _tinyimagenet_zip = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 DATASETS: dict[str, Dataset] = {
@@ -79,7 +71,7 @@ DATASETS: dict[str, Dataset] = {
         shape=(1, 8, 8),
         classes=10,
         sizes=(1_438, 359),
-        places={"": read_digits},  # it comes with the package
+        places={"": readers.read_digits},  # it comes with the package
         certified_at=(0.05, 0.1, 0.15, 0.2),
     ),
     "mnist": Dataset(
@@ -109,7 +101,7 @@ DATASETS: dict[str, Dataset] = {
         shape=(3, 32, 32),
         classes=10,
         sizes=(50_000, 10_000),
-        places={"cifar-10-batches-py": read_cifar_batches, "cifar10": read_split_folders},
+        places={"cifar-10-batches-py": readers.read_cifar_batches, "cifar10": readers.read_split_folders},
         layout="cifar-10-batches-py/{data_batch_[1-5],test_batch,batches.meta}, "
         "or cifar10/{train,test}/CLASS/*.png|jpg",
         url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -124,7 +116,7 @@ DATASETS: dict[str, Dataset] = {
         shape=(3, 64, 64),
         classes=200,
         sizes=(100_000, 10_000),
-        places={"tiny-imagenet-200": read_tinyimagenet},
+        places={"tiny-imagenet-200": readers.read_tinyimagenet},
         layout="tiny-imagenet-200/{words.txt,train/WNID/images/*.JPEG,val/images/*.JPEG,val/val_annotations.txt}",
         url=_tinyimagenet_zip,
         fetch=_fetch_tinyimagenet,
@@ -142,7 +134,7 @@ def find_dataset(name: str) -> Dataset:
         return DATASETS[name]
     if isinstance(name, str) and name.startswith("folder:"):
         folder = Path(name.removeprefix("folder:")).expanduser().absolute()
-        return Dataset("a folder of images", places={str(folder): read_any_folder})
+        return Dataset("a folder of images", places={str(folder): readers.read_any_folder})
     raise ValueError(f"unknown dataset name {name!r}; choose one of: {', '.join((*DATASETS, 'folder:PATH'))}")
 
 
@@ -218,7 +210,7 @@ def load_dataset(
             f"{name!r} needs images in both parts, got {len(train_y)} for training, {len(test_y)} for test"
         )
     n_val = min(round(val_fraction * len(train_y)), len(train_y) - 1)
-    order = permutation(len(train_y), int(seed))
+    order = readers.permutation(len(train_y), int(seed))
     val, train = order[:n_val].sort().values, order[n_val:].sort().values
     parts = (train_x[train], train_y[train], train_x[val], train_y[val], test_x, test_y)
     return ImageData(name, *parts, classes, mean=known.mean, std=known.std)
@@ -270,11 +262,11 @@ def certified_at(dataset: str, eps_max: float, cap: float) -> list[float]:
     return sorted({eps for eps in (*find_dataset(dataset).certified_at, eps_max) if eps <= cap})
 
 
-def _read(name: str, known: Dataset, root: Path, download: bool) -> Raw:
+def _read(name: str, known: Dataset, root: Path, download: bool) -> readers.Raw:
     """Read the first place that holds the dataset; where none does, download it once and look again."""
     failure, incomplete = None, ""
 
-    def look() -> Raw | None:
+    def look() -> readers.Raw | None:
         nonlocal incomplete
         for place, read in known.places.items():
             try:
@@ -335,18 +327,10 @@ def _complete(source: Path, target: Path) -> None:
 
 def _ask(url: str, patience: float) -> None:
     """Raise where an address does not answer within `patience` seconds."""
-    outcome: list[Exception | None] = [TimeoutError(f"{url} did not answer within {patience:g} s")]
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=patience).close()
-            outcome[0] = None
-        except Exception as error:
-            outcome[0] = error
-
+    request = urllib.request.Request(url, method="HEAD")
     # In a thread: urlopen's own timeout covers neither the resolver nor a list of addresses that all stay silent.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(patience)
-    if outcome[0]:
-        raise outcome[0]
+    with ThreadPool(1) as pool:
+        try:
+            pool.apply_async(urllib.request.urlopen, (request,), {"timeout": patience}).get(patience).close()
+        except multiprocessing.TimeoutError:
+            raise TimeoutError(f"{url} did not answer within {patience:g} s") from None

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import numpy as np
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from acertlab.data.files import shown, walk
+from acertlab.data.files import shown, walk, written_aside
 
 DEFAULT_CACHE = "~/.cache/acertlab"
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
@@ -128,10 +127,6 @@ def read_split_folders(place: Path) -> Raw | None:
     """{train,test}/CLASS/* under `place`; other folders beside them are not read."""
     if not ((place / "train").is_dir() and (place / "test").is_dir()):
         return None
-    return _read_split(place)
-
-
-def _read_split(place: Path) -> Raw:
     (train, classes), (test, test_classes) = (_list_images(place / part) for part in ("train", "test"))
     if classes != test_classes:
         raise ValueError(f"{place}: train/ and test/ differ in classes {sorted({*classes} ^ {*test_classes})}")
@@ -146,9 +141,8 @@ def read_any_folder(place: Path) -> Raw:
     nested = [part for part in ("train", "test") if any(f.is_dir() and shown(f.name) for f in (place / part).glob("*"))]
     if len(nested) == 1:
         raise ValueError(f"folder {place} has {nested[0]}/CLASS only; {accepted}")
-    if nested:
-        raw = _read_split(place)
-    else:
+    raw = read_split_folders(place) if nested else None
+    if raw is None:
         samples, classes = _list_images(place)
         n_test = -(-len(samples) // 5)
         raw = _decoded(place, tuple(classes), samples[n_test:], samples[:n_test])
@@ -253,11 +247,8 @@ def _checksum(x: Tensor) -> str:
 
 def _write_cache(path: Path, x: Tensor, fingerprint: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent) as aside:
-            file = Path(aside, path.name)
-            save_file({"x": x}, file, metadata={"fingerprint": fingerprint, "crc32": _checksum(x)})
-            os.replace(file, path)
+        with written_aside(path) as aside:
+            save_file({"x": x}, aside, metadata={"fingerprint": fingerprint, "crc32": _checksum(x)})
     except (OSError, SafetensorError) as error:
         warnings.warn(f"decoded images were not cached in {path.parent} ({error}); set ACERTLAB_CACHE", stacklevel=2)
 

@@ -174,17 +174,16 @@ def load_run(path: str | Path) -> Run:
         state = "is unfinished (result.json is written last)" if missing == ["result.json"] else "is not complete"
         holds = f"it lacks {', '.join(missing)}. A run's folder holds {', '.join(FILES)}"
         raise FileNotFoundError(f"the run folder {path} {state}: {holds}")
-    config, result = read_json(path / "config.json"), read_result(path / "result.json")
+    config, result = (
+        read_json(path / "config.json"),
+        checked_result(read_json(path / "result.json"), path / "result.json"),
+    )
     radii, history = (read_parquet(path / name) for name in ("radii.parquet", "history.parquet"))
     return _checked_run(Run(path, config, history, radii, result), path / "radii.parquet")
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """The content of a `result.json`, with `cert_acc` as a table from eps to a fraction."""
-    return _checked_result(read_json(path), str(path))
-
-
-def _checked_result(result: dict[str, Any], where: str) -> dict[str, Any]:
+def checked_result(result: dict[str, Any], where: str | Path) -> dict[str, Any]:
+    """The content of a `result.json`, with `cert_acc` as a table from eps to a fraction; ValueError if it is none."""
     if missing := [key for key in RESULT_KEYS if key not in result]:
         raise ValueError(f"{where} lacks {', '.join(missing)}")
     try:
@@ -228,7 +227,7 @@ def read_packed(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]
         isinstance(run, dict) and {"result", "config"} <= run.keys() for run in held.values()
     ):
         raise ValueError(f"{file} holds no table `runs` from a name to a result and a config")
-    return {name: (_checked_result(run["result"], f"{file}: {name}"), run["config"]) for name, run in held.items()}
+    return {name: (checked_result(run["result"], f"{file}: {name}"), run["config"]) for name, run in held.items()}
 
 
 def _load_packed_run(folder: Path, path: Path) -> Run:

@@ -15,9 +15,9 @@ from acertlab.data.run import (
     RADII_COLUMNS,
     RESULT_KEYS,
     check_radii,
+    checked_result,
     packed_folder,
     read_packed,
-    read_result,
 )
 
 INSIDE_RUN = ("checkpoint", "certify")  # folders of a run that hold no runs
@@ -51,7 +51,8 @@ def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
             found += [(folder / name, *run) for name, run in read_packed(folder).items()]
         if "result.json" in files:
             config = read_json(folder / "config.json") if "config.json" in files else {}
-            found.append((folder, read_result(folder / "result.json"), config))
+            result = read_json(folder / "result.json")
+            found.append((folder, checked_result(result, folder / "result.json"), config))
         elif PACKED not in files:
             unfinished.append(str(folder))
     rows = [
