@@ -36,6 +36,8 @@ from acertlab.sweep.job import START_TIMEOUT
 if TYPE_CHECKING:
     from dask_jobqueue.slurm import SLURMCluster
 
+TLS_FILES = [(role, what) for role in ("client", "scheduler", "worker") for what in ("cert", "key")]
+
 
 def slurm(
     jobs: int,
@@ -63,7 +65,6 @@ def slurm(
 
     # else 60 seconds: a job whose worker is not up by then ends, and nobody submits it again
     options = {"death_timeout": START_TIMEOUT} | options
-
     return SLURMCluster(
         n_workers=jobs,
         queue=queue,
@@ -145,7 +146,8 @@ def certificates(folder: str | Path) -> Security:
     They also serve a scheduler of your own: `dask scheduler --protocol tls --tls-ca-file ca.pem --tls-cert cert.pem
     --tls-key key.pem`, workers with the same options, and `acertlab sweep ... --tls ca.pem cert.pem key.pem`.
     """
-    folder = _folder(folder)
+    folder = Path(folder).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     files = {"tls_ca_file": folder / "ca.pem", "cert": folder / "cert.pem", "key": folder / "key.pem"}
     if not all(path.is_file() for path in files.values()):
         made = Security.temporary()
@@ -154,23 +156,13 @@ def certificates(folder: str | Path) -> Security:
             path.unlink(missing_ok=True)
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(texts[name])
-    paths = {name: str(path) for name, path in files.items()}
-    roles = {
-        f"tls_{role}_{what}": paths[what] for role in ("client", "scheduler", "worker") for what in ("cert", "key")
-    }
-    return Security(tls_ca_file=paths["tls_ca_file"], require_encryption=True, **roles)
+    roles = {f"tls_{role}_{what}": str(files[what]) for role, what in TLS_FILES}
+    return Security(tls_ca_file=str(files["tls_ca_file"]), require_encryption=True, **roles)
 
 
 def tls_config(security: Security) -> dict[str, Any]:
     """Dask's configuration that makes every process use these files."""
     config = {"distributed.comm.tls.ca-file": security.tls_ca_file, "distributed.comm.require-encryption": True}
-    for role in ("client", "scheduler", "worker"):
-        for what in ("cert", "key"):
-            config[f"distributed.comm.tls.{role}.{what}"] = getattr(security, f"tls_{role}_{what}")
+    for role, what in TLS_FILES:
+        config[f"distributed.comm.tls.{role}.{what}"] = getattr(security, f"tls_{role}_{what}")
     return config
-
-
-def _folder(path: str | Path) -> Path:
-    folder = Path(path).expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder

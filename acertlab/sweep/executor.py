@@ -39,8 +39,7 @@ RETRIES = 2  # of a job whose kernel died
 LOST_AFTER = 20.0  # seconds without the scheduler
 NO_WORKER = 60.0  # seconds without a worker until that is said; again at twice as many, and so on
 STOPPING = 10.0  # seconds that kernels are given to end once the sweep was interrupted
-SCORES = ("acc", "acr", "art")
-SHOWN = {"acc": "Acc", "acr": "ACR", "art": "ART"}
+SCORES = {"acc": "Acc", "acr": "ACR", "art": "ART"}  # and what people call them
 CONFIG = {
     "distributed.scheduler.allowed-failures": RETRIES,  # of the workers a job runs on
     "distributed.scheduler.worker-saturation": 1.0,  # jobs wait at the scheduler, not behind a long one
@@ -266,26 +265,18 @@ def _result(job: Job) -> dict[str, Any]:
 
 def _scores(job: Job) -> str:
     result = _result(job)
-    return ", ".join(f"{SHOWN[name]} {100 * result[name]:.2f}" for name in SCORES if name in result)
+    return ", ".join(f"{shown} {100 * result[name]:.2f}" for name, shown in SCORES.items() if name in result)
 
 
 def _table(progress: ProgressTable) -> pd.DataFrame:
     rows = []
     for row in progress.rows.values():
         result = _result(row.job) if row.state == "done" else {}
-        scores = {name: result.get(name) for name in SCORES if name in result}
-        rows.append(
-            {name: row.job.parameters[name] for name in progress.sweep.varied}
-            | scores
-            | {
-                "state": row.state,
-                "reason": row.note if row.state == "failed" else "",
-                "seconds": row.seconds,
-                "path": str(row.job.folder),
-            }
-        )
-    names = [*progress.sweep.varied, *SCORES, "state", "reason", "seconds", "path"]
-    table = pd.DataFrame(rows).reindex(columns=names)
+        found = {name: row.job.parameters[name] for name in progress.sweep.varied}
+        found |= {name: result.get(name) for name in SCORES}
+        found |= {"state": row.state, "reason": row.note if row.state == "failed" else ""}
+        rows.append(found | {"seconds": row.seconds, "path": str(row.job.folder)})
+    table = pd.DataFrame(rows)
     return table.drop(columns=[name for name in SCORES if table[name].isna().all()])
 
 
@@ -293,9 +284,9 @@ def shown_table(table: pd.DataFrame) -> str:
     """The table of `run` for people: Acc, ACR and ART in per cent, without paths."""
     scores = {name: 100 * table[name].astype(float) for name in SCORES if name in table}
     shown = table.assign(**scores).drop(columns=["path", "seconds", "reason"], errors="ignore")
-    shown = shown.rename(columns=SHOWN)
+    shown = shown.rename(columns=SCORES)
     shown = shown.drop(columns="state") if (table.state == "done").all() else shown
-    form = {name: "{:.2f}".format for name in SHOWN.values()} | {"kappa": "{:g}".format}
+    form = {name: "{:.2f}".format for name in SCORES.values()} | {"kappa": "{:g}".format}
     return shown.to_string(index=False, na_rep="-", formatters={k: f for k, f in form.items() if k in shown})
 
 
@@ -318,7 +309,11 @@ def run_command(
     if dry_run:
         return _list_jobs(read_spec(plan))
     try:
-        table = run(plan, workers=workers, scheduler=scheduler, security=_security(tls))
+        security = None
+        if tls:
+            ca, cert, key = tls
+            security = Security(tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key, require_encryption=True)
+        table = run(plan, workers=workers, scheduler=scheduler, security=security)
     except KeyboardInterrupt:
         print("\nstopped; everything is kept, the same command goes on", file=sys.stderr)
         return 3
@@ -330,13 +325,6 @@ def run_command(
     for _, row in failed.iterrows():
         print(f"failed: {row.reason}\n        {row.path}", file=sys.stderr)
     return 1 if len(failed) else 0
-
-
-def _security(tls: Sequence[str] | None) -> Security | None:
-    if not tls:
-        return None
-    ca, cert, key = tls
-    return Security(tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key, require_encryption=True)
 
 
 def _list_jobs(sweep: Sweep) -> int:
