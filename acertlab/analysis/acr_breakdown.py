@@ -4,8 +4,6 @@ ACR is criticised for three things: easy samples, whose radius reaches eps_max a
 where the radii are cut; and it says nothing of the robustness at one eps. Each is measured here, from stored radii.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise

@@ -1,7 +1,5 @@
 """Runs that differ in their seeds alone: their mean and spread, the best kappa, their scores at another eps_max."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial

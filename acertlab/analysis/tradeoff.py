@@ -8,8 +8,6 @@ other answers. Its expected accuracy, ACR and certified accuracies are the coin'
 from one point to the other. No network was trained there, and `Interpolation.note` says so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

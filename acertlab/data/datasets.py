@@ -18,6 +18,7 @@ from functools import partial
 from multiprocessing.pool import ThreadPool
 from numbers import Integral
 from pathlib import Path
+from shutil import copytree
 from tempfile import TemporaryDirectory
 
 import torch
@@ -309,20 +310,17 @@ def _download(known: Dataset, root: Path, patience: float = 10.0) -> None:
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root) as aside:  # half an archive could pass for a dataset
             known.fetch(aside)
-            _complete(Path(aside, top), root / top)
+            if (root / top).exists():
+                copytree(Path(aside, top), root / top, copy_function=_unless_there, dirs_exist_ok=True)
+            else:
+                os.replace(Path(aside, top), root / top)
     finally:
         socket.setdefaulttimeout(before)
 
 
-def _complete(source: Path, target: Path) -> None:
-    """Move a folder into place, or into what is there already the files that it lacks."""
-    if not target.exists():
+def _unless_there(source: str, target: str) -> None:
+    if not os.path.exists(target):
         os.replace(source, target)
-        return
-    for path in [path for path in sorted(source.rglob("*")) if path.is_file()]:
-        if not (place := target / path.relative_to(source)).exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, place)
 
 
 def _ask(url: str, patience: float) -> None:

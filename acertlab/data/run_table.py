@@ -1,7 +1,5 @@
 """Many runs as tables: their results, radii and histories."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -132,9 +132,7 @@ class _LocalCluster(LocalCluster):
 def local_cluster(workers: int, gpus: Sequence[str] = ()) -> LocalCluster:
     """Processes of one thread each on this machine, reached through the loopback device alone.
 
-    Args:
-        workers: how many.
-        gpus: what CUDA_VISIBLE_DEVICES is for the first worker, the second, ...; more workers begin anew.
+    ``gpus`` is what CUDA_VISIBLE_DEVICES is for the first worker, the second, ...; more workers begin anew.
     """
     options = {
         "threads_per_worker": 1,

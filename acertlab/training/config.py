@@ -182,11 +182,8 @@ def _clip(given: Any) -> float | None:
 
 
 _RANGES = (
-    (
-        Within(0, open_low=True),
-        "eps_max train_eps_factor lr div final_div attack_step_size attack_eps_factor link_share",
-    ),
-    (Within(0, open_low=True), "xtol rtol eval_xtol eval_rtol"),
+    (Within(0, open_low=True), "eps_max train_eps_factor lr div final_div xtol rtol eval_xtol eval_rtol"),
+    (Within(0, open_low=True), "attack_step_size attack_eps_factor link_share"),
     (Within(0), "l1 lambda0 taps_weight"),
     (Within(0, 1), "kappa decay pct_start small_box alpha beta_end"),
     (Within(1, kind=int), "width epochs batch_size eval_batch attack_steps classifier_relus latent_steps"),

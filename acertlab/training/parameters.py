@@ -1,7 +1,5 @@
 """A notebook's parameters: checked, turned into a `TrainConfig`, and back into the command that trains it."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

@@ -157,9 +157,5 @@ FAST: dict[str, Settings] = {
 # Two phases: with three the rate has all but vanished when a ramp over half of the run ends (MNIST, 6 epochs, FastIBP
 # kappa 0.8: validation ART 86.5 with three phases, 91.7 with two)
 SMALL_NETWORK: Settings = SMALL_CNN | {"three_phase": False, "radius_history": True, "patience": 0, "min_epochs": 0}
-SMOKE: Settings = {
-    "width": 4,
-    "epochs": 1,
-    "clean_epochs": 0,
-    "ramp_epochs": 1,
-}  # does it run? Its numbers mean nothing
+# does it run? Its numbers mean nothing
+SMOKE: Settings = {"width": 4, "epochs": 1, "clean_epochs": 0, "ramp_epochs": 1}

@@ -1,10 +1,10 @@
 """The layer in which a training run stopped being finite: the epoch is trained again, looking at every step."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from acertlab.bounds.box import Box, ball
 from acertlab.bounds.ibp import freeze
@@ -57,16 +57,13 @@ def find_layer(state: State, error: NonFiniteLossError, train_again: Callable[[]
 def _first_in_the_clean_pass(model: nn.Module, x: Tensor) -> str:
     """The first layer whose output is not finite, and its kind; empty if there is none."""
     found: list[str] = []
-    kinds = {module: f"'{name}' ({type(module).__name__})" for name, module in model.named_modules()}
+    names = {module: name for name, module in model.named_modules()}
 
     def look(module: nn.Module, _: object, output: object) -> None:
-        if isinstance(output, Tensor) and not output.isfinite().all():
-            found.append(kinds[module])
+        if not list(module.children()) and isinstance(output, Tensor) and not output.isfinite().all():
+            found.append(f"'{names[module]}' ({type(module).__name__})")
 
-    with ExitStack() as hooks, torch.no_grad():
-        for module in kinds:
-            if not list(module.children()):
-                hooks.enter_context(module.register_forward_hook(look))
+    with register_module_forward_hook(look), torch.no_grad():  # of every module
         model(x)
     return found[0] if found else ""
 

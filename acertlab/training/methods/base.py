@@ -92,14 +92,7 @@ class Standard:
     ibp_init: ClassVar[bool] = False  # whether weights start from Shi et al.'s IBP initialisation
 
     def __call__(self, step: Step) -> tuple[Tensor, StepLog]:
-        """The loss of one step.
-
-        Args:
-            step: the batch, its logits and the frozen network.
-
-        Returns:
-            () the loss with its graph, and what to log.
-        """
+        """The loss of one step, () with its graph, and what to log."""
         clean = F.cross_entropy(step.logits, step.y)
         zeros = clean.new_zeros(())
         radii = RadiusEstimates.fixed(step.x.new_zeros(len(step.y)))

@@ -107,11 +107,7 @@ def latent_attack(network: IntervalNetwork, box: Box, y: Tensor, classes: int, s
     after 70 % of 20 to 50 steps (40 and 70 % of up to 80; 30, 60 and 80 % of more). The best of all points counts.
 
     Args:
-        network: the network's last part, prepared.
-        box: (B, ...) of that part's inputs.
-        y: (B,) labels.
-        classes: K.
-        steps: >= 1.
+        network: the network's last part, prepared, with K = ``classes`` outputs; ``box`` is of its inputs, (B, ...).
 
     Returns:
         (B, K - 1, ...), without gradient; the wrong classes in order.
