@@ -83,9 +83,8 @@ class Samples:
 def joint_samples(runs: pd.DataFrame, tables: Mapping[str, pd.DataFrame] | None = None) -> Samples:
     """The radii of all runs of a table (as `load_runs` gives it), side by side; ``tables`` are their `load_samples`.
 
-    Raises:
-        ValueError: No runs; several datasets, eps_max or verifiers; runs of one setting that differ in more than their
-            seed; runs that were tested on different images.
+    ValueError without runs, or where they do not compare (several datasets, eps_max or verifiers; other test images),
+    or those of one setting differ in more than their seed.
     """
     check_comparable(runs, "dataset", "eps_max", "verifier", "merged", "domain", "split")
     settings = mean_over_seeds(runs).loc[:, ["method", "kappa", "seeds"]]

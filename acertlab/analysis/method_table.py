@@ -50,9 +50,7 @@ def tuned_table(runs: pd.DataFrame) -> pd.DataFrame:
 def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of each method at the kappa with the highest ART on the validation images (`tuned_kappa`).
 
-    Raises:
-        ValueError: Runs of several datasets, eps_max or verifiers, runs that are no seeds of one setting, or one
-            without validation; the message names it.
+    ValueError where runs do not compare, are no seeds of one setting, or were not validated; the message names it.
     """
     check_comparable(runs, "dataset", "eps_max", "verifier", "merged", "domain", "split")
     check_seeds(runs)

@@ -23,12 +23,9 @@ FREE = ("seed", *NOT_IDENTIFYING, "eval_batch", "network", "source", "weights")
 def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a (dataset, eps_max, method, kappa): mean and standard deviation of acc, acr and art over the seeds.
 
-    Returns:
-        Columns dataset, eps_max, method, kappa, acc, acr, art, acc_std, acr_std, art_std (fractions; the deviations
-        are 0 where there is one seed), seeds (their number), in the order of the methods' table and of kappa.
-
-    Raises:
-        ValueError: as `check_seeds`.
+    Columns dataset, eps_max, method, kappa, acc, acr, art, acc_std, acr_std, art_std (fractions; the deviations are 0
+    where there is one seed), seeds (their number), in the order of the methods' table and of kappa. ValueError as
+    `check_seeds`.
     """
     check_seeds(runs)
     scores = ("acc", "acr", "art")
@@ -80,11 +77,8 @@ def tuned_kappa(runs: pd.DataFrame, score: str) -> float:
     """The kappa with the highest mean score, the smallest among equals.
 
     The mean is over those seeds alone with which all kappas were trained, so that a kappa is not chosen for its seeds;
-    over all seeds where there are none in common.
-
-    Args:
-        runs: One method's, a row a run.
-        score: "art", on the test images, or "val_art", on the validation images (`validation_art`).
+    over all seeds where there are none in common. ``runs`` are one method's; ``score`` is "art", on the test images, or
+    "val_art", on the validation images (`validation_art`).
     """
     common = set.intersection(*(set(seeds) for _, seeds in runs.groupby("kappa").seed))
     runs = runs.loc[runs.seed.isin(common)] if common else runs

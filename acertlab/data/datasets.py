@@ -235,12 +235,9 @@ def augment(x: Tensor, name: str, generator: torch.Generator) -> Tensor:
     """Training augmentation: a random horizontal flip, then a random crop of the edge-padded image.
 
     Args:
-        x: Images (B, C, H, W), any dtype and device.
-        name: The dataset's name; where its `Dataset.crop` is 0, x is returned as it is.
+        x: Images (B, C, H, W), any dtype and device; returned as they are where the dataset's `Dataset.crop` is 0.
+        name: The dataset's.
         generator: Source of all randomness, on the CPU or on x's device.
-
-    Returns:
-        Images (B, C, H, W), each pixel one of the input's.
     """
     pad = find_dataset(name).crop
     if x.ndim != 4:

@@ -86,10 +86,7 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write a table of names and values as JSON, atomically.
 
     Tensors, numpy arrays and scalars become lists and numbers, paths strings; a number that JSON does not know
-    (NaN, infinite) becomes null.
-
-    Raises:
-        TypeError: A value has no plain form; nothing is written.
+    (NaN, infinite) becomes null. TypeError, and nothing is written, where a value has no plain form.
     """
     text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
     with written_aside(Path(path)) as aside:

@@ -91,12 +91,8 @@ def load_radii(runs: pd.DataFrame) -> dict[str, np.ndarray]:
 def load_samples(runs: pd.DataFrame, columns: Sequence[str] = RADII_COLUMNS) -> dict[str, pd.DataFrame]:
     """Columns of every run's `radii.parquet`, a row a sample, by the run's path; a packed folder is read once.
 
-    Args:
-        runs: A table with the column `path`, as `load_runs` gives it.
-        columns: Which, of `RADII_COLUMNS` and whatever else is there.
-
-    Raises:
-        ValueError: A table cannot be read, or lacks a column or a run; the message names the file.
+    ``runs`` needs its column `path` alone. ValueError, naming the file, where a table cannot be read, or lacks a column
+    or a run.
     """
     tables = _load_tables(runs, "radii.parquet", list(columns))
     if "radius" in columns and {"n", "radius_cap"} <= set(runs):

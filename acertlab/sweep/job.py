@@ -71,11 +71,8 @@ class KernelDiedError(RuntimeError):
 def run_job(job: Job, topic: str) -> Outcome:
     """Executes the job's notebook, in a worker; an event of this topic says so to the client.
 
-    Returns:
-        The outcome; an error raised by the notebook is one, and is not worth another attempt.
-
-    Raises:
-        KernelDiedError: the kernel did, or another process still trains in the folder.
+    An error raised by the notebook is an outcome, and is not worth another attempt. KernelDiedError where the kernel
+    died, or another process still trains in the folder.
     """
     worker, started = get_worker(), time.perf_counter()
     worker.log_event(topic, {"job": job.name, "worker": worker.address})

@@ -34,10 +34,8 @@ def train_step(
 ) -> tuple[Tensor, Tensor, Tensor, StepLog]:
     """One step of the optimiser, without a host-device synchronisation (on a CPU, finished samples are dropped).
 
-    Args:
-        x: (B, C, H, W) pixels in [0, 1]; y: (B,) labels; index: (B,) which training samples these are.
-        eps: eps_{max,t}, pixel units.
-        std: (1, C, 1, 1) the model's normalisation.
+    ``index`` (B,) says which training samples x and y are, ``eps`` is eps_{max,t} (pixel units), ``std`` (1, C, 1, 1)
+    the model's normalisation.
 
     Returns:
         The loss and the gradient's norm before clipping, (), the logits (B, classes) and what the objective logs; all

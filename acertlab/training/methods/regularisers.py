@@ -82,12 +82,8 @@ TAU = 0.5  # tolerance of both regularisers (Shi et al. 2021, section 3.3)
 def tightness(relu_inputs: list[Box], input_radius: Tensor) -> Tensor:
     """Bound tightness, mean over ReLUs of relu(tau - d0 / max(d, 1e-12)) / tau: bounds should not blow up with depth.
 
-    Args:
-        relu_inputs: the box at the input of each ReLU; d is the mean of its half width (u - l) / 2.
-        input_radius: () d0, the mean half width of the box at the network's (normalised) input.
-
-    Returns:
-        () the penalty, 0 where no ReLU's bounds are wider than d0 / tau.
+    d is the mean of the half width (u - l) / 2 of the box at a ReLU's input, d0 = ``input_radius`` that of the box at
+    the network's (normalised) input. The penalty is 0 where no ReLU's bounds are wider than d0 / tau.
 
     Source: Shi et al. 2021, "Fast certified robust training with short warmup".
     """
@@ -109,12 +105,8 @@ def relu_balance(relu_inputs: list[Box]) -> Tensor:
     With c the centres, r_mean = mean(c [l>0]) / -mean(c [u<0]) and
     r_var = sum((c - mean c)^2 [l>0]) / sum((c - mean c)^2 [u<0]), each replaced by min(r, 1/r).
 
-    Args:
-        relu_inputs: the box at the input of each ReLU.
-
-    Returns:
-        () the penalty. A layer without a surely inactive neuron, whose r_mean is infinite or undefined, is skipped as
-        in the published code: it counts 0. The mean is over all ReLUs.
+    A layer without a surely inactive neuron, whose r_mean is infinite or undefined, is skipped as in the published
+    code: it counts 0. The mean is over all ReLUs.
 
     Source: Shi et al. 2021.
     """
