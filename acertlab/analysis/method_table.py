@@ -12,14 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from acertlab._text import eps_text
-from acertlab.analysis.seeds import (
-    check_comparable,
-    check_eps_max,
-    check_seeds,
-    mean_over_seeds,
-    tuned_kappa,
-    validation_art,
-)
+from acertlab.analysis import seeds
 from acertlab.data.datasets import ImageData, load_dataset, to_float
 from acertlab.data.files import read_json, write_json
 from acertlab.data.run import Run, check_tested_on, load_run
@@ -36,8 +29,8 @@ def tuned_table(runs: pd.DataFrame) -> pd.DataFrame:
     Of runs of any datasets and eps_max, seeds averaged: columns dataset, eps_max, method, kappa, seeds, Acc, ACR, ART,
     the last three in percent, not rounded.
     """
-    table, by = mean_over_seeds(runs), ["dataset", "eps_max", "method"]
-    best = {key: tuned_kappa(one, "art") for key, one in runs.groupby(by)}
+    table, by = seeds.mean_over_seeds(runs), ["dataset", "eps_max", "method"]
+    best = {key: seeds.tuned_kappa(one, "art") for key, one in runs.groupby(by)}
     tuned = table.kappa == [best[key] for key in table[by].itertuples(index=False, name=None)]
     kappas = table.groupby(by).kappa
     marks = np.where(tuned & (kappas.transform("size") > 1), " †", "")  # one kappa is no tuning
@@ -52,13 +45,13 @@ def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
     ValueError where runs do not compare, are no seeds of one setting, or were not validated; the message names it.
     """
-    check_comparable(runs, "dataset", "eps_max", "verifier", "merged", "domain", "split")
-    check_seeds(runs)
-    runs = runs.assign(val_art=validation_art(runs))
+    seeds.check_comparable(runs, "dataset", "eps_max", "verifier", "merged", "domain", "split")
+    seeds.check_seeds(runs)
+    runs = runs.assign(val_art=seeds.validation_art(runs))
     if runs.val_art.isna().any():
         unknown = runs.path[runs.val_art.isna()].iloc[0]
         raise ValueError(f"runs: {unknown} was not validated, so that kappa cannot be chosen")
-    best = {method: tuned_kappa(of, "val_art") for method, of in runs.groupby("method")}
+    best = {method: seeds.tuned_kappa(of, "val_art") for method, of in runs.groupby("method")}
     return runs.loc[runs.kappa == runs.method.map(best)].reset_index(drop=True)
 
 
@@ -80,7 +73,7 @@ def attack_run(
         ValueError: An eps beyond `radius_cap`; the run is packed; `data` is not what it was measured on.
     """
     for value in eps:
-        check_eps_max(value, run.result["radius_cap"], "eps")
+        seeds.check_eps_max(value, run.result["radius_cap"], "eps")
     check_tested_on(run, data)
     attack = {"steps": steps, "restarts": restarts}
     known = run.result.get("adv_acc", {}) if run.result.get("attack") == attack else {}
@@ -104,7 +97,7 @@ def methods_table(runs: pd.DataFrame, eps: Sequence[float] = ()) -> pd.DataFrame
     seed; ValueError where certified accuracy was not measured. The seconds of an epoch, validation included, are the
     median over seeds, as they were when the runs were made: whatever else ran on the machine is in them.
     """
-    check_seeds(runs)
+    seeds.check_seeds(runs)
     rows, seconds = [], []
     for _, group in runs.groupby(["method", "kappa"], sort=False):
         row = {"method": name_of(group.method.iloc[0]), "kappa": f"{group.kappa.iloc[0]:g}", **scores(group)}
