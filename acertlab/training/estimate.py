@@ -25,7 +25,7 @@ from acertlab.data.datasets import ImageData, augment, load_dataset, to_float
 from acertlab.data.run import Run
 from acertlab.radius.search import SearchSettings
 from acertlab.training.config import TrainConfig, preset
-from acertlab.training.loop.state import State, initial_state
+from acertlab.training.loop.state import initial_state
 from acertlab.training.loop.step import normalisation, session, train_step
 from acertlab.training.loop.train import evaluate
 from acertlab.training.parameters import config_of
@@ -73,20 +73,17 @@ def estimate(config: TrainConfig, data: ImageData, count: int = COUNT) -> Durati
     The run itself is not begun, and no random state is touched. Validation and test are measured as if every image were
     classified correctly, so that a radius is searched for each of them: rather too much than too little.
     """
-    device, n = config.torch_device(), len(data.train_x)
-    steps = math.ceil(n / config.batch_size)
+    device, steps = config.torch_device(), math.ceil(len(data.train_x) / config.batch_size)
+    first, last = config.clean_epochs * steps, (config.clean_epochs + config.ramp_epochs) * steps
+    half_way = RAMPS[config.ramp]((first + last) // 2, first, last, config.train_eps)
     with session(device):
-        state = initial_state(replace(config, scheduler="step", milestones=()), data, device, steps)
-        batch = _Batch(data, torch.arange(min(n, config.batch_size)), device)
-        state.model.train()
-        step = {}
-        for phase, eps in _phases(config, steps).items():
-            spent = [_seconds(partial(batch.step, state, config, eps), device) for _ in range(WARM + count)]
+        stepper, step = _Stepper(config, data), {}
+        for phase, eps in {"clean": 0.0, "ramp": half_way, "after": config.train_eps}.items():
+            spent = [stepper.seconds(0, eps) for _ in range(WARM + count)]
             step[phase] = statistics.median(spent[WARM:])
-        published = config.protocol == "published"
-        watched = data.test_x if published else data.val_x
-        validation = _per_image(state, config, watched, config.eps_max, config.val_search, device) * len(watched)
-        test = _per_image(state, config, data.test_x, config.cap, config.search, device)
+        model, watched = stepper.state.model, data.test_x if config.protocol == "published" else data.val_x
+        validation = _per_image(model, config, watched, config.eps_max, config.val_search, device) * len(watched)
+        test = _per_image(model, config, data.test_x, config.cap, config.search, device)
     epochs = {"clean": config.clean_epochs, "ramp": config.ramp_epochs}
     epochs["after"] = config.epochs - sum(epochs.values())
     return Duration(steps, step, epochs, validation, test * len(data.test_x))
@@ -113,7 +110,10 @@ def step_seconds(
     network takes batches of its own size, on its own device. Medians of ``count`` steps; with one thread on a CPU it is
     processor time, so that other processes count little.
     """
-    contenders = {name: _Contender(*pair, data) for name, pair in trained.items()}
+    contenders = {}
+    for name, (config, model) in trained.items():
+        contenders[name] = _Stepper(replace(config, lr=1e-9, radius_history=False), data)
+        contenders[name].state.model.load_state_dict(model.state_dict())
     devices = {contender.device for contender in contenders.values()}
     spent: dict[Name, list[float]] = {name: [] for name in trained}
     names, one_thread = list(trained), torch.get_num_threads() == 1 and {d.type for d in devices} == {"cpu"}
@@ -121,59 +121,46 @@ def step_seconds(
     with session(*devices):
         for i in range(-WARM, count):
             for name in names[i % len(names) :] + names[: i % len(names)]:
-                seconds = contenders[name].seconds(i, clock)
+                seconds = contenders[name].seconds(i, contenders[name].config.train_eps, clock)
                 if i >= 0:
                     spent[name].append(seconds)
     return {name: statistics.median(seconds) for name, seconds in spent.items()}
 
 
-class _Contender:
-    """A trained network, and steps on it that leave its weights as they are."""
+class _Stepper:
+    """Steps of a training as its loop takes them, from a state of its own, on batches of its images."""
 
-    def __init__(self, config: TrainConfig, model: nn.Module, data: ImageData) -> None:
-        self.config = replace(config, scheduler="step", milestones=(), lr=1e-9, radius_history=False)
-        self.data, self.device, size = data, config.torch_device(), min(config.batch_size, len(data.train_x))
+    def __init__(self, config: TrainConfig, data: ImageData) -> None:
+        self.config, self.device = replace(config, scheduler="step", milestones=()), config.torch_device()
+        self.data, size = data, min(config.batch_size, len(data.train_x))
         self.batches = torch.arange(len(data.train_x) // size * size).split(size)  # which images each is made of
         with session(self.device):
             self.state = initial_state(self.config, data, self.device, 1)
-        self.state.model.load_state_dict(model.state_dict())
         self.state.model.train()
 
-    def seconds(self, i: int, clock: Callable[[], float]) -> float:
-        batch = _Batch(self.data, self.batches[i % len(self.batches)], self.device)
-        return _seconds(partial(batch.step, self.state, self.config, self.config.train_eps), self.device, clock)
+    def seconds(self, i: int, eps: float, clock: Callable[[], float] = time.perf_counter) -> float:
+        """Seconds that a step at ``eps`` on the i-th batch takes."""
+        index = self.batches[i % len(self.batches)]
+        x, y = (part[index].to(self.device) for part in (self.data.train_x, self.data.train_y))
+        index, std, generator = index.to(self.device), normalisation(self.data, self.device), torch.Generator()
 
+        def step() -> None:
+            images = augment(to_float(x), self.config.dataset, generator.manual_seed(0))
+            train_step(self.state, self.config, images, y, index, eps, std)
 
-class _Batch:
-    """Some training images, and a step on them as the training loop takes it."""
-
-    def __init__(self, data: ImageData, index: Tensor, device: torch.device) -> None:
-        self.x, self.y = (part[index].to(device) for part in (data.train_x, data.train_y))
-        self.index, self.std = index.to(device), normalisation(data, device)
-        self.generator = torch.Generator().manual_seed(0)
-
-    def step(self, state: State, config: TrainConfig, eps: float) -> None:
-        x = augment(to_float(self.x), config.dataset, self.generator)
-        train_step(state, config, x, self.y, self.index, eps, self.std)
-
-
-def _phases(config: TrainConfig, steps: int) -> dict[str, float]:
-    """eps_{max,t} in each phase; half-way up the ramp."""
-    first, last = config.clean_epochs * steps, (config.clean_epochs + config.ramp_epochs) * steps
-    ramp = RAMPS[config.ramp]((first + last) // 2, first, last, config.train_eps)
-    return {"clean": 0.0, "ramp": ramp, "after": config.train_eps}
+        return _seconds(step, self.device, clock)
 
 
 def _per_image(
-    state: State, config: TrainConfig, images: Tensor, cap: float, settings: SearchSettings, device: torch.device
+    model: nn.Module, config: TrainConfig, images: Tensor, cap: float, settings: SearchSettings, device: torch.device
 ) -> float:
     """Seconds that the radius of one image takes."""
     x = images[: min(EVALUATED, config.eval_batch) if device.type == "cpu" else config.eval_batch]
     if not len(x):
         return 0.0
     with torch.no_grad():
-        y = state.model.eval()(to_float(x, device)).argmax(1).cpu()
-    search = partial(evaluate, state.model, x, y, cap, settings, config.eval_batch)
+        y = model.eval()(to_float(x, device)).argmax(1).cpu()
+    search = partial(evaluate, model, x, y, cap, settings, config.eval_batch)
     if device.type != "cpu":
         search()  # the first one of a shape is slow
     return _seconds(search, device) / len(x)
