@@ -24,19 +24,12 @@ RESERVED = ("grid", "notebook", "out")
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs that a specification asks for; their parameters are not checked yet.
+    """The jobs that a specification asks for; their parameters are not checked yet."""
 
-    Attributes:
-        where: the specification, as messages name it.
-        notebook: which is executed; None: this project's 02_training.ipynb.
-        out: the sweep's folder.
-        jobs: the parameters of each, in the order of the specification.
-    """
-
-    where: str
-    notebook: Path | None
-    out: Path
-    jobs: tuple[dict[str, Any], ...]
+    where: str  # the specification, as messages name it
+    notebook: Path | None  # which is executed; None: this project's 02_training.ipynb
+    out: Path  # the sweep's folder
+    jobs: tuple[dict[str, Any], ...]  # the parameters of each, in the order of the specification
 
     def sentence(self) -> str:
         """How many jobs, of what, where; and how long, as far as the folder's finished jobs tell."""

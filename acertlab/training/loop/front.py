@@ -24,7 +24,7 @@ from acertlab.data.datasets import ImageData, to_float
 from acertlab.data.files import read_json, write_json, write_weights
 from acertlab.data.run import FRONT_FILES, LOCK_WAIT, Run, load_run, open_folder
 from acertlab.training.config import TrainConfig
-from acertlab.training.loop.session import session
+from acertlab.training.loop.step import session
 from acertlab.training.loop.train import Start, described_run, train_from, write_results
 
 KAPPAS = (0.0, 0.25, 0.5, 0.75, 0.9)  # of methods that train each sample at its own radius
@@ -38,15 +38,12 @@ FILE, STATISTICS = FRONT_FILES
 class Front:
     """One training along kappa: networks at its knots, measured there and half way, and a network at any kappa between.
 
-    Attributes:
-        path: the folder, in which `load_runs` finds a run a knot and a run half way between neighbours.
-        kappas: of the knots, in the order in which they were trained.
-        knots, between: the runs, by kappa.
+    `load_runs` finds a run a knot and a run half way between neighbours in its folder.
     """
 
     path: Path
-    kappas: tuple[float, ...]
-    knots: dict[float, Run]
+    kappas: tuple[float, ...]  # of the knots, in the order in which they were trained
+    knots: dict[float, Run]  # by kappa
     between: dict[float, Run]
 
     def network(self, kappa: float) -> nn.Module:

@@ -52,15 +52,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins, in place of random weights.
+    """Where a training begins, in place of random weights."""
 
-    Attributes:
-        weights: a state dict of the network that the configuration asks for.
-        kappas: those by which it was trained until then, one after the other.
-    """
-
-    weights: Mapping[str, Tensor]
-    kappas: tuple[float, ...]
+    weights: Mapping[str, Tensor]  # a state dict of the network that the configuration asks for
+    kappas: tuple[float, ...]  # those by which it was trained until then, one after the other
 
     def digest(self) -> str:
         """Of all values, by name."""
