@@ -276,14 +276,22 @@ def _span(ends: tuple[float, float]) -> str:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Methods compared by their fronts, on the runs of one dataset and one trained eps_max."""
+    """Methods compared by their fronts, on the runs of one dataset and one trained eps_max.
+
+    Attributes:
+        samples, resamples: What it was computed from.
+        eps_max: The perceptual limit, pixel units.
+        scores: Of every setting, in every draw.
+        tuned: Every method at its best kappa.
+        comparisons: Every pair of methods.
+    """
 
     samples: Samples = field(repr=False)
     resamples: Resamples = field(repr=False)
-    eps_max: float  # the perceptual limit, pixel units
-    scores: Scores = field(repr=False)  # of every setting, in every draw
-    tuned: tuple[Tuned, ...]  # every method at its best kappa
-    comparisons: tuple[Comparison, ...]  # every pair of methods
+    eps_max: float
+    scores: Scores = field(repr=False)
+    tuned: tuple[Tuned, ...]
+    comparisons: tuple[Comparison, ...]
 
     @property
     def verdict(self) -> str:

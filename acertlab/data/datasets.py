@@ -141,17 +141,25 @@ def find_dataset(name: str) -> Dataset:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
-    """A dataset in three parts: images, uint8 (N, C, H, W), and their labels, int64 (N,)."""
+    """A dataset in three parts.
 
-    name: str  # given to `load_dataset`
+    Args:
+        name: The name given to `load_dataset`.
+        train_x, val_x, test_x: Images, uint8 (N, C, H, W).
+        train_y, val_y, test_y: Labels, int64 (N,).
+        classes: A name for each label.
+        mean, std: Per channel in pixel units, for `models.Normalize`; None where the images are not normalised.
+    """
+
+    name: str
     train_x: Tensor
     train_y: Tensor
     val_x: Tensor
     val_y: Tensor
     test_x: Tensor
     test_y: Tensor
-    classes: tuple[str, ...]  # a name for each label
-    mean: tuple[float, ...] | None = None  # per channel in pixel units, for `models.Normalize`; None: not normalised
+    classes: tuple[str, ...]
+    mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
     @property
@@ -235,9 +243,12 @@ def augment(x: Tensor, name: str, generator: torch.Generator) -> Tensor:
     """Training augmentation: a random horizontal flip, then a random crop of the edge-padded image.
 
     Args:
-        x: Images (B, C, H, W), any dtype and device; returned as they are where the dataset's `Dataset.crop` is 0.
-        name: The dataset's.
+        x: Images (B, C, H, W), any dtype and device.
+        name: The dataset's name; where its `Dataset.crop` is 0, x is returned as it is.
         generator: Source of all randomness, on the CPU or on x's device.
+
+    Returns:
+        Images (B, C, H, W), each pixel one of the input's.
     """
     pad = find_dataset(name).crop
     if x.ndim != 4:

@@ -38,12 +38,15 @@ FILE, STATISTICS = FRONT_FILES
 class Front:
     """One training along kappa: networks at its knots, measured there and half way, and a network at any kappa between.
 
-    `load_runs` finds a run a knot and a run half way between neighbours in its folder.
+    Attributes:
+        path: the folder, in which `load_runs` finds a run a knot and a run half way between neighbours.
+        kappas: of the knots, in the order in which they were trained.
+        knots, between: the runs, by kappa.
     """
 
     path: Path
-    kappas: tuple[float, ...]  # of the knots, in the order in which they were trained
-    knots: dict[float, Run]  # by kappa
+    kappas: tuple[float, ...]
+    knots: dict[float, Run]
     between: dict[float, Run]
 
     def network(self, kappa: float) -> nn.Module:
