@@ -74,19 +74,16 @@ def read_spec(spec: str | Path | Mapping[str, Any] | Plan, *, out: str | Path = 
     """
     plan = spec if isinstance(spec, Plan) else read_plan(spec, out, show)
     try:
-        notebook = plan.notebook or _training_notebook()
+        if (notebook := plan.notebook) is None:
+            from acertlab.data.files import shipped  # with pandas: where it is needed only
+
+            notebook = shipped("notebooks/02_training.ipynb")
         if not notebook.is_file():
             raise FileNotFoundError(f"notebook: {notebook} is not there")
         defaults, code = _read_notebook(notebook)
         return _sweep(plan.out, notebook, code, [_checked(job, defaults, notebook) for job in plan.jobs])
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise type(error)(f"{plan.where}: {error}") from None
-
-
-def _training_notebook() -> Path:
-    from acertlab.data.files import shipped  # with pandas: where it is needed only
-
-    return shipped("notebooks/02_training.ipynb")
 
 
 def is_training(parameters: Mapping[str, Any]) -> bool:

@@ -99,7 +99,7 @@ def test_the_search_is_pgd_for_each_wrong_class_and_keeps_the_best(steps: int, m
     step = step_of(model, x, y)
     _, relus, _ = reference(model, x, y, torch.full_like(x[:, 0, 0, 0], EPS), True)
     box = Box(*(end.detach().clamp(min=0) for end in relus[-2]))
-    classifier = freeze(model[4:], {n: s for n, s in step.normalised.items() if int(n) >= 4})
+    classifier = freeze(model[4:], {n: s for n, s in step.statistics.items() if int(n) >= 4})
     torch.manual_seed(2)
     found = latent_attack(classifier, box, y, 4, steps)
     torch.manual_seed(2)

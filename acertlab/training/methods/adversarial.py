@@ -15,7 +15,7 @@ from acertlab.bounds.margin import worst_margin
 from acertlab.models.split import split
 from acertlab.radius.search import MarginGrowth, without_zero
 from acertlab.training.methods.acert import ACERT
-from acertlab.training.methods.base import Step, StepLog
+from acertlab.training.methods.base import Step, StepLog, given
 from acertlab.training.methods.ibp import REGULARISER_EPS, FastIBP
 from acertlab.training.methods.pgd import gradient_link, latent_attack, margins_at, training_attack, wrong_classes
 
@@ -45,7 +45,7 @@ class Adversarial(FastIBP):
     def attacked(self, step: Step, eps: float) -> Step:
         """The step with what its attack at radius eps found."""
         x_adv = training_attack(
-            step.victim,
+            given(step.model, "model"),
             step.x,
             step.y,
             eps,
@@ -131,7 +131,7 @@ class MTLIBP(Mixed):
         step = super().attacked(step, eps)
         if self.batch_statistics == "clean":
             return step
-        logits, frozen = step.again(step.adversarial)
+        logits, frozen = given(step.own_pass, "own_pass")(step.adversarial)
         return replace(step, frozen=frozen, passed_adv=logits)
 
 
@@ -190,7 +190,8 @@ class TAPS(FastIBP):
 
     def both_margins(self, step: Step, box: Box) -> tuple[Tensor, Tensor]:
         """IBP's bounds of logit_i - logit_y over the box, and TAPS's estimates of the same, (B, classes) each."""
-        first, classifier = (_frozen(part, step) for part in split(step.victim, self.classifier_relus))
+        parts = split(given(step.model, "model"), self.classifier_relus)
+        first, classifier = (_frozen(part, step) for part in parts)
         features, classes = first.propagate(box), step.logits.shape[1]
         margins = classifier.margins(features, step.y, merged=self.merged)
         points = latent_attack(classifier, features, step.y, classes, self.latent_steps)
@@ -200,8 +201,8 @@ class TAPS(FastIBP):
 
 def _frozen(part: nn.Module, step: Step) -> IntervalNetwork:
     """A part of the network, with the step's weights and batch statistics."""
-    names = dict(part.named_modules())
-    return freeze(part, {name: known for name, known in step.normalised.items() if name in names})
+    names, statistics = dict(part.named_modules()), given(step.statistics, "statistics")
+    return freeze(part, {name: known for name, known in statistics.items() if name in names})
 
 
 @dataclass(frozen=True)

@@ -38,35 +38,21 @@ class Step:
     @property
     def network(self) -> IntervalNetwork:
         """What is bounded: `frozen`, which a method that bounds must be given."""
-        return _given(self.frozen, "frozen")
+        return given(self.frozen, "frozen")
 
     @property
     def adversarial(self) -> Tensor:
         """The adversarial examples: `x_adv`, which a method that uses them must be given."""
-        return _given(self.x_adv, "x_adv")
-
-    @property
-    def normalised(self) -> Statistics:
-        """The BatchNorm statistics of the clean pass: `statistics`, which a method that bounds parts must be given."""
-        return _given(self.statistics, "statistics")
+        return given(self.x_adv, "x_adv")
 
     @property
     def logits_adv(self) -> Tensor:
         """(B, classes) of the adversarial examples, by the statistics that the bounds have."""
         return self.network.logits(self.adversarial) if self.passed_adv is None else self.passed_adv
 
-    @property
-    def again(self) -> Callable[[Tensor], tuple[Tensor, IntervalNetwork]]:
-        """The network's own pass, over another batch: `own_pass`, which a method that needs one must be given."""
-        return _given(self.own_pass, "own_pass")
 
-    @property
-    def victim(self) -> nn.Module:
-        """What is attacked: `model`, which a method that attacks must be given."""
-        return _given(self.model, "model")
-
-
-def _given(value: T | None, name: str) -> T:
+def given(value: T | None, name: str) -> T:
+    """A field of a `Step` that the method needs; ValueError where it was not given."""
     if value is None:
         raise ValueError(f"step.{name} = None: this method needs it")
     return value
