@@ -29,7 +29,6 @@ class Adversarial(FastIBP):
     The attack, at attack_eps_factor eps_{max,t}, sees BatchNorm in evaluation mode.
     """
 
-    attacks: ClassVar[bool] = True
     authors_attack: ClassVar[str] = "mueller"  # a key of `RULES` in `acertlab.training.methods.pgd`
 
     attack: str = "authors"  # or "last": the last point of falling steps, whatever the method (version 0.1.0)

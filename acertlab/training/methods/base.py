@@ -72,7 +72,6 @@ class Standard:
     """Standard training: L = CE(f(x), y)  (Eq. 10)."""
 
     bounds: ClassVar[bool] = False  # whether the method bounds the network
-    attacks: ClassVar[bool] = False  # whether it attacks the network
     searches: ClassVar[bool] = False  # whether it searches each sample's own radius
     splits: ClassVar[bool] = False  # whether it takes the network in two parts
     ibp_init: ClassVar[bool] = False  # whether weights start from Shi et al.'s IBP initialisation
