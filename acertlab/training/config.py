@@ -64,6 +64,7 @@ class TrainConfig:
     # what only some methods have
     small_box: float = 0.4  # SABR: lambda, the small box's share of the radius
     small_box_at_border: str = "inside"  # moved into the ball that is cut to the domain (published code), or "cut"
+    relu_shrinkage: float = 0.0  # SABR, STAPS: by it the boxes' upper ends fall at ReLUs that they cross; 0.2 at 2/255
     alpha: float = 0.5  # MTL-, CC- and Exp-IBP: the share of the IBP loss
     batch_statistics: str = "attacked"  # MTL-, CC- and Exp-IBP: of the bounds and f(x_adv) (published code); or "clean"
     beta_end: float = 0.0  # CROWN-IBP: its share once the ramp is over (0: Zhang et al. 2020, Xu et al. 2020)
@@ -186,6 +187,7 @@ _RANGES = (
     (Within(0, open_low=True), "attack_step_size attack_eps_factor link_share"),
     (Within(0), "l1 lambda0 taps_weight"),
     (Within(0, 1), "kappa decay pct_start small_box alpha beta_end"),
+    (Within(0, 1, open_high=True), "relu_shrinkage"),
     (Within(1, kind=int), "width epochs batch_size eval_batch attack_steps classifier_relus latent_steps"),
     (Within(0, kind=int), "clean_epochs ramp_epochs root_iterations patience min_epochs"),
     (bool, "merged three_phase radius_history amp"),

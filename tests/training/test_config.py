@@ -54,6 +54,7 @@ from acertlab.training.presets import BUDGETS
         ("taps_weight", -1.0, ">= 0"),
         ("latent_steps", 2.5, "a whole number"),
         ("link_share", 0.0, "> 0"),
+        ("relu_shrinkage", 1.0, "< 1"),
         ("root_iterations", -1, ">= 0"),
         ("patience", -1, ">= 0"),
         ("protocol", "paper", "held-out, published"),
@@ -169,6 +170,7 @@ def test_presets_are_the_methods_authors():
     assert (sabr.clip, sabr.l1_reach, mtl.clip, mtl.l1_reach) == (None, "parameters", 10.0, "weights")
     staps = preset("cifar10", "staps", setting="2/255")
     assert (staps.small_box, staps.taps_weight, staps.latent_steps, staps.link_share) == (0.1, 2.0, 20, 0.5)
+    assert staps.relu_shrinkage == preset("cifar10", "sabr", setting="2/255").relu_shrinkage == 0.2
     assert (staps.epochs, staps.milestones, staps.classifier_relus, staps.l1) == (161, (121, 141), 1, 2e-6 / 7)
     assert preset("tinyimagenet", "taps").lambda0 == 0.1 and preset("tinyimagenet", "staps").latent_steps == 10
     ours = preset("cifar10", "acert-sabr")

@@ -77,7 +77,7 @@ def step_of(model, x, y, eps) -> Step:
     return Step(x, y, *own_pass(x), eps, STD, model=model, own_pass=own_pass)
 
 
-def reference(model, x, y, radii, merged, centre=None, seen=None):
+def reference(model, x, y, radii, merged, centre=None, seen=None, shrinkage=0.0):
     """Worst-case margins (B, 4), the boxes at the ReLUs, and d0 at the normalised input: by the definition.
 
     The boxes are around ``centre``, BatchNorm has the statistics of ``seen``; both x where they are None.
@@ -113,6 +113,7 @@ def reference(model, x, y, radii, merged, centre=None, seen=None):
             lower, upper = c - r, c + r
         elif isinstance(layer, nn.ReLU):
             relus.append((lower, upper))
+            upper = torch.where((lower < 0) & (upper > 0), upper * (1 - shrinkage), upper)
             lower, upper = lower.clamp(min=0), upper.clamp(min=0)
         else:
             lower, upper = lower.flatten(1), upper.flatten(1)
@@ -344,10 +345,14 @@ def loss_and_attack(objective, model, x, y, eps):
 @both
 @pytest.mark.parametrize("eps", [0.02, 0.1])
 @pytest.mark.parametrize("attack", ["authors", "last"])
-@pytest.mark.parametrize(("border", "factor"), [("inside", 1.0), ("cut", 1.0), ("inside", 2.0)])
-def test_sabr_bounds_a_small_box_around_the_attack(build, eps, border, factor, attack):
+@pytest.mark.parametrize(
+    ("border", "factor", "shrinkage"),
+    [("inside", 1.0, 0.0), ("cut", 1.0, 0.0), ("inside", 2.0, 0.0), ("inside", 1.0, 0.2)],
+)
+def test_sabr_bounds_a_small_box_around_the_attack(build, eps, border, factor, shrinkage, attack):
     model, x, y = setup(build)
     settings = {"small_box_at_border": border, "attack_eps_factor": factor, "attack": attack}
+    settings |= {"relu_shrinkage": shrinkage}
     objective = SABR(kappa=0.2, eps_max=0.1, small_box=0.3 / factor, lambda0=0.5, **settings)
     loss, logged, x_adv = loss_and_attack(objective, model, x, y, eps)
     whole, small = factor * eps, 0.3 * eps
@@ -355,7 +360,8 @@ def test_sabr_bounds_a_small_box_around_the_attack(build, eps, border, factor, a
     if border == "inside":
         low, high = low.clamp(min=0), high.clamp(max=1)
     centre = torch.minimum(torch.maximum(x_adv, low + small), high - small)
-    margins, relus, d0 = reference(model, x, y, torch.full_like(x[:, 0, 0, 0], 0.3 * eps), True, centre)
+    radii = torch.full_like(x[:, 0, 0, 0], 0.3 * eps)
+    margins, relus, d0 = reference(model, x, y, radii, True, centre, shrinkage=shrinkage)
     weight = 0.5 * (1 - eps / 0.1)
     expected = 0.2 * F.cross_entropy(model(x), y) + 0.8 * F.cross_entropy(margins, y)
     assert_same(model, loss, expected + weight * reference_regulariser(relus, d0))
@@ -412,11 +418,11 @@ def test_the_ends_of_the_expressive_losses():
 
 @solvers
 @pytest.mark.parametrize("merged", [True, False])
-@pytest.mark.parametrize("border", ["inside", "cut"])
-def test_acert_sabr_finds_the_root_of_the_small_box(merged, solver, border):
+@pytest.mark.parametrize(("border", "shrinkage"), [("inside", 0.0), ("cut", 0.0), ("inside", 0.2)])
+def test_acert_sabr_finds_the_root_of_the_small_box(merged, solver, border, shrinkage):
     model, x, y = setup(cnn)
     eps, share = 0.1, 0.4
-    search = {"merged": merged, "solver": solver, "root_iterations": 60}
+    search = {"merged": merged, "solver": solver, "root_iterations": 60, "relu_shrinkage": shrinkage}
     objective = ACERTSABR(eps_max=eps, small_box=share, small_box_at_border=border, **search)
     loss, logged, x_adv = loss_and_attack(objective, model, x, y, eps)
     radii = logged.radii.radius
@@ -427,7 +433,7 @@ def test_acert_sabr_finds_the_root_of_the_small_box(merged, solver, border):
         if border == "inside":
             low, high = low.clamp(min=0), high.clamp(max=1)
         centre = torch.minimum(torch.maximum(x_adv, low + share * whole), high - share * whole)
-        return reference(model, x, y, share * radii, merged, centre)[0]
+        return reference(model, x, y, share * radii, merged, centre, shrinkage=shrinkage)[0]
 
     def worst(radii):
         return margins_at(radii).scatter(1, y[:, None], -math.inf).amax(1)

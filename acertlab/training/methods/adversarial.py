@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from acertlab.bounds.box import Box, ball
+from acertlab.bounds.graph.structure import Graph
 from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.bounds.margin import worst_margin
 from acertlab.models.split import split
@@ -57,6 +58,32 @@ class Adversarial(FastIBP):
         return replace(step, x_adv=x_adv)
 
 
+class ShrunkNetwork(IntervalNetwork):
+    """A network whose ReLUs shrink the boxes on their way: what it gives are no bounds, and serve training alone.
+
+    Where lower < 0 < upper at a ReLU's input, the upper end is (1 - share) times what it was; the gradient too.
+
+    Args:
+        network: it is prepared anew, with the same weights and statistics.
+        share: in [0, 1).
+    """
+
+    def __init__(self, network: IntervalNetwork, share: float) -> None:
+        self.share = share
+        super().__init__(network.model, network.statistics, network.graph if network.ready else None)
+
+    def _prepare(self, graph: Graph) -> None:
+        super()._prepare(graph)
+        self.own_input = set()  # no ReLU works in place: the plain one would
+
+    def _rule_of(self, node: fx.Node) -> Callable[..., Any] | None:
+        return self._relu if self.is_relu(node) else super()._rule_of(node)
+
+    def _relu(self, _: Any, box: Box) -> Box:
+        upper = torch.where(box.lower < 0, (1 - self.share) * box.upper, box.upper)
+        return Box(box.lower.relu(), upper.relu())
+
+
 @dataclass(frozen=True)
 class SABR(Adversarial):
     """SABR: FastIBP on a small box of radius lambda eps_{max,t}, around x_adv moved to where the box fits in.
@@ -67,13 +94,23 @@ class SABR(Adversarial):
     (2 lambda - 1) eps below the ball. With "cut" it is moved into the whole ball and cut afterwards, which makes it
     narrower at the border: of a black pixel with x_adv = 0 [0, lambda eps], in place of [0, min(1, 2 lambda) eps].
 
-    With an attack_eps_factor the small box is a share of the attack's ball, as in De Palma et al.'s SABR.
+    With an attack_eps_factor the small box is a share of the attack's ball, as in De Palma et al.'s SABR. With a
+    relu_shrinkage the boxes also shrink on their way through the network, see `ShrunkNetwork`; the regularisers see
+    those that enter the ReLUs. Not while eps_{max,t} = 0.
 
     Source: Mueller et al. 2023, "Certified training: small boxes are all you need".
     """
 
     small_box: float = 0.4  # lambda
     small_box_at_border: str = "inside"  # or "cut" (version 0.1.0)
+    relu_shrinkage: float = 0.0  # of a box's upper end, at each ReLU that it crosses
+
+    def __call__(self, step: Step) -> tuple[Tensor, StepLog]:
+        """The loss of one step; see `IBP.__call__`."""
+        return super().__call__(replace(step, frozen=self._shrunk(step.network, step.eps)))
+
+    def _shrunk(self, network: IntervalNetwork, eps: float) -> IntervalNetwork:
+        return ShrunkNetwork(network, self.relu_shrinkage) if self.relu_shrinkage > 0 and eps > 0 else network
 
     def box(self, step: Step, radii: Tensor) -> Box:
         """The small box in the ball of each radius; while eps_{max,t} = 0 the ball itself."""
@@ -190,18 +227,17 @@ class TAPS(FastIBP):
     def both_margins(self, step: Step, box: Box) -> tuple[Tensor, Tensor]:
         """IBP's bounds of logit_i - logit_y over the box, and TAPS's estimates of the same, (B, classes) each."""
         parts = split(given(step.model, "model"), self.classifier_relus)
-        first, classifier = (_frozen(part, step) for part in parts)
+        first, classifier = (self._part(part, step) for part in parts)
         features, classes = first.propagate(box), step.logits.shape[1]
         margins = classifier.margins(features, step.y, merged=self.merged)
         points = latent_attack(classifier, features, step.y, classes, self.latent_steps)
         found = margins_at(classifier, gradient_link(features, points, self.link_share), step.y)
         return margins, torch.zeros_like(margins).scatter(1, wrong_classes(step.y, classes), found)
 
-
-def _frozen(part: nn.Module, step: Step) -> IntervalNetwork:
-    """A part of the network, with the step's weights and batch statistics."""
-    names, statistics = dict(part.named_modules()), given(step.statistics, "statistics")
-    return freeze(part, {name: known for name, known in statistics.items() if name in names})
+    def _part(self, part: nn.Module, step: Step) -> IntervalNetwork:
+        """A part of the network, with the step's weights and batch statistics."""
+        names, statistics = dict(part.named_modules()), given(step.statistics, "statistics")
+        return freeze(part, {name: known for name, known in statistics.items() if name in names})
 
 
 @dataclass(frozen=True)
@@ -216,6 +252,9 @@ class STAPS(TAPS, SABR):
     """
 
     authors_attack: ClassVar[str] = "mao"
+
+    def _part(self, part: nn.Module, step: Step) -> IntervalNetwork:
+        return self._shrunk(super()._part(part, step), step.eps)
 
     def _small(self, radii: Tensor, x: Tensor, x_adv: Tensor) -> Box:
         if self.small_box_at_border == "cut":

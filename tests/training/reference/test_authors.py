@@ -22,7 +22,7 @@ from tests.training.reference.networks import STD, batch, network, noise, told
 NUMBERS = json.loads(Path(__file__).with_name("numbers.json").read_text(encoding="utf-8"))
 EPS_MAX = 0.3
 CLOSE = {"rel": 1e-10, "abs": 1e-10}  # a box of 1e-6 around a sample, and its tightness, cancel six digits
-FORMER = {"attack": "last", "small_box_at_border": "cut", "batch_statistics": "clean"}
+FORMER = {"attack": "last", "small_box_at_border": "cut", "batch_statistics": "clean", "relu_shrinkage": 0.0}
 
 
 def name(case: dict[str, Any]) -> str:
