@@ -152,7 +152,7 @@ def certified_margin(
     x = x.double() if sound else x
     eps = check_eps(eps, x)
     with full_precision(x.device):
-        inputs, reach = x.to(weight_of(model, x).dtype), float(torch.as_tensor(eps).max()) if len(x) else 0.0
+        inputs, reach = x.to(weight_of(model, x).dtype), float(torch.as_tensor(eps).detach().max()) if len(x) else 0.0
         graph = captured(model, inputs, domain, reach)
         check_chunk(model, graph, inputs, domain, reach)
         network = prepare_all(model, graph, tuple(dict.fromkeys(("ibp", bound))), sound, inputs, y.long())[-1]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from acertlab.bounds.box import Box, ball
 from acertlab.bounds.ibp import difference_radius, freeze, propagate
-from acertlab.bounds.margin import margin_at
+from acertlab.bounds.margin import certified_margin, margin_at
 from acertlab.bounds.rules.affine import Normalize
 from acertlab.bounds.rules.batch_invariance import batch_invariant_matmul
 from acertlab.bounds.rules.dispatch import rule
@@ -415,3 +415,13 @@ def test_matrix_products_sum_a_sample_alike(
     part = x[first : data.draw(st.integers(first + 1, 64))]
     assert torch.equal(product(part.mT.contiguous().mT if turned else part), whole[first : first + len(part)])
     assert torch.allclose(whole, matrix.t() @ x.mT if left else x @ matrix, atol=1e-4)
+
+
+def test_the_margin_has_a_gradient_in_eps() -> None:
+    model = mlp((1, 2, 2), 3, width=4).eval()
+    x, eps = torch.full((2, 1, 2, 2), 0.5), torch.full((2,), 0.1, requires_grad=True)
+    y = torch.tensor([0, 1])
+    (slope,) = torch.autograd.grad(certified_margin(model, x, y, eps).sum(), eps)
+    with torch.no_grad():
+        up, down = (certified_margin(model.double(), x.double(), y, 0.1 + h) for h in (1e-6, -1e-6))
+    torch.testing.assert_close(slope.double(), (up - down) / 2e-6, rtol=1e-3, atol=1e-4)
