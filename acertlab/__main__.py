@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from acertlab import __version__
+from acertlab._exercise import SOLUTION
 from acertlab._lock import LockHeldError
 from acertlab._validation import number
 
@@ -116,6 +118,10 @@ def notebooks(args: argparse.Namespace) -> int:
     target.mkdir(parents=True, exist_ok=True)
     for file in files:
         shutil.copy(file, target)
+        if args.without_solutions and file.suffix == ".ipynb":
+            copy = json.loads(file.read_text(encoding="utf-8"))
+            copy["cells"] = [cell for cell in copy["cells"] if SOLUTION not in cell["metadata"].get("tags", ())]
+            (target / file.name).write_text(json.dumps(copy, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{len(files)} files in {target}; to open them: jupyter lab {target}")
     return 0
 
@@ -227,7 +233,9 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     command(demo)
-    command(notebooks).add_argument("copy_to", metavar="COPY_TO", help="the folder, made where there is none")
+    one = command(notebooks)
+    one.add_argument("copy_to", metavar="COPY_TO", help="the folder, made where there is none")
+    one.add_argument("--without-solutions", action="store_true", help="for a class: leave the folded answers out")
     one = command(handouts)
     one.add_argument("out", help="the folder of the pages, made where there is none")
     one.add_argument("notebooks", nargs="*", help="notebook files (default: all that come with acertlab)")

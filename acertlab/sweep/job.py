@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 from distributed import Worker, get_worker
 from distributed.core import Status
@@ -86,8 +87,9 @@ def run_job(job: Job, topic: str) -> Outcome:
 
     with _kernel(job, unwanted) as kernel_class:
         try:
+            nbformat.write(without_lesson(job.notebook), running)
             papermill.execute_notebook(
-                job.notebook,
+                running,
                 running,
                 job.parameters | {"run_dir": str(job.folder)},
                 progress_bar=False,
@@ -110,6 +112,13 @@ def run_job(job: Job, topic: str) -> Outcome:
     os.replace(running, job.folder / DONE)
     (job.folder / FAILED).unlink(missing_ok=True)  # of an earlier attempt; last, so that a kill here repeats the check
     return Outcome("", time.perf_counter() - started)
+
+
+def without_lesson(notebook: Path) -> nbformat.NotebookNode:
+    """The notebook but for its cells tagged `lesson`, which are for its readers: a job has none."""
+    read = nbformat.read(notebook, as_version=4)
+    read.cells = [cell for cell in read.cells if "lesson" not in cell.metadata.get("tags", ())]
+    return read
 
 
 def _log(job: Job) -> bytes:

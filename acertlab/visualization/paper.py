@@ -67,7 +67,7 @@ def radius_errors(errors: pd.DataFrame) -> go.Figure:
 
     On a logarithmic axis, where an error of 0 has no place.
     """
-    panel = empty_figure("How far off are the radii?", "most iterations of Brent's method", "error (% of eps_max)", 380)
+    panel = empty_figure("How far off are the radii?", "iterations at most", "error (% of eps_max)", 380)
     for name, colour, symbol in (("largest", VERMILLION, "triangle-up"), ("mean", BLUE, "circle")):
         values = errors[name].to_numpy(float)
         look = {"mode": "lines+markers", "line": {"color": colour}, "marker": {"symbol": symbol, "size": 10}}

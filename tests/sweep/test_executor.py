@@ -22,6 +22,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import psutil
 import pytest
@@ -30,6 +31,7 @@ from distributed import LocalCluster
 
 from acertlab.data.datasets import load_dataset
 from acertlab.sweep import executor as sweep
+from acertlab.sweep.job import without_lesson
 from acertlab.sweep.spec import read_spec
 from acertlab.training.config import TrainConfig
 from acertlab.training.loop.train import train
@@ -304,3 +306,17 @@ def assert_nothing_trained_twice(epochs: list[tuple[str, int, int]]) -> None:
         for (before, pid), (epoch, next_pid) in pairwise(mine):
             # an epoch is repeated only where its process died between its last step and its checkpoint
             assert epoch == before + 1 or (epoch == before and pid != next_pid)
+
+
+def test_a_job_leaves_out_what_is_for_readers(tmp_path):
+    path = write_notebook(tmp_path / "notebook.ipynb", ["run_dir = ''", "1 / 0", "done = True"])
+    read = nbformat.read(path, as_version=4)
+    read.cells[1].metadata["tags"] = ["lesson"]
+    nbformat.write(read, path)
+    assert [cell.source for cell in without_lesson(path).cells] == ["run_dir = ''", "done = True"]
+    lesson = [
+        cell
+        for cell in nbformat.read(ROOT / "notebooks/02_training.ipynb", as_version=4).cells
+        if {"lesson", "attempt", "check"} & set(cell.metadata.get("tags", ()))
+    ]
+    assert lesson and all("lesson" in cell.metadata.tags for cell in lesson)

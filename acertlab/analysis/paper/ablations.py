@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from pandas.io.formats.style import Styler
 
+from acertlab._validation import check
 from acertlab.analysis.paper import tables as paper
 from acertlab.bounds.checks import full_precision
 from acertlab.bounds.ibp import freeze
@@ -21,7 +22,8 @@ from acertlab.bounds.margin import clean_margin
 from acertlab.data.datasets import ImageData, to_float
 from acertlab.data.run import Run
 from acertlab.radius import metrics
-from acertlab.radius.search import SearchSettings, margin_function, search_radius
+from acertlab.radius.rootfind.solvers import SOLVERS
+from acertlab.radius.search import MarginGrowth, SearchSettings, margin_function, search_radius
 from acertlab.training import estimate
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.methods.catalogue import name_of
@@ -145,11 +147,13 @@ def shown(table: pd.DataFrame) -> Styler:
 
 
 @torch.no_grad()
-def radius_errors(run: Run, data: ImageData, iterations: Sequence[int], samples: int = 512) -> pd.DataFrame:
-    """Error of the radii of training by the most iterations of Brent's method, against a search to 1e-8.
+def radius_errors(
+    run: Run, data: ImageData, iterations: Sequence[int], samples: int = 512, solver: str = "brentq"
+) -> pd.DataFrame:
+    """Error of the radii of training by the solver's most iterations, against a search to 1e-8.
 
     On a run's network as training sees it, with the statistics of the batch: the first training images. 0 iterations:
-    eps_max for all that are classified correctly.
+    eps_max for all that are classified correctly. A solver that extrapolates begins where `MarginGrowth` tells.
 
     Returns:
         A row a number of iterations: iterations, mean, largest (of the error, % of eps_max), passes (a sample).
@@ -162,10 +166,12 @@ def radius_errors(run: Run, data: ImageData, iterations: Sequence[int], samples:
         logits, of_batch = clean_pass(model, x)
         frozen, clean = freeze(model, of_batch), clean_margin(logits, y)
         exact = search_radius(frozen, x, y, clean, config.eps_max, SearchSettings(solver="brentq", rtol=0.0)).radius
-        margin = margin_function(frozen, config.merged, config.domain)
+        margin, how = margin_function(frozen, config.merged, config.domain), (config.merged, config.domain)
+        extrapolates = SOLVERS[check("solver", solver, SOLVERS)].extrapolates
+        growth = MarginGrowth.of(frozen, x, config.eps_max, *how) if extrapolates else None
         for most in iterations:
-            settings = SampleSearch("brentq", config.xtol, config.rtol, most)
-            found = approximate_radius(margin, (x, y), clean, config.eps_max, settings)
+            settings = SampleSearch(solver, config.xtol, config.rtol, most)
+            found = approximate_radius(margin, (x, y), clean, config.eps_max, settings, growth=growth)
             error = 100 * (found.radius - exact).abs() / config.eps_max
             rows.append((most, float(error.mean()), float(error.max()), float(found.calls.double().mean())))
     return pd.DataFrame(rows, columns=["iterations", "mean", "largest", "passes"])

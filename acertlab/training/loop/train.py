@@ -189,10 +189,9 @@ def _train_epoch(
 ) -> dict[str, Any]:
     """One pass over the training set. Nothing waits for the device but a look at the loss every `CHECK_EVERY` steps."""
     state.model.train()
-    generator = torch.Generator().manual_seed(_mixed_seed(config.seed, epoch))
-    torch.manual_seed(generator.initial_seed())  # for layers that draw at random
     n, device = len(train_x), train_x.device
-    batches = torch.randperm(n, generator=generator).to(device).tensor_split(math.ceil(n / config.batch_size))
+    batches, generator = shuffled_batches(config, n, epoch, device)
+    torch.manual_seed(generator.initial_seed())  # for layers that draw at random
     steps, std = len(batches), normalisation(data, device)
     ramp_first, ramp_last = config.clean_epochs * steps, (config.clean_epochs + config.ramp_epochs) * steps
     totals, bounded = torch.zeros(9, device=device), 0
@@ -220,6 +219,15 @@ def _train_epoch(
     shares = (zero, max(0.0, 1 - zero - cap), cap) if bounded else (None, None, None)
     row |= dict(zip(("share_zero", "share_inside", "share_cap"), shares, strict=True))
     return row | {"lr": lr, "eps_t": eps}
+
+
+def shuffled_batches(
+    config: TrainConfig, n: int, epoch: int, device: torch.device | str = "cpu"
+) -> tuple[tuple[Tensor, ...], torch.Generator]:
+    """The indices of an epoch's batches of n samples, and the generator that drew them and goes on to augment."""
+    generator = torch.Generator().manual_seed(_mixed_seed(config.seed, epoch))
+    order = torch.randperm(n, generator=generator).to(device)
+    return order.tensor_split(math.ceil(n / config.batch_size)), generator
 
 
 def _mixed_seed(seed: int, epoch: int) -> int:

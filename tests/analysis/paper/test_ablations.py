@@ -77,6 +77,10 @@ def test_more_iterations_are_nearer(tmp_path):
     assert errors["mean"].is_monotonic_decreasing and errors.passes.is_monotonic_increasing
     assert errors.passes[0] == 0 and errors["mean"][0] > 10 * errors["mean"][2] > errors["mean"][100]
     assert errors.largest[100] < 0.05  # % of eps_max
+    ours = ablations.radius_errors(run, data, (0, 2, 100), samples=128, solver="log-secant").set_index("iterations")
+    assert ours["mean"][0] == errors["mean"][0] and ours.largest[100] < 0.05 and ours["mean"][2] > ours["mean"][100]
+    with pytest.raises(ValueError, match="solver = 'brent': accepted is brentq"):
+        ablations.radius_errors(run, data, (0,), solver="brent")
     spent = ablations.step_seconds({setting: [run] for setting in ablations.root_settings([2])}, [2], data)
     assert list(spent) == [FAST_IBP, ACERT_FAST, Setting("acert", 0.0, "root-2")] and min(spent.values()) > 0
     step_ratio, runtime_ratio = estimate.beside_fast_ibp(run, data, validation=1e6)
