@@ -61,7 +61,7 @@ def pack_runs(
     first = ["run", *RADII_COLUMNS]
     samples = samples.reindex(columns=[*first, *(name for name in samples if name not in first)])
     (out / PACKED).unlink(missing_ok=True)  # written last: a folder half replaced is no packed folder
-    _write_samples(out / "radii.parquet", samples, list(held))
+    write_samples(out / "radii.parquet", samples, list(held))
     write_parquet(out / "history.parquet", pd.concat(histories, ignore_index=True))
     if weights:
         write_weights(out / WEIGHTS, {f"{n}/{t}": v for n, of in networks.items() for t, v in of.items()})
@@ -89,7 +89,7 @@ def _check(table: pd.DataFrame, root: Path, out: Path, spec: Path | None) -> Non
         raise ValueError(f"spec: {spec} has a name that a packed folder needs for itself; rename it")
 
 
-def _write_samples(path: Path, samples: pd.DataFrame, runs: Sequence[str]) -> None:
+def write_samples(path: Path, samples: pd.DataFrame, runs: Sequence[str]) -> None:
     """A row group a run, so that one run is read without the others; floats split into bytes, which compresses."""
     floats = samples.select_dtypes("float").columns.tolist()
     schema = pa.Schema.from_pandas(samples, preserve_index=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,20 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
 from acertlab.analysis.seeds import check_comparable, mean_over_seeds
+from acertlab.data.datasets import DATASETS
 from acertlab.radius import metrics
-from acertlab.visualization.style import BLACK, GREY, PURPLE, base_layout, method_style
+from acertlab.visualization.style import BLACK, GREY, PURPLE, base_layout, eps_words, method_style
 
+PLACES = {  # of a label at its point: to which side, 1: right or up
+    "top right": (1, 1),
+    "bottom left": (-1, -1),
+    "bottom right": (1, -1),
+    "top left": (-1, 1),
+    "middle right": (1, 0),
+    "middle left": (-1, 0),
+    "top center": (0, 1),
+    "bottom center": (0, -1),
+}
 Span = tuple[tuple[float, float], tuple[float, float]]  # ends of the axes of accuracy and of ACR, fractions
 
 
@@ -77,10 +88,18 @@ def tradeoff_spec(
         last, the circles, the frame, and the line with its crosses.
     """
     (x_low, x_high), (y_low, y_high) = span or (_span(table.acc), _span(table.acr))
-    title = f"Accuracy against robustness: {table.dataset[0]}, eps_max = {table.eps_max[0]:.4g}"
+    name = DATASETS[table.dataset[0]].title if table.dataset[0] in DATASETS else table.dataset[0]
+    title = f"Accuracy against robustness: {name}, eps_max = {eps_words(table.eps_max[0])(table.eps_max[0])}"
     layout = base_layout(title, "standard accuracy Acc (%)", "average certified radius ACR (% of eps_max)", height)
-    layout["xaxis"]["range"], layout["yaxis"]["range"] = [100 * x_low, 100 * x_high], [100 * y_low, 100 * y_high]
+    below = 0.02 * (y_high - y_low) if y_low == 0 else 0.0  # markers at 0 are whole
+    layout["xaxis"]["range"], layout["yaxis"]["range"] = (
+        [100 * x_low, 100 * x_high],
+        [100 * (y_low - below), 100 * y_high],
+    )
     columns = {name: table[name].to_numpy() for name in table}
+    shares = (columns["acc"] - x_low) / (x_high - x_low), (columns["acr"] - y_low) / (y_high - y_low)
+    texts = [f"{kappa:g}" for kappa in columns["kappa"]]
+    columns["label"], columns["place"] = _labels(*shares, texts, 330, height - 150)
     methods = {
         method: {name: values[columns["method"] == method] for name, values in columns.items()}
         for method in dict.fromkeys(columns["method"])
@@ -130,6 +149,28 @@ def _art_map(x_low: float, x_high: float, y_low: float, y_high: float) -> dict:
     }
 
 
+def _labels(x: np.ndarray, y: np.ndarray, texts: Sequence[str], width: float, height: float) -> tuple[np.ndarray, ...]:
+    """Each point's label and its place: the first of `PLACES` that is free; "" where none is, for the mouse to tell.
+
+    Args:
+        x, y: (P,) places of the points, as shares of the plot.
+        texts: P labels.
+        width, height: Of the plot in pixels, as small as it may be: in a larger one labels are further apart.
+    """
+    centres, half = np.column_stack([width * x, height * y]), np.array([7.0, 7.0])  # markers
+    low, high = np.concatenate([centres - half, centres]), np.concatenate([centres + half, centres])  # then labels
+    labels, places = [""] * len(texts), ["top right"] * len(texts)
+    for i, (centre, text) in enumerate(zip(centres, texts, strict=True)):
+        size = np.array([3.2 * len(text), 6.0])
+        for place, side in PLACES.items():
+            middle = centre + side * (half + 1 + size)
+            if not ((low < middle + size) & (high > middle - size)).all(axis=1).any():
+                labels[i], places[i] = text, place
+                low[len(texts) + i], high[len(texts) + i] = middle - size, middle + size
+                break
+    return np.array(labels), np.array(places)
+
+
 def _method_line(method: str, rows: Mapping[str, np.ndarray]) -> dict:
     label, colour, symbol = method_style(method)
     bars = {"visible": bool((rows["seeds"] > 1).any()), "thickness": 1.2, "width": 3}
@@ -142,8 +183,8 @@ def _method_line(method: str, rows: Mapping[str, np.ndarray]) -> dict:
         "error_y": {**bars, "array": 100 * rows["acr_std"]},
         "name": label,
         "mode": "lines+markers+text",
-        "text": [f"{kappa:g}" for kappa in rows["kappa"]],
-        "textposition": "top right",
+        "text": rows["label"].tolist(),
+        "textposition": rows["place"].tolist(),
         "textfont": {"size": 10, "color": colour},
         "line": {"color": colour, "width": 2},
         "cliponaxis": False,

@@ -23,6 +23,8 @@ from acertlab.visualization.style import (
     base_layout,
     dashes,
     empty_figure,
+    eps_axis,
+    eps_words,
     faded,
     method_style,
     vertical,
@@ -81,9 +83,9 @@ def shares_spec(
     Returns:
         "data", a trace a name and the line, and "layout".
     """
-    layout = base_layout(title, EPS_AXIS, "certified accuracy (%)", height)
+    layout = base_layout(title, "", "certified accuracy (%)", height)
     layout["hovermode"] = "x unified"
-    layout["xaxis"]["range"], layout["yaxis"]["range"] = [0, 1.01 * grid[-1]], [0, 102]
+    layout["xaxis"], layout["yaxis"]["range"] = eps_axis(grid[-1]), [0, 102]
     same = {"type": "scatter", "mode": "lines+markers", "cliponaxis": False, "showlegend": True}
     same |= {"fill": "tozeroy" if fill else "none", "hovertemplate": "%{y:.1f} %"}
     data = []
@@ -95,7 +97,7 @@ def shares_spec(
             "fillcolor": faded(colour, 0.2),
         }
         data.append({**same, **look, "x": grid, "y": 100 * np.asarray(share), "name": name})
-    return {"data": [*data, vertical(eps, 0, 100, "eps", GREY)], "layout": layout}
+    return {"data": [*data, vertical(eps, 0, 100, "eps", GREY, grid[-1])], "layout": layout}
 
 
 def radius_histogram(
@@ -134,12 +136,13 @@ def histogram_spec(
         name = f"{name}: {share.sum():.1f} %"
         data.append({**same, "x": np.asarray(centres), "y": share, "name": name, "marker": marker})
     tallest = max(float(bar["y"].max()) for bar in data)
-    title, x = f"Certified radii of {radii.size} samples", f"certified radius, {EPS_AXIS}"
-    layout = base_layout(title, x, "share of samples (%)", height)
-    layout["bargap"], inner = 0, np.linspace(0, eps_max, 5)[1:-1]
-    layout["xaxis"]["tickvals"] = [-width, *inner, eps_max + width]
-    layout["xaxis"]["ticktext"] = ["0", *(f"{t:.3g}" for t in inner), f"{eps_max:.3g}"]
-    return {"data": [*data, vertical(eps, 0, tallest, "eps", GREY)], "layout": layout}
+    layout = base_layout(f"Certified radii of {radii.size} samples", "", "share of samples (%)", height)
+    axis, words = eps_axis(eps_max, f"certified radius, {EPS_AXIS}"), eps_words(eps_max)
+    inner = [tick for tick in axis["tickvals"] if 0 < tick < eps_max - 3 * width]  # the bar at eps_max has its own
+    layout["bargap"], layout["xaxis"] = 0, axis | {"range": [-1.6 * width, eps_max + 1.6 * width]}
+    layout["xaxis"] |= {"tickvals": [-width, *inner, eps_max + width]}
+    layout["xaxis"] |= {"ticktext": ["0", *map(words, inner), words(eps_max)]}
+    return {"data": [*data, vertical(eps, 0, tallest, "eps", GREY, eps_max)], "layout": layout}
 
 
 def margin_curve(
@@ -161,27 +164,27 @@ def margin_curve(
 
     Returns:
         The figure; its traces are always the curve, its certified part, the zero line, the radius, the iterates and
-        the current point, in this order (hidden where not given).
+        the current point, in this order (hidden where not given). Where there are iterates, a second panel shows how
+        small |R_cert| is at each of them.
     """
     eps, margins = np.asarray(eps, dtype=float), np.asarray(margins, dtype=float)
     low, high = min(margins.min(), 0.0), max(margins.max(), 0.0)
     pad = 0.08 * (high - low or 1.0)
-    figure = empty_figure(
-        "The certified margin over the radius of the box", EPS_AXIS, "certified margin R_cert(x, eps)"
-    )
+    figure = empty_figure("The certified margin over the radius of the box", "", "certified margin R_cert(x, eps)")
     figure.add_scatter(x=eps, y=margins, mode="lines", line={"color": BLACK, "width": 2}, name="R_cert(x, eps)")
     area = {"fill": "tozeroy", "fillcolor": faded(GREEN, 0.22), "line_width": 0, "hoverinfo": "skip"}
     figure.add_scatter(x=eps, y=np.minimum(margins, 0.0), mode="lines", name="certified: R_cert < 0", **area)
     zero = {"line": {"color": GREY, "width": 1}, "hoverinfo": "skip", "showlegend": False}
     figure.add_scatter(x=eps[[0, -1]], y=[0, 0], mode="lines", **zero)
-    figure.add_trace(vertical(radius, low - pad, high + pad, "certified radius", GREEN))
+    figure.add_trace(vertical(radius, low - pad, high + pad, "certified radius", GREEN, eps[-1]))
     visited = np.asarray(iterates, dtype=float).reshape(-1, 2)
+    apart = _apart(visited / [eps[-1], high - low + 2 * pad])
     figure.add_scatter(
         x=visited[:, 0],
         y=visited[:, 1],
         mode="markers+text",
         name="Brent's iterates, in order",
-        text=[str(i + 1) for i in range(len(visited))],
+        text=[str(i + 1) if apart[i] else "" for i in range(len(visited))],
         textfont={"color": VERMILLION, "size": 13},
         textposition=["top center" if i % 2 else "bottom center" for i in range(len(visited))] or None,
         marker={"color": VERMILLION, "symbol": "diamond", "size": 9},
@@ -191,8 +194,30 @@ def margin_curve(
     point = {"color": BLUE, "symbol": "circle", "size": 14, "line": {"color": "white", "width": 2}}
     shown = current is not None
     figure.add_scatter(x=here[:, 0], y=here[:, 1], mode="markers", name="here", marker=point, showlegend=shown)
-    figure.update_yaxes(range=[low - pad, high + pad])
+    figure.update_layout(xaxis=eps_axis(eps[-1]), yaxis_range=[low - pad, high + pad])
+    if len(visited):
+        _sizes_beside(figure, np.abs(visited[:, 1]))
     return figure
+
+
+def _apart(places: np.ndarray) -> list[bool]:
+    """Which of some places (N, 2), in shares of a figure, are far enough from those kept before to bear a number."""
+    kept: list[int] = []
+    for i, place in enumerate(places):
+        if not kept or (np.abs(places[kept] - place) > (0.03, 0.07)).any(axis=1).all():
+            kept.append(i)
+    return [i in kept for i in range(len(places))]
+
+
+def _sizes_beside(figure: go.Figure, sizes: np.ndarray) -> None:
+    """A second panel, to the right: |R_cert| at each iterate, on a logarithmic axis; near the root all look alike."""
+    count, marker = np.arange(1, len(sizes) + 1), {"color": VERMILLION, "symbol": "diamond", "size": 8}
+    look = {"mode": "lines+markers", "line": {"color": VERMILLION, "width": 1}, "marker": marker, "showlegend": False}
+    y = np.where(sizes > 0, sizes, np.nan)
+    figure.add_scatter(x=count, y=y, name="|R_cert|", xaxis="x2", yaxis="y2", **look)
+    axis = {"title": {"text": "iterate"}, "domain": [0.74, 1], "anchor": "y2", "dtick": max(1, round(len(sizes) / 6))}
+    logarithmic = {"type": "log", "exponentformat": "power", "anchor": "x2", "title": {"text": "|R_cert|"}}
+    figure.update_layout(xaxis_domain=[0, 0.62], xaxis2=axis, yaxis2=logarithmic)
 
 
 def interval_growth(layers: Sequence[str], widths: Mapping[float, ArrayLike]) -> go.Figure:
@@ -216,17 +241,25 @@ def interval_growth(layers: Sequence[str], widths: Mapping[float, ArrayLike]) ->
     return figure
 
 
-def logit_intervals(lower: ArrayLike, upper: ArrayLike, y: int, classes: Sequence[str] | None = None) -> go.Figure:
+def logit_intervals(
+    lower: ArrayLike,
+    upper: ArrayLike,
+    y: int,
+    classes: Sequence[str] | None = None,
+    *,
+    span: tuple[float, float] | None = None,
+) -> go.Figure:
     """Eq. (3) at a glance: the interval of every logit; one that reaches the true class's breaks the certificate.
 
     Args:
         lower, upper: (C,) bounds of the logits.
         y: The true class.
         classes: The classes' names.
+        span: Ends of the axis of logits, the same for several eps; None: around the intervals.
 
     Returns:
         The figure; its traces are always the true class, the classes below its lower end, those that reach it, and a
-        line at that end.
+        line at that end. An interval of one point is a stroke.
     """
     lower, upper = np.asarray(lower, dtype=float), np.asarray(upper, dtype=float)
     names = [str(name) for name in (classes if classes is not None else range(len(lower)))]
@@ -245,7 +278,7 @@ def logit_intervals(lower: ArrayLike, upper: ArrayLike, y: int, classes: Sequenc
             base=lower[rows],
             orientation="h",
             name=name,
-            marker={"color": colour, "pattern": {"shape": pattern}},
+            marker={"color": colour, "pattern": {"shape": pattern}, "line": {"color": colour, "width": 3}},
             width=0.6,
             showlegend=True,
             customdata=np.column_stack([lower, upper])[rows],
@@ -254,7 +287,7 @@ def logit_intervals(lower: ArrayLike, upper: ArrayLike, y: int, classes: Sequenc
     line = {"line": {"color": BLUE, "dash": "dash"}, "name": "lower end of the true class", "hoverinfo": "skip"}
     figure.add_scatter(x=[lower[y]] * 2, y=[names[0], names[-1]], mode="lines", **line)
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=names[::-1], showgrid=False)
-    figure.update_layout(barmode="overlay")
+    figure.update_layout(barmode="overlay", xaxis_range=span)
     return figure
 
 
@@ -276,7 +309,7 @@ def radius_ranges(
     if len(attacked) != len(best):
         raise ValueError(f"attacked: {len(attacked)} values for {len(best)} samples")
     rows = np.arange(len(best))
-    figure = empty_figure("Proved, unknown, broken", EPS_AXIS, "", height=200 + 34 * len(best))
+    figure = empty_figure("Proved, unknown, broken", "", "", height=200 + 34 * len(best))
     end = np.minimum(attacked, eps_max)
     proved = ("proved by some bound", 0 * best, best, faded(GREEN, 0.3), "")
     unknown = ("unknown", best, np.maximum(end - best, 0.0), faded(GREY, 0.3), "/")
@@ -292,8 +325,7 @@ def radius_ranges(
     reached = np.where(np.isfinite(attacked), attacked, np.nan)
     figure.add_scatter(y=rows, x=reached, mode="markers", marker=marker, name="attacked", hovertemplate=hover)
     figure.update_yaxes(tickvals=rows, ticktext=list(samples or map(str, rows)), autorange="reversed")
-    figure.update_xaxes(range=[-0.015 * eps_max, 1.03 * eps_max])
-    figure.update_layout(barmode="overlay")
+    figure.update_layout(barmode="overlay", xaxis=eps_axis(eps_max) | {"range": [-0.015 * eps_max, 1.03 * eps_max]})
     return figure
 
 
@@ -326,11 +358,12 @@ def image_grid(
     rows = math.ceil(count / columns)
     lines = (titles is not None) + (radii is not None)
     side, gap = math.ceil(0.12 * width), math.ceil((0.1 + 0.2 * lines) * height)  # in pixels of the images
-    mosaic = np.full((rows * (height + gap), columns * (width + side), 3), 255, dtype=np.uint8)
+    mosaic = np.zeros((rows * (height + gap), columns * (width + side), 4), dtype=np.uint8)  # nothing between them
     figure = empty_figure(title, height=60 + 115 * rows * (height + gap) // height)
     for i, image in enumerate(images):
         top, left = (i // columns) * (height + gap) + gap, (i % columns) * (width + side)
-        mosaic[top : top + height, left : left + width] = np.rint(255 * image.transpose(1, 2, 0).clip(0, 1))
+        pixels = mosaic[top : top + height, left : left + width]
+        pixels[..., :3], pixels[..., 3] = np.rint(255 * image.transpose(1, 2, 0).clip(0, 1)), 255
         text = [str(titles[i])] if titles is not None else []
         text += [f"radius {below[i]:.3g}"] if below is not None else []
         note = {"text": "<br>".join(text), "showarrow": False, "yanchor": "bottom", "font": {"size": 11}}

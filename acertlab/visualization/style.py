@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,33 @@ from plotly.subplots import make_subplots
 
 from acertlab.training.methods.catalogue import METHODS, name_of
 
+CONFIG = {"displaylogo": False}  # plotly's toolbar comes when the mouse does, at the right edge (TEMPLATE)
+
+# Figures follow a dark theme at once, and back: lightness is turned over, hues stay, and photographs are turned twice.
+_TURN = "filter: invert(%s) hue-rotate(180deg)"
+DARK = "\n".join(
+    f"{theme} .js-plotly-plot {{ {_TURN % '.93'} }} {theme} .js-plotly-plot .imagelayer image {{ {_TURN % '1'} }}"
+    for theme in ('body[data-jp-theme-light="false"]', "body.vscode-dark")
+)
+
 # In a Jupyter kernel plotly's default shows figures in JupyterLab only. With HTML beside it (plotly.js from its CDN)
 # they appear in nbviewer and in HTML copies too. PLOTLY_RENDERER=plotly_mimetype+notebook puts plotly.js itself into
 # the notebook (5 MB), for copies that are read without a network. Elsewhere the default is another one, and asking for
 # it would load nbformat and its grammars: seconds.
-if "ipykernel.zmqshell" in sys.modules and plotly.io.renderers.default == "plotly_mimetype":
-    plotly.io.renderers.default = "plotly_mimetype+notebook_connected"
+if "ipykernel.zmqshell" in sys.modules:
+    from IPython.display import HTML, display
+    from plotly.io.base_renderers import NotebookRenderer
+
+    class _FollowingTheme(NotebookRenderer):
+        def activate(self) -> None:  # with a kernel's first figure
+            super().activate()
+            element = f"Object.assign(document.createElement('style'), {{ textContent: {json.dumps(DARK)} }})"
+            display(HTML(f"<script>document.head.append({element})</script>"))
+
+    plotly.io.renderers["notebook_connected"] = _FollowingTheme(connected=True, config=CONFIG)
+    plotly.io.renderers["plotly_mimetype"].config = CONFIG
+    if plotly.io.renderers.default == "plotly_mimetype":
+        plotly.io.renderers.default = "plotly_mimetype+notebook_connected"
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -39,6 +61,7 @@ PALETTE = {  # Okabe and Ito's, by the names that METHODS uses
 }
 DASHES = ("solid", "dash", "dot", "dashdot")
 EPS_AXIS = "eps (pixel units, 0 to 1)"
+MINE = " (mine)"  # behind the names of methods whose runs stand beside those that come with acertlab
 
 # Plotly's "simple_white", of which figures here use this much. The whole of it takes 13 ms to set, and the explorer
 # redraws five figures at every movement of a slider.
@@ -47,6 +70,8 @@ _AXIS = {"showline": True, "ticks": "outside", "showgrid": False, "zeroline": Fa
 _AXIS |= {"linecolor": _INK, "gridcolor": "rgb(232,232,232)", "title": {"standoff": 15}}
 _LAYOUT = {"font": {"color": _INK}, "paper_bgcolor": "white", "plot_bgcolor": "white", "hovermode": "closest"}
 _LAYOUT |= {"hoverlabel": {"align": "left"}, "autotypenumbers": "strict", "xaxis": _AXIS, "yaxis": _AXIS}
+_TOOLS = ("lasso2d", "select2d", "zoomIn2d", "zoomOut2d", "autoScale2d")  # not needed
+_LAYOUT |= {"modebar": {"orientation": "v", "bgcolor": "rgba(0,0,0,0)", "remove": _TOOLS}}
 _MARKER = {"line": {"color": "white", "width": 0.5}, "pattern": {"fillmode": "overlay", "size": 10, "solidity": 0.2}}
 _BAR = {"marker": _MARKER, "error_x": {"color": _INK}, "error_y": {"color": _INK}}  # else as white as the marker's line
 TEMPLATE = go.layout.Template(layout=_LAYOUT, data={"bar": [_BAR]})
@@ -61,10 +86,15 @@ _PAGES = Environment(
 
 
 def method_style(method: str) -> tuple[str, str, str]:
-    """Name, colour and marker of a method in figures; a method of your own is grey."""
-    if method not in METHODS:
+    """Name, colour and marker of a method in figures; a method of your own is grey.
+
+    One as `name_of` calls it, with `MINE` behind, has the method's colour and an open marker.
+    """
+    of = next((one for one in METHODS if method in (one, name_of(one) + MINE)), None)
+    if of is None:
         return method, GREY, "circle-open"
-    return name_of(method), PALETTE[METHODS[method].colour], METHODS[method].marker
+    named = method if method != of else name_of(of)
+    return named, PALETTE[METHODS[of].colour], METHODS[of].marker + "-open" * (method != of)
 
 
 def dashes(methods: Iterable[str]) -> Iterator[str]:
@@ -78,6 +108,24 @@ def dashes(methods: Iterable[str]) -> Iterator[str]:
 def faded(colour: str, opacity: float) -> str:
     """A colour such as "#0072B2", with an opacity."""
     return f"rgba({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))}, {opacity:g})"
+
+
+def eps_words(end: float) -> Callable[[float], str]:
+    """How eps are written in a figure or on a slider that ends there: 2.5/255 where it is short, else 0.1."""
+    if end < 0.1:
+        return lambda eps: f"{255 * eps:.3g}/255" if eps else "0"
+    return lambda eps: f"{eps:.4g}"
+
+
+def eps_axis(end: float, title: str = EPS_AXIS) -> dict[str, Any]:
+    """An axis from eps = 0 to ``end`` with ticks at round numbers, of pixel levels where it is short."""
+    unit, words = 1 / 255 if end < 0.1 else 1.0, eps_words(end)
+    least = end / unit / 6  # of so many, as axes usually have
+    power = 10.0 ** math.floor(math.log10(least))
+    step = unit * next(power * part for part in (1, 2, 5, 10) if power * part >= least * (1 - 1e-9))
+    ticks = [step * i for i in range(int(end / step * (1 + 1e-9)) + 1)]
+    told = {"tickvals": ticks, "ticktext": [words(tick) for tick in ticks]}
+    return {"title": {"text": title}, "range": [0, 1.01 * end], **told}
 
 
 def base_layout(title: str, x: str = "", y: str = "", height: int = 440) -> dict[str, Any]:
@@ -98,14 +146,14 @@ def empty_figure(title: str, x: str = "", y: str = "", height: int = 440) -> go.
     return go.Figure(layout=base_layout(title, x, y, height))
 
 
-def vertical(x: float | None, low: float, high: float, name: str, colour: str) -> dict:
-    """A dashed line at x; without an x, an empty trace in its place, so that a widget's traces stay the same."""
+def vertical(x: float | None, low: float, high: float, name: str, colour: str, end: float) -> dict:
+    """A dashed line at an eps on an axis that ends at ``end``; without an eps an empty trace in its place."""
     return {
         "type": "scatter",
         "mode": "lines",
         "x": [] if x is None else [x, x],
         "y": [] if x is None else [low, high],
-        "name": name if x is None else f"{name} = {x:.4g}",
+        "name": name if x is None else f"{name} = {eps_words(end)(x)}",
         "line": {"color": colour, "dash": "dash"},
         "hoverinfo": "skip",
         "showlegend": x is not None,

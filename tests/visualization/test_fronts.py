@@ -5,6 +5,7 @@ import pytest
 
 from acertlab import visualization as plots
 from acertlab.analysis import seeds
+from acertlab.visualization.fronts import PLACES, _labels
 from tests.helpers.synthetic_runs import RUNS
 
 
@@ -39,6 +40,29 @@ class TestTradeoff:
         np.testing.assert_allclose(line.x, 4 * [88])
         np.testing.assert_allclose(line.y, [20, 62, 50, 80])
         assert list(line.marker.size) == [0, 12, 12, 0]
+
+    def test_labels_overlap_neither_each_other_nor_a_point(self):
+        rng = np.random.default_rng(0)
+        x, y = rng.random((2, 40))
+        texts = [f"{kappa:g}" for kappa in rng.integers(0, 100, 40) / 100]
+        labels, places = _labels(x, y, texts, 330, 300)
+        assert 20 < sum(label != "" for label in labels) < 40  # here some have no room
+        assert set(labels) - {""} <= set(texts)
+        centres, boxes = np.column_stack([330 * x, 300 * y]), []
+        for centre, label, place in zip(centres, labels, places, strict=True):
+            size = np.array([2.8 * len(label), 5.5])  # as wide and high as plotly draws them, about
+            middle = centre + np.array(PLACES[place]) * (7 + size)
+            boxes += [(middle - size, middle + size)] if label else []
+        boxes += [(centre - 5, centre + 5) for centre in centres]
+        low, high = (np.array(ends) for ends in zip(*boxes, strict=True))
+        meet = ((low[:, None] < high) & (high[:, None] > low)).all(axis=2)
+        count = len(boxes) - 40
+        np.fill_diagonal(meet, False)
+        assert not meet[:count].any()
+
+    def test_few_points_keep_all_their_labels(self):
+        figure = plots.tradeoff(RUNS)
+        assert all(text for trace in figure.data[1:-3] for text in trace.text)
 
     def test_the_map_is_art_and_lighter_is_higher(self):
         art = plots.tradeoff(RUNS, span=((0.5, 1.0), (0.0, 1.0))).data[0]

@@ -67,6 +67,11 @@ class TestRadiusHistogram:
     def test_float32_radii_at_eps_max(self):
         assert plots.radius_histogram(np.full(3, np.float32(0.11)), 0.11).data[2].y[0] == 100
 
+    def test_ticks_are_levels_or_round(self):
+        levels, tenths = (plots.radius_histogram([0, end / 2, end], end).layout.xaxis for end in (8.8 / 255, 0.4))
+        assert levels.ticktext == ("0", "2/255", "4/255", "6/255", "8.8/255")
+        assert tenths.ticktext == ("0", "0.1", "0.2", "0.3", "0.4")
+
     def test_none(self):
         with pytest.raises(ValueError, match="radii: the array is empty"):
             plots.radius_histogram([], 0.1)
@@ -76,13 +81,22 @@ class TestOneSample:
     def test_margin_curve(self):
         iterates = [(0.0, -1.0), (0.2, 1.0), (0.1, 0.01)]
         figure = plots.margin_curve([0, 0.1, 0.2], [-1, 0, 1], iterates=iterates, radius=0.0999, current=(0.2, 1.0))
-        curve, certified, _zero, radius, visited, here = figure.data
+        curve, certified, _zero, radius, visited, here, sizes = figure.data
         np.testing.assert_allclose(curve.y, [-1, 0, 1])
         np.testing.assert_allclose(certified.y, [-1, 0, 0])
         assert list(radius.x) == [0.0999, 0.0999]
         assert list(zip(visited.x, visited.y, strict=True)) == iterates
         assert list(visited.text) == ["1", "2", "3"]
         assert (here.x[0], here.y[0]) == (0.2, 1.0)
+        assert (list(sizes.x), list(sizes.y), figure.layout.yaxis2.type) == ([1, 2, 3], [1.0, 1.0, 0.01], "log")
+
+    def test_iterates_can_be_told_apart(self):
+        root = 0.1 + 10.0 ** -np.arange(1, 9)  # from the fourth on they lie within a thousandth
+        figure = plots.margin_curve([0, 0.2], [-1, 1], iterates=[(e, 10 * (e - 0.1)) for e in root])
+        visited, sizes = figure.data[4], figure.data[6]
+        assert [text for text in visited.text if text] == ["1", "2", "3"]
+        heights = np.log10(np.array(sizes.y, dtype=float))
+        assert (np.diff(heights) < -0.9).all() and list(sizes.x) == list(range(1, 9))
 
     def test_margin_curve_has_the_same_traces_without_extras(self):
         plain = plots.margin_curve([0, 0.1], [-1, -0.5])
@@ -97,6 +111,13 @@ class TestOneSample:
         assert list(line.x) == [2, 2]
         assert "= 0.5, certificate broken" in figure.layout.title.text
         assert "= -1, certified" in plots.logit_intervals([0, 2], [1, 3], 1).layout.title.text
+
+    def test_intervals_of_one_point_are_strokes_on_an_axis_that_stays(self):
+        point = plots.logit_intervals([0, 2], [0, 2], 1, span=(-5, 7))
+        assert [list(bar.x) for bar in point.data[:2]] == [[0], [0]]
+        assert all(bar.marker.line.width > 1 and bar.marker.line.color == bar.marker.color for bar in point.data[:3])
+        assert point.layout.xaxis.range == (-5, 7)
+        assert plots.logit_intervals([0, 2], [1, 3], 1).layout.xaxis.range is None
 
     def test_interval_growth(self):
         figure = plots.interval_growth(["input", "linear"], {0.1: [0.2, 3.0], 0.01: [0.02, 0.0]})

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from acertlab import visualization as plots
 from acertlab.training.methods.catalogue import METHODS
-from acertlab.visualization.style import PALETTE, dashes, faded, page
+from acertlab.visualization.style import CONFIG, PALETTE, TEMPLATE, dashes, eps_axis, faded, page
 
 
 def test_methods_differ_in_colour_and_marker():
@@ -17,6 +17,36 @@ def test_methods_differ_in_colour_and_marker():
     assert len(set(styles)) == len(styles)
     assert len({symbol for _, symbol in styles}) == len(styles)
     assert plots.method_style("mine")[0] == "mine"
+
+
+def test_mine_beside_others_have_the_colour_and_an_open_marker():
+    _, colour, marker = plots.method_style("acert")
+    assert plots.method_style("ACERT (mine)") == ("ACERT (mine)", colour, f"{marker}-open")
+    assert plots.method_style("other (mine)") == ("other (mine)", plots.GREY, "circle-open")
+
+
+@pytest.mark.parametrize(
+    ("end", "texts"),
+    [
+        (8 / 255, "0 2/255 4/255 6/255 8/255"),
+        (11 / 255, "0 2/255 4/255 6/255 8/255 10/255"),
+        (4.4 / 255, "0 1/255 2/255 3/255 4/255"),
+        (0.5 / 255, "0 0.1/255 0.2/255 0.3/255 0.4/255 0.5/255"),
+        (0.2, "0 0.05 0.1 0.15 0.2"),
+        (0.4, "0 0.1 0.2 0.3 0.4"),
+    ],
+)
+def test_ticks_of_eps_are_round(end, texts):
+    axis = eps_axis(end)
+    assert axis["ticktext"] == texts.split()
+    values = [float(text.removesuffix("/255")) / (255 if "/" in text else 1) for text in axis["ticktext"]]
+    assert axis["tickvals"] == pytest.approx(values)
+    assert axis["range"][1] >= axis["tickvals"][-1]
+
+
+def test_plotlys_toolbar_covers_no_title_and_has_no_logo():
+    assert TEMPLATE.layout.modebar.orientation == "v"  # in the margin at the right
+    assert CONFIG == {"displaylogo": False}  # and it comes with the mouse, by plotly's default
 
 
 def test_every_colour_of_a_method_is_in_the_palette():

@@ -8,6 +8,11 @@ from acertlab._optional import need
 
 need("notebooks", "acertlab.visualization.widgets", "ipywidgets", "anywidget")
 
+from acertlab.visualization.widgets.choice import (
+    Choice as Choice,
+    first_choice as first_choice,
+    load_beside_shipped as load_beside_shipped,
+)
 from acertlab.visualization.widgets.explorer import pareto_explorer as pareto_explorer
 from acertlab.visualization.widgets.gallery import (
     gallery_figure as gallery_figure,
@@ -16,6 +21,7 @@ from acertlab.visualization.widgets.gallery import (
 )
 from acertlab.visualization.widgets.pareto import (
     View as View,
+    comparable as comparable,
     first_view as first_view,
     pair_scores as pair_scores,
     pareto_figures as pareto_figures,

@@ -1,10 +1,11 @@
-"""Parts of both explorers: controls, figures and texts that follow them, and a box that shows figures side by side."""
+"""Parts of both explorers: plots, controls under their labels, and what follows a control that is moved."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import gzip
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -12,8 +13,16 @@ import ipywidgets as ipw
 import numpy as np
 import plotly.graph_objects as go
 import traitlets
+from markupsafe import escape
+from plotly.offline import get_plotlyjs
 
-WIDE = {"layout": ipw.Layout(width="620px", max_width="98%"), "style": {"description_width": "250px"}}
+from acertlab.visualization.style import CONFIG, DARK
+
+STYLE = """
+.acertlab-explorer .widget-html-content { line-height: 1.35 }
+.acertlab-explorer .acertlab-told { white-space: nowrap }
+.acertlab-explorer .widget-tab > .lm-TabBar .lm-TabBar-tab { flex: 1 1 auto; min-width: 0; padding: 0 8px }
+"""
 Content = dict | go.Figure | str  # a figure, by its traces ("data") and "layout", or HTML
 
 
@@ -22,7 +31,7 @@ class Part:
     """A figure or a text of an explorer.
 
     Attributes:
-        draw: Called with the controls in `reads`, by name; returns a figure, always with as many traces, or HTML.
+        draw: Called with the controls in `reads`, by name; returns a figure or HTML.
         reads: The controls that it depends on: a movement of another one leaves it as it is.
     """
 
@@ -30,111 +39,118 @@ class Part:
     reads: tuple[str, ...]
 
 
-class Fit(anywidget.AnyWidget):
-    """Nothing to see: it tells how wide the room is in which it stands, in pixels.
+def _as_json(value: Any) -> Any:
+    """Arrays as lists, for a browser; JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _as_json(one) for key, one in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_as_json(one) for one in value]
+    if isinstance(value, go.layout.Template):
+        return value.to_plotly_json()
+    return None if isinstance(value, float) and np.isnan(value) else value
 
-    A FigureWidget is drawn before it is in the page, 700 pixels wide, and does not look at its room by itself.
+
+class Plot(anywidget.AnyWidget):
+    """A figure as wide as its room; a new `spec` takes the old one's place, and plotly redraws what differs.
+
+    A FigureWidget brings 5 MB of plotly.js each, and anywidget gives each model two seconds to load: on a busy machine
+    several of them fail. Here one plotly.js serves the page, and comes when the models have loaded.
+
+    Attributes:
+        spec: The figure's "data" and "layout".
+        clicked: The trace and the point that was clicked last.
     """
 
-    width = traitlets.Int(0).tag(sync=True)
-    _esm = """
-    export default { render({ model, el }) {
-        const room = new ResizeObserver(() => {
-            if (el.clientWidth === 0 || el.clientWidth === model.get('width')) return;
-            model.set('width', el.clientWidth);
-            model.save_changes();
-        });
-        room.observe(el);
-        return () => room.disconnect();
-    } };
-    """
+    _esm = Path(__file__).with_name("plot.js")
+    _css = DARK + STYLE
+    spec = traitlets.Dict().tag(sync=True, to_json=lambda value, _widget: _as_json(value))
+    config = traitlets.Dict(CONFIG).tag(sync=True)
+    clicked = traitlets.List().tag(sync=True)
+
+    def __init__(self, content: dict | go.Figure) -> None:
+        super().__init__(layout=ipw.Layout(width="100%", margin="0"))
+        self.show(content)
+        self.on_msg(self._answer)
+
+    def show(self, content: dict | go.Figure) -> None:
+        """Draw another figure."""
+        if not isinstance(content, dict):
+            data: Any = content.data
+            content = {"data": [trace.to_plotly_json() for trace in data], "layout": content.layout.to_plotly_json()}
+        self.spec = content
+
+    @property
+    def figure(self) -> go.Figure:
+        """What is shown."""
+        return go.Figure(self.spec)
+
+    def _answer(self, _widget: object, _content: object, _buffers: object) -> None:
+        """A page without plotly.js asks for it."""
+        self.send("plotly", [gzip.compress(get_plotlyjs().encode(), 1)])
 
 
 class Explorer(ipw.VBox):
-    """A box of controls and of what follows them, each by its name in `controls` and `parts`."""
+    """A box of controls and of what follows them, each by its name in `controls` and `parts`; `pickers` change both."""
 
     def __init__(self, controls: dict[str, Any], parts: dict[str, Any], rows: Sequence[ipw.Widget]) -> None:
         super().__init__(list(rows))
-        self.controls, self.parts = controls, parts
+        self.add_class("acertlab-explorer")
+        self.controls, self.parts, self.pickers = controls, parts, {}
 
 
 def follow(controls: Mapping[str, Any], parts: Mapping[str, Part]) -> dict[str, Any]:
-    """For each part a widget, FigureWidget or HTML, that is drawn anew whenever a control that it reads changes."""
+    """For each part a widget, `Plot` or HTML, that is drawn anew whenever a control that it reads changes."""
 
     def drawn(name: str) -> Content:
         return parts[name].draw(**{control: controls[control].value for control in parts[name].reads})
 
-    contents = {name: drawn(name) for name in parts}
-    shown = {name: ipw.HTML(of) if isinstance(of, str) else go.FigureWidget(of) for name, of in contents.items()}
+    shown: dict[str, Any] = {}
+    for name in parts:
+        content = drawn(name)
+        shown[name] = ipw.HTML(content) if isinstance(content, str) else Plot(content)
     for control_name, control in controls.items():
         followers = [name for name, part in parts.items() if control_name in part.reads]
 
         def redraw(_change: dict, followers: Sequence[str] = followers) -> None:
             for name in followers:
-                before, contents[name] = contents[name], drawn(name)
-                show(shown[name], before, contents[name])
+                content = drawn(name)
+                if isinstance(content, str):
+                    shown[name].value = content
+                else:
+                    shown[name].show(content)
 
         control.observe(redraw, names="value")
     return shown
 
 
-def show(widget: Any, before: Content, after: Content) -> None:
-    """Change what a widget shows where a figure or text differs from the one that it showed before."""
-    if isinstance(after, str):
-        widget.value = after
-        return
-    old, new = _plain(before), _plain(after)
-    with widget.batch_update():  # one message for all of it
-        for trace, earlier, later in zip(widget.data, old["data"], new["data"], strict=True):
-            for path, value in _differences(earlier, later):
-                trace[path] = value
-        for path, value in _differences(old["layout"], new["layout"]):
-            widget.layout[path] = value
-
-
-def _plain(content: Any) -> dict:
-    if isinstance(content, dict):
-        return content
-    return {"data": [t.to_plotly_json() for t in content.data], "layout": content.layout.to_plotly_json()}
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Places, such as "xaxis.range", where a second table differs from a first, with its values (None: nothing)."""
-    for name in dict.fromkeys((*new, *old)):
-        a, b, place = old.get(name), new.get(name), f"{path}{name}"
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from _differences(a, b, f"{place}.")
-        elif not _same(a, b):
-            yield place, b
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equal; in arrays of floats nan equals nan."""
-    floats = all(isinstance(value, np.ndarray) and value.dtype.kind == "f" for value in (a, b))
-    return a is b or np.array_equal(a, b, equal_nan=floats)
-
-
-def slider(description: str, value: float, low: float, high: float, readout: str = ".4f") -> ipw.FloatSlider:
+def slider(value: float, low: float, high: float) -> ipw.FloatSlider:
     """A slider of 200 steps, or a few less, that reports where it was let go.
 
     From 0 or from one step on, so that its places are round parts of `high`; the start may lie between two.
     """
     step = (high if low <= high / 200 else high - low) / 200
     room = {"min": low, "max": high, "step": step, "continuous_update": False}
-    return ipw.FloatSlider(description=description, value=value, readout_format=readout, **room, **WIDE)
+    return ipw.FloatSlider(value=value, readout=False, **room)
 
 
-def side_by_side(*figures: go.FigureWidget, least: int = 400) -> ipw.Box:
-    """In a row where there is room, else below each other; each as wide as its share of the room, once it is known."""
-    columns = []
-    for figure in figures:
-        figure.layout.width = 868 // len(figures)  # JupyterLab's room in a window of 1300 pixels
-        fit = Fit(layout=ipw.Layout(width="100%", height="0px", margin="0px"))
-        fit.observe(partial(_widen, figure), names="width")
-        flex = {"flex": f"1 1 {least}px", "min_width": "300px", "overflow": "hidden"}
-        columns.append(ipw.Box([figure, fit], layout=ipw.Layout(display="block", **flex)))
+def labelled(text: str, control: Any, told: Callable[[Any], str] | None = None) -> ipw.Box:
+    """A control beside its label, or below it where there is no room; of a slider, what it stands at in words."""
+    control.layout = ipw.Layout(flex="1 1 auto", width="auto", min_width="120px", margin="2px 8px")
+    label = ipw.HTML(str(escape(text)), layout=ipw.Layout(margin="2px"))
+    least = 150 if told is None else 250
+    held = ipw.HBox([control], layout=ipw.Layout(flex=f"1 1 {least}px", align_items="center"))
+    if told is not None:
+        words = ipw.HTML(told(control.value), layout=ipw.Layout(flex="0 0 72px", margin="2px"))
+        words.add_class("acertlab-told")
+        control.observe(lambda change: setattr(words, "value", told(change["new"])), names="value")
+        held.children = (control, words)
+    return ipw.Box([label, held], layout=ipw.Layout(display="flex", flex_flow="row wrap", align_items="center"))
+
+
+def side_by_side(*widgets: ipw.Widget, least: int = 400) -> ipw.Box:
+    """In a row where there is room for so many pixels each, else below each other."""
+    flex = {"flex": f"1 1 {least}px", "min_width": "min(280px, 100%)", "overflow": "hidden"}
+    columns = [ipw.VBox([widget], layout=ipw.Layout(**flex)) for widget in widgets]
     return ipw.Box(columns, layout=ipw.Layout(display="flex", flex_flow="row wrap", width="100%"))
-
-
-def _widen(figure: go.FigureWidget, change: dict) -> None:
-    figure.layout.width = max(change["new"], 300)

@@ -1,25 +1,34 @@
-"""`pareto_explorer`: controls around the figures and texts of `pareto`, and the images of `gallery`."""
+"""`pareto_explorer`: pickers of the runs, and controls around the figures and texts of `pareto` and `gallery`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as ipw
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from markupsafe import Markup, escape
+from markupsafe import escape
 
 from acertlab.analysis.tradeoff import Tradeoff, pool_seeds
+from acertlab.data.datasets import DATASETS
 from acertlab.data.run_table import load_radii, load_runs
-from acertlab.visualization.style import method_style
-from acertlab.visualization.widgets.components import WIDE, Content, Explorer, Part, follow, show, side_by_side, slider
-from acertlab.visualization.widgets.gallery import Gallery, gallery_figure, gallery_of, gallery_text
-from acertlab.visualization.widgets.pareto import FIGURES, TEXTS, View, first_view
+from acertlab.visualization.style import eps_words, method_style
+from acertlab.visualization.widgets.choice import ORIGINS, Choice, first_choice, options
+from acertlab.visualization.widgets.components import (
+    Content,
+    Explorer,
+    Part,
+    Plot,
+    follow,
+    labelled,
+    side_by_side,
+    slider,
+)
+from acertlab.visualization.widgets.gallery import gallery_figure, gallery_of, gallery_text
+from acertlab.visualization.widgets.pareto import FIGURES, TEXTS, View, comparable, first_view, shown
 
 
 def pareto_explorer(
@@ -27,24 +36,80 @@ def pareto_explorer(
     eps_max: float | None = None,
     kappa: float | None = None,
     *,
+    choice: Choice | None = None,
     data_root: str | None = None,
 ) -> Explorer:
     """Tradeoff of many runs under sliders; ACR, ART and all shares are recomputed from the stored radii.
 
-    A click on a point, or the list below the first figures, picks a network: its certified accuracies, its radii, the
-    command that trains it again, and, once asked for, its best and worst images with their [certified, attacked] ranges
-    (for which the weights and the dataset must be at hand). At the end two methods are compared at equal accuracy.
+    A click on a point picks a network: its certified accuracies, its radii, the command that trains it again, its best
+    and worst images with their [certified, attacked] ranges (as far as images and weights are at hand). Two methods are
+    compared at equal accuracy.
 
     Args:
-        runs: A row a run, of one dataset and trained for one eps_max; or the folder that holds the runs.
-        eps_max: Where its slider starts; None: what the runs were trained for.
+        runs: A row a run, of any datasets and trained eps_max; with a column `origin` (`widgets.load_beside_shipped`)
+            yours and those that come with acertlab are told apart. Or the folder that holds the runs.
+        eps_max: Where its slider starts, at most the radii's cap; None: what the runs were trained for.
         kappa: Where its slider starts, or near it; None: the smallest.
+        choice: Where the pickers start; None: `widgets.first_choice(runs)`.
         data_root: Where the dataset is looked for, as in `load_dataset`; nothing is downloaded.
 
     Raises:
-        ValueError: No finished run, or runs of several datasets or trained eps_max.
+        ValueError: No finished run, or those at the start are not seeds of one setting.
     """
     runs = runs if isinstance(runs, pd.DataFrame) else load_runs(runs)
+    choice = first_choice(runs) if choice is None else choice
+    pickers = _pickers(runs, choice)
+    shown: dict[Choice, Explorer] = {choice: _explorer(choice.of(runs), eps_max, kappa, data_root)}
+    rows = side_by_side(*(labelled(text, pickers[name]) for name, text in PICKERS.items()), least=200)
+    whole = Explorer(shown[choice].controls, shown[choice].parts, [rows, shown[choice]])
+    whole.pickers = pickers
+
+    def look(_change: object) -> None:
+        at = Choice(*(pickers[name].value for name in PICKERS))  # pyright: ignore[reportArgumentType]
+        if None in (at.dataset, at.eps_max, at.origin):  # in the middle of a change
+            return
+        try:
+            if at not in shown:
+                shown[at] = _explorer(at.of(runs), None, None, data_root)
+        except ValueError as error:  # these runs cannot be pooled; others may
+            whole.children = (rows, ipw.HTML(str(escape(error))))
+            return
+        whole.controls, whole.parts, whole.children = shown[at].controls, shown[at].parts, (rows, shown[at])
+
+    for picker in pickers.values():
+        picker.observe(look, names="value")
+    return whole
+
+
+PICKERS = {"dataset": "dataset", "eps_max": "trained for", "origin": "runs"}
+
+
+def _pickers(runs: pd.DataFrame, choice: Choice) -> dict[str, ipw.Dropdown]:
+    """Of the dataset, of the trained eps_max, and of whose runs; each offers what there is for those before it."""
+    titles = [(DATASETS[name].title if name in DATASETS else name, name) for name in sorted(set(runs.dataset))]
+    dataset = ipw.Dropdown(options=titles, value=choice.dataset)
+    eps_max, origin = ipw.Dropdown(), ipw.Dropdown()
+
+    def offer_eps(_change: object) -> None:
+        there = sorted(set(runs.eps_max[runs.dataset == dataset.value]))
+        eps_max.options = [(eps_words(eps)(eps), eps) for eps in there]
+
+    def offer_origins(_change: object) -> None:
+        if eps_max.value is not None:
+            origin.options = [(ORIGINS[name], name) for name in options(runs, str(dataset.value), eps_max.value)]
+
+    offer_eps(None)
+    eps_max.value = choice.eps_max
+    offer_origins(None)
+    origin.value = choice.origin
+    dataset.observe(offer_eps, names="value")
+    for picker in (dataset, eps_max):
+        picker.observe(offer_origins, names="value")
+    return {"dataset": dataset, "eps_max": eps_max, "origin": origin}
+
+
+def _explorer(runs: pd.DataFrame, eps_max: float | None, kappa: float | None, data_root: str | None) -> Explorer:
+    """The controls, figures and texts of runs of one dataset and eps_max."""
     points = pool_seeds(runs, load_radii(runs) if len(runs) else {})
     start = first_view(points, eps_max=eps_max, kappa=kappa)
     controls = _controls(points, start)
@@ -52,18 +117,29 @@ def pareto_explorer(
     def part(draw: Callable[[Tradeoff, View], Content], reads: tuple[str, ...]) -> Part:
         return Part(lambda **moved: draw(points, replace(start, **moved)), reads)
 
-    parts = follow(controls, {name: part(*one) for name, one in (FIGURES | TEXTS).items()})
-    for first, trace in zip(_firsts(points), parts["tradeoff"].data[1:], strict=False):
-        trace.on_click(partial(_pick, controls["picked"], first))
-    controls["images"], images = _images(points, controls["picked"], data_root)
-    figures = side_by_side(parts["tradeoff"], parts["curves"])
-    network = _heading("One network: click on its point, or choose it here")
-    pair = _heading("Two methods at equal accuracy, each along its own front")
-    rows = [ipw.VBox([controls[name] for name in ("kappa", "eps_max", "eps")]), figures, parts["kappa_text"]]
-    rows += [network, controls["picked"], parts["picked_text"]]
-    rows += [side_by_side(parts["picked_curve"], parts["picked_radii"]), images, parts["command"]]
-    rows += [pair, ipw.VBox([controls[name] for name in ("first", "second", "accuracy")]), parts["pair_text"]]
-    return Explorer(controls, parts, [*rows, side_by_side(parts["pair"])])
+    parts = follow(controls, {name: part(*one) for name, one in shown(FIGURES | TEXTS, points).items()})
+    parts["tradeoff"].observe(lambda change: _pick(points, controls["picked"], *change["new"]), names="clicked")
+    words = eps_words(points.cap)
+    kappa_words = {value: text for text, value in controls["kappa"].options}
+    sliders = side_by_side(
+        labelled("radii count up to eps_max", controls["eps_max"], words),
+        labelled("certified at radius eps", controls["eps"], words),
+    )
+    left = [labelled("share of the clean loss, kappa", controls["kappa"], kappa_words.__getitem__), parts["tradeoff"]]
+    images = ipw.VBox()
+    network = labelled("click on its point, or choose", controls["picked"])
+    tabs = {
+        "Every radius": [parts["curves"], parts["kappa_text"]],
+        "One network": [network, parts["picked_text"], parts["picked_curve"], parts["command"]],
+        "Its images": [parts["picked_radii"], images],
+    }
+    if comparable(points):
+        pair = side_by_side(*(labelled(name, controls[name]) for name in ("first", "second")), least=200)
+        at = labelled("at the standard accuracy", controls["accuracy"], lambda share: f"{100 * share:.4g} %")
+        tabs["Equal accuracy"] = [pair, at, parts["pair"], parts["pair_text"]]
+    controls["tab"] = ipw.Tab([ipw.VBox(children) for children in tabs.values()], titles=tuple(tabs))
+    _show_images(points, controls, images, data_root)
+    return Explorer(controls, parts, [sliders, side_by_side(ipw.VBox(left), controls["tab"])])
 
 
 def _controls(points: Tradeoff, start: View) -> dict[str, Any]:
@@ -75,52 +151,37 @@ def _controls(points: Tradeoff, start: View) -> dict[str, Any]:
     networks = [(point.label, i) for i, point in enumerate(points.points)]
     acc = [point.acc.mean() for point in points.points]
     ends = max(np.floor(100 * min(acc) - 1) / 100, 0.0), min(np.ceil(100 * max(acc) + 1) / 100, 1.0)  # whole percents
-    shares = {"options": labels, "value": nearest, "continuous_update": False}
     return {
-        "kappa": ipw.SelectionSlider(description="share of the clean loss, kappa", **shares, **WIDE),
-        "eps_max": slider("largest radius that counts, eps_max", start.eps_max, points.cap / 200, points.cap),
-        "eps": slider("certified at radius eps", start.eps, 0.0, points.cap),
-        "picked": ipw.Dropdown(description="network", options=networks, value=start.picked, **WIDE),
-        "first": ipw.Dropdown(description="first method", options=methods, value=start.first, **WIDE),
-        "second": ipw.Dropdown(description="second method", options=methods, value=start.second, **WIDE),
-        "accuracy": slider("at the standard accuracy", start.accuracy, *ends, ".2%"),
+        "kappa": ipw.SelectionSlider(options=labels, value=nearest, continuous_update=False, readout=False),
+        "eps_max": slider(start.eps_max, points.cap / 200, points.cap),
+        "eps": slider(start.eps, 0.0, points.cap),
+        "picked": ipw.Dropdown(options=networks, value=start.picked),
+        "first": ipw.Dropdown(options=methods, value=start.first),
+        "second": ipw.Dropdown(options=methods, value=start.second),
+        "accuracy": slider(start.accuracy, *ends),
     }
 
 
-def _heading(text: str) -> ipw.HTML:
-    return ipw.HTML(Markup("<h4 style='margin: 8px 0 0'>{}</h4>").format(text))
+def _pick(points: Tradeoff, control: ipw.Dropdown, trace: int, point: int) -> None:
+    """Pick the network that was clicked; trace 0 is the map, and behind the methods' traces are marks."""
+    if 0 < trace <= len(points.methods):
+        method = points.methods[trace - 1]
+        first = next(i for i, one in enumerate(points.points) if one.method == method)
+        control.value = first + point
 
 
-def _firsts(points: Tradeoff) -> list[int]:
-    """Where in `points.points` each method begins; the traces of the figure are in the same order."""
-    return [next(i for i, p in enumerate(points.points) if p.method == method) for method in points.methods]
+def _show_images(points: Tradeoff, controls: dict[str, Any], box: ipw.VBox, data_root: str | None) -> None:
+    """The images of the picked network, while their tab is looked at: attacks take longer than a slider may."""
+    tab = controls["tab"]
 
+    def redraw(_change: object) -> None:
+        if tab.titles[tab.selected_index] != "Its images":
+            return
+        gallery = gallery_of(points.points[controls["picked"].value].paths, data_root)
+        text = ipw.HTML(str(escape(gallery_text(gallery))))
+        old, box.children = box.children, (text,) if gallery.images is None else (Plot(gallery_figure(gallery)), text)
+        for widget in old:
+            widget.close()
 
-def _pick(control: ipw.Dropdown, first: int, _trace: go.Scatter, clicked: Any, _state: object) -> None:
-    if clicked.point_inds:
-        control.value = first + clicked.point_inds[0]
-
-
-def _images(points: Tradeoff, picked: ipw.Dropdown, data_root: str | None) -> tuple[ipw.ToggleButton, ipw.VBox]:
-    """A button and, while it is pressed, the images of the picked network; attacks take longer than a slider may."""
-    description = "show its best and worst images, and attack them (seconds)"
-    button = ipw.ToggleButton(value=False, description=description, layout=ipw.Layout(width="420px"))
-    figures = [gallery_figure(Gallery(0, None, (), np.empty(0), None, 0.0, ""))]
-    live, text, box = go.FigureWidget(figures[0]), ipw.HTML(), ipw.VBox([button])
-    fitted = side_by_side(live)
-
-    def redraw(_change: dict) -> None:
-        children = (button,)
-        if button.value:
-            network = points.points[picked.value]  # pyright: ignore[reportCallIssue, reportArgumentType]: not None
-            gallery = gallery_of(network.paths, data_root)
-            text.value = escape(gallery_text(gallery))
-            figures.append(gallery_figure(gallery))
-            show(live, figures.pop(0), figures[0])
-            children += (text,) if gallery.images is None else (fitted, text)
-        if box.children != children:
-            box.children = children
-
-    for control in (button, picked):
-        control.observe(redraw, names="value")
-    return button, box
+    tab.observe(redraw, names="selected_index")
+    controls["picked"].observe(redraw, names="value")

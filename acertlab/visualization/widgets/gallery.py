@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import torch
+from PIL import Image
 
 from acertlab.data.datasets import ImageData, load_dataset, to_float
-from acertlab.data.run import Run, check_tested_on, load_run
+from acertlab.data.files import read_json
+from acertlab.data.run import SHIPPED, Run, check_tested_on, load_run, packed_folder
 from acertlab.radius.attack import attacked_radius
 from acertlab.visualization.radius import image_grid
+from acertlab.visualization.style import eps_words
 
-EACH = 6  # images of either kind
+EACH = 4  # images of either kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +47,11 @@ class Gallery:
     @property
     def ranges(self) -> list[str]:
         """Each image's range in words: its true robust radius lies in it."""
+        words = eps_words(self.cap)
         if self.attacked is None:
-            return [f"certified {radius:.3g}" for radius in self.certified]
-        ends = ["?" if np.isinf(end) else f"{end:.3g}" for end in self.attacked]
-        return [f"[{radius:.3g}, {end}]" for radius, end in zip(self.certified, ends, strict=True)]
+            return [words(radius) for radius in self.certified]
+        ends = ["?" if np.isinf(end) else words(end) for end in self.attacked]
+        return [f"[{words(radius)}, {end}]" for radius, end in zip(self.certified, ends, strict=True)]
 
 
 def gallery_of(paths: Sequence[str], data_root: str | None = None) -> Gallery:
@@ -69,27 +73,53 @@ def _gallery(path: str, data_root: str | None) -> Gallery:
     except (FileNotFoundError, ValueError) as error:
         return Gallery(0, None, (), np.empty(0), None, 0.0, f"No images are shown: {error}")
     cap = float(run.result["radius_cap"])
-    ordered = run.radii.query("radius > 0").sort_values(by="radius", kind="stable")
-    best, worst = ordered[::-1][:EACH], ordered[: max(min(EACH, len(ordered) - EACH), 0)]
-    index, label, radius = (np.concatenate([best[c], worst[c]]) for c in ("index", "label", "radius"))
+    best, worst = best_and_worst(run.radii["radius"].to_numpy())
+    rows = run.radii.iloc[[*best, *worst]]
+    index, label, radius = (rows[name].to_numpy() for name in ("index", "label", "radius"))
     index, label = torch.as_tensor(index.astype(np.int64)), torch.as_tensor(label.astype(np.int64))
     images, attacked, note, names = None, None, "", label.tolist()
     try:
         if not len(index):
             raise ValueError("none has a certified radius above 0")
-        data = _dataset(str(run.result["dataset"]), data_root)
-        check_tested_on(run, data)
-        images, names = to_float(data.test_x[index]), [data.classes[y] for y in names]
+        if (come := _shipped(run, index)) is None:
+            data = _dataset(str(run.result["dataset"]), data_root)
+            check_tested_on(run, data)
+            come = to_float(data.test_x[index]), data.classes
+        images, names = come[0], [come[1][y] for y in names]
     except (FileNotFoundError, ValueError) as error:
         note = f"No images are shown: {error}"
     if images is not None:
         try:
             attacked = _attacks(run, images, label, cap)
         except (FileNotFoundError, ValueError) as error:
-            note = f"No attacks: {error}"
+            packed = "the weights of these runs do not come with them; the command trains the network again"
+            note = f"No attacks: {packed if packed_folder(run.path) else error}."
     titles = tuple(f"{name}, no. {i}" for name, i in zip(names, index.tolist(), strict=True))
     shown = None if images is None else images.numpy()
     return Gallery(len(best), shown, titles, radius.astype(float), attacked, cap, note)
+
+
+def best_and_worst(radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the largest of some radii (n,), falling, and of the smallest above 0, rising; none twice."""
+    ordered = np.argsort(radii, kind="stable")
+    ordered = ordered[radii[ordered] > 0]
+    return ordered[::-1][:EACH], ordered[: max(min(EACH, len(ordered) - EACH), 0)]
+
+
+def _shipped(run: Run, index: torch.Tensor) -> tuple[torch.Tensor, Sequence[str]] | None:
+    """A shipped run's images that come with it, and the classes' names: no dataset is needed; None: they do not.
+
+    Made by data/results/extracts.py.
+    """
+    folder, dataset = SHIPPED / "images", run.result["dataset"]
+    if not run.path.is_relative_to(SHIPPED) or not folder.is_dir():
+        return None
+    told = read_json(folder / "images.json").get(dataset, {"index": []})
+    if not set(index.tolist()) <= set(told["index"]):
+        return None
+    strip = np.array(Image.open(folder / told["file"]))  # images below each other
+    x = torch.from_numpy(strip.reshape(len(told["index"]), strip.shape[1], strip.shape[1], -1)).permute(0, 3, 1, 2)
+    return to_float(x[[told["index"].index(i) for i in index.tolist()]]), told["classes"]
 
 
 def _attacks(run: Run, images: torch.Tensor, labels: torch.Tensor, cap: float) -> np.ndarray:
@@ -107,21 +137,24 @@ def gallery_figure(gallery: Gallery) -> go.Figure:
     """The images in two rows, the best above the worst, each with its range; without images an empty figure."""
     if gallery.images is None:
         return image_grid(np.ones((1, 1, 1, 1)))
-    what = "certified radius" if gallery.attacked is None else "[certified, attacked]"
-    title = f"The largest radii, and below them the smallest above 0: {what}"
+    what = "Certified radii" if gallery.attacked is None else "[certified, attacked]"
+    title = f"{what}: the largest, and the smallest above 0"
     texts = [f"{title}<br>{ends}" for title, ends in zip(gallery.titles, gallery.ranges, strict=True)]
-    return image_grid(gallery.images, texts, columns=EACH, title=title)
+    figure = image_grid(gallery.images, texts, columns=EACH, title=title)
+    return figure.update_layout(height=320, title_font_size=14, title_y=0.985, margin_t=30)
 
 
 def gallery_text(gallery: Gallery) -> str:
     """What the ranges mean; or what is missing, and the radii."""
     if gallery.images is None:
         listed = "; ".join(f"{name}: {ends}" for name, ends in zip(gallery.titles, gallery.ranges, strict=True))
-        return gallery.note + (f". By class and number: {listed}" if listed else "")
+        return gallery.note + (f". Certified, by class and number: {listed}" if listed else "")
     if gallery.attacked is None:
         return gallery.note
     unbroken = (
-        f" A ? stands where no attack up to {gallery.cap:.4g} succeeded." if np.isinf(gallery.attacked).any() else ""
+        f" A ? stands where no attack up to {eps_words(gallery.cap)(gallery.cap)} succeeded."
+        if np.isinf(gallery.attacked).any()
+        else ""
     )
     return (
         "Up to the first number no change of the pixels alters the class, which is proved; at the second a change was "

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from acertlab.analysis.tradeoff import Interpolation, Tradeoff, at_accuracy, at_kappa, front, means
+from acertlab.analysis.tradeoff import SAME, Interpolation, Tradeoff, at_accuracy, at_kappa, front, means
 from acertlab.data.run import load_run
 from acertlab.training.parameters import config_of, training_command
 from acertlab.visualization.fronts import tradeoff_spec
 from acertlab.visualization.radius import histogram_spec, shares_spec
-from acertlab.visualization.style import method_style, page
+from acertlab.visualization.style import eps_words, method_style, page
 
 CURVE_POINTS = 201  # of a certified-accuracy curve
+T = TypeVar("T")
+HEIGHT = 340  # of a figure, in pixels: the whole explorer is to fit a laptop's screen
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def pair_scores(points: Tradeoff, view: View) -> pd.DataFrame:
 
 def _row(mix: Interpolation, view: View) -> dict[str, object]:
     scores = mix.scores(view.eps_max, view.at)
-    percent = {"Acc": "acc", "ACR": "acr", "ART": "art", f"certified at {view.at:.4g}": "certified"}
+    at = f"certified at {eps_words(view.eps_max)(view.at)}"
+    percent = {"Acc": "acc", "ACR": "acr", "ART": "art", at: "certified"}
     row: dict[str, object] = {"method": _name(mix.method), "kappa": mix.kappa}
     return row | {name: 100 * scores[key] for name, key in percent.items()} | {"network": mix.note}
 
@@ -112,21 +116,25 @@ def _name(method: str) -> str:
 
 def _tradeoff(points: Tradeoff, view: View) -> dict:
     table = means(points, view.eps_max)
-    circled = [_place(mix, view) for mix in interpolations_at(points, view).values()]
+    reached = [mix for mix in interpolations_at(points, view).values() if abs(mix.kappa - view.kappa) < SAME]
+    circled = [_place(mix, view) for mix in reached]  # none of a method that was trained no further
     crossed = [_place(mix, view) for _, mix in pair_at(points, view) if mix is not None]
     picked = table.acc[view.picked], table.acr[view.picked]
     x = max(table.acc.min() - 0.03, 0.0), min(table.acc.max() + 0.03, 1.0)
     # in whole tens, so that the axis stays where it is for small movements of eps_max
     y = max(np.floor(10 * table.acr.min() - 0.2) / 10, 0.0), min(np.ceil(10 * table.acr.max() + 0.2) / 10, 1.0)
-    places = {"circled": circled, "picked": picked, "level": view.accuracy, "crossed": crossed}
-    spec = tradeoff_spec(table, kappa=view.kappa, **places, span=(x, y), height=490)
+    places: dict[str, Any] = {"circled": circled, "picked": picked}
+    if comparable(points):
+        places |= {"level": view.accuracy, "crossed": crossed}
+    spec = tradeoff_spec(table, kappa=view.kappa, **places, span=(x, y), height=HEIGHT + 120)
     spec["data"][0]["showscale"] = False  # the map's lines have labels
     return _narrow(spec, legend_rows=3)
 
 
 def _narrow(spec: dict, legend_rows: int) -> dict:
     """Room for a legend that stands in so many rows where two figures share the width."""
-    spec["layout"]["margin"]["t"] = 55 + 19 * legend_rows
+    spec["layout"]["margin"]["t"] = 36 + 18 * legend_rows
+    spec["layout"]["title"] |= {"y": 0.985, "font": {"size": 14}}
     spec["layout"]["legend"]["font"] = {"size": 11}
     return spec
 
@@ -140,21 +148,24 @@ def _curves(points: Tradeoff, view: View) -> dict:
     mixes, grid = interpolations_at(points, view), np.linspace(0.0, view.eps_max, CURVE_POINTS)
     shares = {name: mix.certified(grid) for name, mix in mixes.items()}
     methods = {name: mix.method for name, mix in mixes.items()}
-    spec = shares_spec(grid, shares, methods=methods, eps=view.at, height=490)
-    return _narrow(spec, legend_rows=3)
+    spec = shares_spec(grid, shares, methods=methods, eps=view.at, height=HEIGHT)
+    return _narrow(spec, legend_rows=2)
 
 
 def _picked_curve(points: Tradeoff, view: View) -> dict:
     point, grid = points.points[view.picked], np.linspace(0.0, view.eps_max, CURVE_POINTS)
     methods, title = {point.label: point.method}, "Certified accuracy: the area is the ACR"
     shares = {point.label: point.certified(grid)}
-    spec = shares_spec(grid, shares, methods=methods, eps=view.at, title=title, fill=True, height=430)
-    return _narrow(spec, legend_rows=4)
+    spec = shares_spec(grid, shares, methods=methods, eps=view.at, title=title, fill=True, height=HEIGHT)
+    return _narrow(spec, legend_rows=2)
 
 
 def _picked_radii(points: Tradeoff, view: View) -> dict:
     radii = np.concatenate(points.points[view.picked].radii)
-    return _narrow(histogram_spec(radii, view.eps_max, eps=view.at, height=430), legend_rows=4)
+    spec = histogram_spec(radii, view.eps_max, eps=view.at, height=230)
+    for trace in spec["data"]:
+        trace["name"] = trace["name"].replace(" (misclassified)", "")  # two of them fit beside each other
+    return _narrow(spec, legend_rows=2)
 
 
 def _pair_curves(points: Tradeoff, view: View) -> dict:
@@ -166,7 +177,9 @@ def _pair_curves(points: Tradeoff, view: View) -> dict:
         shares[name] = np.full(CURVE_POINTS, np.nan) if mix is None else mix.certified(grid)
         methods[name] = method
     title = f"Certified accuracy at a standard accuracy of {100 * view.accuracy:.4g} %"
-    return shares_spec(grid, shares, methods=methods, eps=view.at, title=title, height=400)
+    return _narrow(
+        shares_spec(grid, shares, methods=methods, eps=view.at, title=title, height=HEIGHT - 40), legend_rows=2
+    )
 
 
 Draw = Callable[[Tradeoff, View], dict]
@@ -179,6 +192,11 @@ FIGURES: dict[str, tuple[Draw, tuple[str, ...]]] = {  # how each is drawn, and w
 }
 
 
+def comparable(points: Tradeoff) -> bool:
+    """Whether there are two methods; with one there is no "pair", nor a text of it."""
+    return len(points.methods) > 1
+
+
 def pareto_figures(points: Tradeoff, view: View) -> dict[str, go.Figure]:
     """What `pareto_explorer` draws at one position of its controls.
 
@@ -189,12 +207,17 @@ def pareto_figures(points: Tradeoff, view: View) -> dict[str, go.Figure]:
     Returns:
         "tradeoff", the points with the circles of kappa, the frame of the picked network and the line of equal
         accuracy; "curves", the certified accuracies of every method at kappa; "picked_curve" and "picked_radii";
-        "pair", the certified accuracies of the two compared methods at equal accuracy.
+        "pair", the certified accuracies of the two compared methods at equal accuracy, where there are two.
 
     Raises:
         ValueError: eps_max is not in (0, cap].
     """
-    return {name: go.Figure(draw(points, view)) for name, (draw, _) in FIGURES.items()}
+    return {name: go.Figure(draw(points, view)) for name, (draw, _) in shown(FIGURES, points).items()}
+
+
+def shown(parts: Mapping[str, T], points: Tradeoff) -> dict[str, T]:
+    """Those of `FIGURES` or `TEXTS` for which there is something to show."""
+    return {name: part for name, part in parts.items() if comparable(points) or not name.startswith("pair")}
 
 
 def _kappa_text(points: Tradeoff, view: View) -> str:
@@ -210,13 +233,15 @@ def _picked_text(points: Tradeoff, view: View) -> str:
     names = "; ".join(points.points[i].label for i in better.index[:3]) + ("; ..." if len(better) > 3 else "")
     stands = f"dominated by {names}" if len(better) else "on the front: no other is as good in both and better in one"
     scores = "Acc {:.2f} %, ACR {:.2f} %, ART {:.2f} %".format(*(100 * here[["acc", "acr", "art"]]))
-    text = "<b>{}</b>: {}, certified at eps = {:.4g}: {:.2f} %; {}."
-    return Markup(text).format(point.label, scores, view.at, 100 * certified, stands)
+    text = "<b>{}</b>: {}, certified at eps = {}: {:.2f} %; {}."
+    at = eps_words(view.eps_max)(view.at)
+    return Markup(text).format(point.label, scores, at, 100 * certified, stands)
 
 
 def _command_text(points: Tradeoff, view: View) -> str:
     command = _command(points.points[view.picked].paths[0])
-    return Markup("To train it again: <pre style='white-space: pre-wrap'>{}</pre>").format(command)
+    folded = "<details><summary>The command that trains it again</summary><pre style='{}'>{}</pre></details>"
+    return Markup(folded).format("white-space: pre-wrap; line-height: 1.3", command)
 
 
 @lru_cache(maxsize=1024)
@@ -251,10 +276,12 @@ TEXTS: dict[str, tuple[Write, tuple[str, ...]]] = {
 
 
 def pareto_texts(points: Tradeoff, view: View) -> dict[str, str]:
-    """The numbers beside `pareto_figures`, as HTML: "kappa_text", "picked_text", "command", "pair_text"."""
-    return {name: write(points, view) for name, (write, _) in TEXTS.items()}
+    """Numbers beside `pareto_figures`, as HTML: "kappa_text", "picked_text", "command", of two methods "pair_text"."""
+    return {name: write(points, view) for name, (write, _) in shown(TEXTS, points).items()}
 
 
 def _table(table: pd.DataFrame) -> Markup:
-    """As HTML; `DataFrame.to_html` takes longer than all the arithmetic."""
-    return page("table.html", rows=table.to_dict("records"))
+    """As HTML, below it which networks were not trained; `DataFrame.to_html` takes longer than all the arithmetic."""
+    rows = table.to_dict("records")
+    told = [f"{row['method']}: {of}" for row in rows if (of := row.pop("network")) != "trained"]
+    return page("table.html", rows=rows) + Markup("<small>{}</small>").format("; ".join(told))

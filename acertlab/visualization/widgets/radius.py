@@ -21,10 +21,11 @@ from acertlab.radius.certified import certified_radius
 from acertlab.radius.search import RadiusStatus
 from acertlab.training.config import preset
 from acertlab.visualization.radius import image_grid, logit_intervals, margin_curve
-from acertlab.visualization.widgets.components import WIDE, Explorer, Part, follow, side_by_side, slider
+from acertlab.visualization.style import eps_words
+from acertlab.visualization.widgets.components import Explorer, Part, follow, labelled, side_by_side, slider
 
 GRID = 81  # eps of the margin's curve
-NARROW = {"height": 430, "margin_t": 135, "legend_font_size": 11}  # room for the legend where two share the width
+NARROW = {"height": 360, "margin_t": 105, "legend_font_size": 11}  # room for the legend where two share the width
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def radius_figures(
     certificate = certificate_at(model, x, y, eps)
     return {
         "box": _box(x, eps),
-        "logits": _logits(certificate, int(y), classes),
+        "logits": _logits(certificate, int(y), classes, logit_span(model, x, y, eps_max)),
         "margin": _margin(grid, margins_over(model, x, y, grid), radius, eps, certificate),
     }
 
@@ -102,9 +103,22 @@ def _box(x: Tensor, eps: float) -> go.Figure:
     return image_grid(torch.cat([box.lower, x, box.upper]).cpu(), titles, columns=3)
 
 
-def _logits(certificate: Certificate, y: int, classes: Sequence[str] | None) -> go.Figure:
+def logit_span(model: nn.Module, x: Tensor, y: Tensor, eps_max: float) -> tuple[float, float]:
+    """One axis for the logits at every eps, so that one sees the intervals grow.
+
+    It holds those at eps_max, but no more than twice the clean logits' spread beyond these: what is wider is broken.
+    """
+    clean, widest = (certificate_at(model, x, y, eps).logits for eps in (0.0, eps_max))
+    low, high = float(clean.lower.min()), float(clean.upper.max())
+    reach = 2 * max(high - low, 1e-6)
+    return max(float(widest.lower.min()), low - reach) - 0.05 * reach, min(float(widest.upper.max()), high + reach) + (
+        0.05 * reach
+    )
+
+
+def _logits(certificate: Certificate, y: int, classes: Sequence[str] | None, span: tuple[float, float]) -> go.Figure:
     lower, upper = (bound[0].cpu() for bound in (certificate.logits.lower, certificate.logits.upper))
-    figure = logit_intervals(lower, upper, y, classes)
+    figure = logit_intervals(lower, upper, y, classes, span=span)
     title = f"Intervals of the logits: Eq. (3) gives {certificate.margin_eq3:.3g}"
     return figure.update_layout({**NARROW, "title_text": title})
 
@@ -124,6 +138,7 @@ class _Images:
         # what one movement needs several times, or the next one again
         self.certificate = lru_cache(maxsize=256)(lambda image, eps: certificate_at(model, *self.sample(image), eps))
         self.margins = lru_cache(maxsize=256)(lambda image: margins_over(model, *self.sample(image), self.grid))
+        self.span = lru_cache(maxsize=256)(lambda image: logit_span(model, *self.sample(image), eps_max))
 
     def sample(self, image: int) -> tuple[Tensor, Tensor]:
         return self.x[image : image + 1], self.y[image : image + 1]
@@ -132,15 +147,16 @@ class _Images:
         label, radius = int(self.y[image]), float(self.found.radius[image])
         name = label if self.classes is None else self.classes[label]
         status = RadiusStatus(int(self.found.status[image])).sentence
-        what = f"image {image}, a {name}: certified radius {radius:.4g}. {status}"
-        text = "<b>At eps = {:.4g}: {}</b><br>{}"
-        return Markup(text).format(eps, self.certificate(image, eps).sentence, what)
+        words = eps_words(self.eps_max)
+        what = f"image {image}, a {name}: certified radius {words(radius)}. {status}"
+        text = "<b>At eps = {}: {}</b><br>{}"
+        return Markup(text).format(words(eps), self.certificate(image, eps).sentence, what)
 
     def box(self, image: int, eps: float) -> go.Figure:
         return _box(self.sample(image)[0], eps)
 
     def logits(self, image: int, eps: float) -> go.Figure:
-        return _logits(self.certificate(image, eps), int(self.y[image]), self.classes)
+        return _logits(self.certificate(image, eps), int(self.y[image]), self.classes, self.span(image))
 
     def margin(self, image: int, eps: float) -> go.Figure:
         radius = float(self.found.radius[image])
@@ -186,14 +202,21 @@ def radius_explorer(
     found = shown.found
     start = int((found.status == RadiusStatus.CONVERGED).int().argmax())  # the first radius inside, if there is one
     places = {"value": start, "min": 0, "max": len(x) - 1, "continuous_update": False}
-    image = ipw.IntSlider(description="image", **places, **WIDE)
-    eps = slider("radius of the box, eps", float(found.radius[start]), 0.0, eps_max)
+    image = ipw.IntSlider(readout=False, **places)
+    eps = slider(float(found.radius[start]), 0.0, eps_max)
     draws = {"verdict": shown.verdict, "box": shown.box, "logits": shown.logits, "margin": shown.margin}
     controls = {"image": image, "eps": eps}
     parts = follow(controls, {name: Part(draw, ("image", "eps")) for name, draw in draws.items()})
     buttons = _buttons(image, eps, {"to its certified radius": found.radius, "a hair beyond": found.upper})
-    rows = [ipw.VBox([image, eps, ipw.HBox(buttons)]), parts["verdict"], side_by_side(parts["box"])]
-    return Explorer(controls, parts, [*rows, side_by_side(parts["logits"], parts["margin"])])
+    sliders = labelled("image", image, str), labelled("radius of the box, eps", eps, eps_words(eps_max))
+    rows = [
+        side_by_side(*sliders),
+        ipw.HBox(buttons),
+        parts["verdict"],
+        parts["box"],
+        side_by_side(parts["logits"], parts["margin"]),
+    ]
+    return Explorer(controls, parts, rows)
 
 
 def _buttons(image: ipw.IntSlider, eps: ipw.FloatSlider, places: Mapping[str, Tensor]) -> list[ipw.Button]:
@@ -204,6 +227,6 @@ def _buttons(image: ipw.IntSlider, eps: ipw.FloatSlider, places: Mapping[str, Te
 
     buttons = []
     for description, radii in places.items():
-        buttons.append(ipw.Button(description=description, layout=ipw.Layout(width="200px")))
+        buttons.append(ipw.Button(description=description, layout=ipw.Layout(width="180px")))
         buttons[-1].on_click(partial(go_to, radii))
     return buttons

@@ -11,7 +11,7 @@ import torch
 import acertlab as al
 from acertlab.bounds.margin import certified_margin
 from acertlab.data.files import write_json
-from acertlab.data.run import load_run
+from acertlab.data.run import SHIPPED, load_run
 from acertlab.training.parameters import training_command
 from acertlab.visualization import widgets
 from acertlab.visualization.widgets import gallery
@@ -62,20 +62,43 @@ class TestGallery:
         shown = widgets.gallery_of([str(packed)])
         assert shown.images is None
         assert "No images are shown" in widgets.gallery_text(shown)
-        assert f"certified {shown.certified[0]:.3g}" in widgets.gallery_text(shown)
+        assert f"{shown.titles[0]}: {shown.certified[0]:.4g}" in widgets.gallery_text(shown)
         assert len(widgets.gallery_figure(shown).data) == 1
 
     def test_in_the_explorer_once_asked_for(self, real_run):
         box = widgets.pareto_explorer(real_run.parent)
-        images = next(row for row in box.children if box.controls["images"] in getattr(row, "children", ()))
-        assert len(images.children) == 1
-        box.controls["images"].value = True
-        _, fitted, text = images.children
-        live = fitted.children[0].children[0]
+        tab = box.controls["tab"]
+        place = tab.titles.index("Its images")
+        images = tab.children[place].children[1]
+        assert images.children == ()
+        tab.selected_index = place
+        live, text = images.children
         same(live, widgets.gallery_figure(widgets.gallery_of([str(real_run)])))
         assert text.value.startswith("Up to the first number")
-        box.controls["images"].value = False
-        assert len(images.children) == 1
+
+    def test_shipped_runs_have_their_images_without_a_dataset(self, monkeypatch):
+        monkeypatch.setenv("ACERTLAB_DATA", "/nowhere")
+        runs = al.load_runs(SHIPPED)
+        for path in runs[runs.seed == 0].path:
+            shown = widgets.gallery_of([path])
+            assert shown.images is not None, path
+            assert len(shown.images) == 2 * gallery.EACH and len(set(shown.titles)) == 2 * gallery.EACH
+            assert "No attacks" in widgets.gallery_text(shown)
+        assert sum(file.stat().st_size for file in (SHIPPED / "images").iterdir()) < 60_000
+
+    @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+    def test_shipped_images_are_those_of_the_dataset(self, dataset):
+        try:
+            data = al.load_dataset(dataset, download=False)
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+        runs = al.load_runs(SHIPPED)
+        shown = widgets.gallery_of([runs[(runs.dataset == dataset) & (runs.seed == 0)].path.iloc[0]])
+        numbers = [int(title.split("no. ")[1]) for title in shown.titles]
+        apart = np.abs(shown.images - al.to_float(data.test_x[numbers]).numpy())
+        assert apart.mean() < (0.02 if dataset == "cifar10" else 1e-6)  # a JPEG, and exact
+        names = [data.classes[label] for label in data.test_y[numbers]]
+        assert [title.split(", no.")[0] for title in shown.titles] == names
 
     def test_the_command_of_the_picked_network(self, real_run, runs, networks):
         box = widgets.pareto_explorer(real_run.parent)

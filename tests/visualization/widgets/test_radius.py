@@ -48,19 +48,34 @@ class TestRadiusExplorer:
         box = widgets.radius_explorer(model, (x, y), 0.5)
         box.controls["image"].value = 2
         radius = float(certified_radius(model, x[2:3], y[2:3], 0.5).radius)
-        at, beyond = box.children[0].children[-1].children
+        at, beyond = box.children[1].children
         beyond.click()
         assert "certificate broken" in box.parts["verdict"].value
         at.click()
         assert box.controls["eps"].value == pytest.approx(radius, rel=1e-6)
         assert "certificate broken" not in box.parts["verdict"].value
 
+    def test_the_axis_of_the_logits_stays_and_their_intervals_grow_on_it(self, network):
+        box = widgets.radius_explorer(network[0], network[1:], 0.05)
+        spans, widths = set(), []
+        for eps in (0.0, 0.01, 0.02, 0.05):
+            box.controls["eps"].value = eps
+            figure = box.parts["logits"].figure
+            spans.add(figure.layout.xaxis.range)
+            widths.append(sum(sum(bar.x) for bar in figure.data[:3]))
+        assert len(spans) == 1
+        assert widths[0] == 0 and (np.diff(widths) > 0).all()
+        (low, high), shown = spans.pop(), box.parts["logits"].figure.data[:3]
+        clean = widgets.certificate_at(network[0], network[1][1:2], network[2][1:2], 0.0).logits
+        assert low < float(clean.lower.min()) and high > float(clean.upper.max())
+        assert sum(len(bar.y) for bar in shown) == 4
+
     def test_a_dataset(self):
         data = al.load_dataset("digits")
         model = models.mlp(data.in_shape, data.num_classes, width=20).eval()
         box = widgets.radius_explorer(model, data, images=7)
         assert (box.controls["image"].max, box.controls["eps"].max) == (6, 0.2)
-        assert [trace.name for trace in box.parts["logits"].data[:1]] == ["true class"]
+        assert [trace.name for trace in box.parts["logits"].figure.data[:1]] == ["true class"]
 
     def test_what_is_needed(self, network):
         model, x, y = network
