@@ -111,9 +111,10 @@ def _load_tables(runs: pd.DataFrame, file: str, columns: list[str]) -> dict[str,
     packed, empty = {}, {}
     for folder in dict.fromkeys(folder for folder in folders.values() if folder):
         everything = read_parquet(folder / file, ["run", *columns])
-        empty[folder] = everything[columns][:0]
-        for name, table in everything.groupby("run", sort=False, observed=True):
-            packed[str(folder / str(name))] = table[columns].reset_index(drop=True)
+        names, everything = everything["run"], everything[columns]
+        empty[folder] = everything[:0]
+        for name, table in everything.groupby(names, sort=False, observed=True):
+            packed[str(folder / str(name))] = table.reset_index(drop=True)
     tables = {}
     for path, folder in folders.items():
         if folder is None:
