@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "01_certified_radius": {"epochs": 3, "run_dir": str(folder / "run")},
         "02_training": {"budget": "smoke"},
         "03_pareto": {"dataset": "digits"},
-        "06_beyond_ibp": {"epochs": 1, "images": 12},
+        "06_beyond_ibp": {"epochs": 2, "images": 20},
     }
     for name, changed in changes.items():
         notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
@@ -207,7 +207,7 @@ def test_the_pareto_explorer(opened: Callable[[str, str], Shown], synthetic_runs
 
 def the_shipped_runs(lab: Shown) -> None:
     """What a clone without datasets sees: CIFAR-10's fronts, picked in the explorer, and images."""
-    runs = widgets.load_beside_shipped("")
+    runs = widgets.load_beside_shipped("nowhere")
     choice = widgets.first_choice(runs)
     shipped = choice.of(runs)
     networks = tradeoff.pool_seeds(shipped, load_radii(shipped))

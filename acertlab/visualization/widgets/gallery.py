@@ -141,7 +141,7 @@ def gallery_figure(gallery: Gallery) -> go.Figure:
     title = f"{what}: the largest, and the smallest above 0"
     texts = [f"{title}<br>{ends}" for title, ends in zip(gallery.titles, gallery.ranges, strict=True)]
     figure = image_grid(gallery.images, texts, columns=EACH, title=title)
-    return figure.update_layout(height=320, title_font_size=14, title_y=0.985, margin_t=30)
+    return figure.update_layout(height=295, title_font_size=14, title_y=0.985, margin_t=30)
 
 
 def gallery_text(gallery: Gallery) -> str:

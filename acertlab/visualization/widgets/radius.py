@@ -25,7 +25,7 @@ from acertlab.visualization.style import eps_words
 from acertlab.visualization.widgets.components import Explorer, Part, follow, labelled, side_by_side, slider
 
 GRID = 81  # eps of the margin's curve
-NARROW = {"height": 360, "margin_t": 105, "legend_font_size": 11}  # room for the legend where two share the width
+NARROW = {"height": 345, "margin_t": 105, "legend_font_size": 11}  # room for the legend where two share the width
 
 
 @dataclass(frozen=True)
