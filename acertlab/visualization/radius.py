@@ -126,7 +126,7 @@ def histogram_spec(
     counts, edges = np.histogram(radii[~at_zero & ~at_end], bins=bins, range=(0.0, eps_max))
     width = eps_max / bins
     bars = (
-        ("at 0 (misclassified)", [-width], [at_zero.sum()], VERMILLION, "/"),
+        ("at 0", [-width], [at_zero.sum()], VERMILLION, "/"),
         ("inside", edges[:-1] + width / 2, counts, SKY, ""),
         ("at eps_max", [eps_max + width], [at_end.sum()], GREEN, "x"),
     )
@@ -170,20 +170,21 @@ def margin_curve(
     eps, margins = np.asarray(eps, dtype=float), np.asarray(margins, dtype=float)
     low, high = min(margins.min(), 0.0), max(margins.max(), 0.0)
     pad = 0.08 * (high - low or 1.0)
-    figure = empty_figure("The certified margin over the radius of the box", "", "certified margin R_cert(x, eps)")
+    title, y = "The certified margin over the radius of the box", "certified margin R_cert(x, eps)"
+    figure = empty_figure(title, "", y, 460, legend_rows=3)
     figure.add_scatter(x=eps, y=margins, mode="lines", line={"color": BLACK, "width": 2}, name="R_cert(x, eps)")
     area = {"fill": "tozeroy", "fillcolor": faded(GREEN, 0.22), "line_width": 0, "hoverinfo": "skip"}
-    figure.add_scatter(x=eps, y=np.minimum(margins, 0.0), mode="lines", name="certified: R_cert < 0", **area)
+    figure.add_scatter(x=eps, y=np.minimum(margins, 0.0), mode="lines", name="certified", **area)
     zero = {"line": {"color": GREY, "width": 1}, "hoverinfo": "skip", "showlegend": False}
     figure.add_scatter(x=eps[[0, -1]], y=[0, 0], mode="lines", **zero)
-    figure.add_trace(vertical(radius, low - pad, high + pad, "certified radius", GREEN, eps[-1]))
+    figure.add_trace(vertical(radius, low - pad, high + pad, "radius", GREEN, eps[-1]))
     visited = np.asarray(iterates, dtype=float).reshape(-1, 2)
     apart = _apart(visited / [eps[-1], high - low + 2 * pad])
     figure.add_scatter(
         x=visited[:, 0],
         y=visited[:, 1],
         mode="markers+text",
-        name="Brent's iterates, in order",
+        name="iterates, in order",
         text=[str(i + 1) if apart[i] else "" for i in range(len(visited))],
         textfont={"color": VERMILLION, "size": 13},
         textposition=["top center" if i % 2 else "bottom center" for i in range(len(visited))] or None,
@@ -215,9 +216,14 @@ def _sizes_beside(figure: go.Figure, sizes: np.ndarray) -> None:
     look = {"mode": "lines+markers", "line": {"color": VERMILLION, "width": 1}, "marker": marker, "showlegend": False}
     y = np.where(sizes > 0, sizes, np.nan)
     figure.add_scatter(x=count, y=y, name="|R_cert|", xaxis="x2", yaxis="y2", **look)
-    axis = {"title": {"text": "iterate"}, "domain": [0.74, 1], "anchor": "y2", "dtick": max(1, round(len(sizes) / 6))}
-    logarithmic = {"type": "log", "exponentformat": "power", "anchor": "x2", "title": {"text": "|R_cert|"}}
-    figure.update_layout(xaxis_domain=[0, 0.62], xaxis2=axis, yaxis2=logarithmic)
+    axis = {"title": {"text": "iterate"}, "domain": [0.73, 1], "anchor": "y2", "dtick": max(1, round(len(sizes) / 6))}
+    logarithmic = {
+        "type": "log",
+        "exponentformat": "power",
+        "anchor": "x2",
+        "title": {"text": "|R_cert|", "standoff": 4},
+    }
+    figure.update_layout(xaxis_domain=[0, 0.58], xaxis2=axis, yaxis2=logarithmic)
 
 
 def interval_growth(layers: Sequence[str], widths: Mapping[float, ArrayLike]) -> go.Figure:
@@ -284,7 +290,7 @@ def logit_intervals(
             customdata=np.column_stack([lower, upper])[rows],
             hovertemplate="%{y}: [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<extra></extra>",
         )
-    line = {"line": {"color": BLUE, "dash": "dash"}, "name": "lower end of the true class", "hoverinfo": "skip"}
+    line = {"line": {"color": BLUE, "dash": "dash"}, "name": "its lower end", "hoverinfo": "skip"}
     figure.add_scatter(x=[lower[y]] * 2, y=[names[0], names[-1]], mode="lines", **line)
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=names[::-1], showgrid=False)
     figure.update_layout(barmode="overlay", xaxis_range=span)
@@ -309,7 +315,9 @@ def radius_ranges(
     if len(attacked) != len(best):
         raise ValueError(f"attacked: {len(attacked)} values for {len(best)} samples")
     rows = np.arange(len(best))
-    figure = empty_figure("Proved, unknown, broken", "", "", height=200 + 34 * len(best))
+    rows_of_legend = (4 + len(radii)) // 2  # in a narrow window
+    height = 160 + 19 * rows_of_legend + 34 * len(best)
+    figure = empty_figure("Proved, unknown, broken", height=height, legend_rows=rows_of_legend)
     end = np.minimum(attacked, eps_max)
     proved = ("proved by some bound", 0 * best, best, faded(GREEN, 0.3), "")
     unknown = ("unknown", best, np.maximum(end - best, 0.0), faded(GREY, 0.3), "/")

@@ -128,22 +128,22 @@ def eps_axis(end: float, title: str = EPS_AXIS) -> dict[str, Any]:
     return {"title": {"text": title}, "range": [0, 1.01 * end], **told}
 
 
-def base_layout(title: str, x: str = "", y: str = "", height: int = 440) -> dict[str, Any]:
-    """A figure's layout: title at the top left, the legend in a row below it, titles of the axes."""
+def base_layout(title: str, x: str = "", y: str = "", height: int = 440, legend_rows: int = 2) -> dict[str, Any]:
+    """A figure's layout: title at the top left, the legend in so many rows below it, titles of the axes."""
     return {
         "template": TEMPLATE,
         "title": {"text": title, "x": 0.01, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 16}},
         "height": height,
-        "margin": {"l": 65, "r": 25, "t": 85, "b": 60},
+        "margin": {"l": 65, "r": 25, "t": 47 + 19 * legend_rows, "b": 60},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.01, "yanchor": "bottom"},
         "xaxis": {"title": {"text": x}},
         "yaxis": {"title": {"text": y}},
     }
 
 
-def empty_figure(title: str, x: str = "", y: str = "", height: int = 440) -> go.Figure:
+def empty_figure(title: str, x: str = "", y: str = "", height: int = 440, legend_rows: int = 2) -> go.Figure:
     """A figure with the titles of its axes, and no trace yet."""
-    return go.Figure(layout=base_layout(title, x, y, height))
+    return go.Figure(layout=base_layout(title, x, y, height, legend_rows))
 
 
 def vertical(x: float | None, low: float, high: float, name: str, colour: str, end: float) -> dict:

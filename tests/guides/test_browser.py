@@ -288,7 +288,6 @@ STROKES = """cell => [...cell.querySelectorAll('.barlayer path')].filter(path =>
 def test_other_notebooks(opened: Callable[[str], Opened], notebook: str) -> None:
     lab = opened(f"{notebook}.ipynb")
     lab.until(lambda: lab.page.locator(".js-plotly-plot .main-svg").count() > 3, "figures")
-    lab.page.locator(".js-plotly-plot").nth(1).scroll_into_view_if_needed()
     for theme, width in LOOKS:
         lab.look(theme, width)
 

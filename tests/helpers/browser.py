@@ -87,14 +87,22 @@ class Opened:
         self.page.wait_for_timeout(1000)  # figures take their new width
         faults = self.page.evaluate(FAULTS)
         assert faults == [], (self.notebook, theme, width, faults)
-        for place, plot in enumerate(self.page.locator(".js-plotly-plot").all()):
-            if place < 12 and plot.evaluate("gd => gd.offsetWidth > 0 && !gd.querySelector('.imagelayer image')"):
-                pixels = np.asarray(Image.open(io.BytesIO(plot.screenshot())).convert("L"), dtype=int)
-                corner = pixels[3, 3]
-                assert (corner > 225) if theme == "Light" else (corner < 60), (self.notebook, theme, place, corner)
-                assert np.abs(pixels - corner).max() > 120, (self.notebook, theme, place)  # its text can be read
+        for place, plot in enumerate(self.shown()):
+            pixels = np.asarray(Image.open(io.BytesIO(plot.screenshot())).convert("L"), dtype=int)
+            corner = pixels[3, 3]
+            assert (corner > 225) if theme == "Light" else (corner < 60), (self.notebook, theme, place, corner)
+            assert np.abs(pixels - corner).max() > 120, (self.notebook, theme, place)  # its text can be read
+        self.to_the_point()
         stem = f"{Path(self.notebook).stem}_{width}_{theme.lower()}"
         self.page.screenshot(path=kept(self.folder, f"{stem}_{name}" if name else stem))
+
+    def shown(self) -> list[Any]:
+        """The notebook's first figures."""
+        return [plot for plot in self.page.locator(".js-plotly-plot").all()[:4] if plot.is_visible()]
+
+    def to_the_point(self) -> None:
+        """Scroll to what there is to see."""
+        self.page.locator(".js-plotly-plot").nth(1).scroll_into_view_if_needed()
 
     def toolbar(self) -> None:
         """Plotly's toolbar comes with the mouse, has no logo, and covers no title."""
@@ -160,19 +168,28 @@ class Shown(Opened):
 
     def in_view(self, height: int) -> None:
         """Scroll to the explorer, all of which must be in view in a window so high."""
+        self.to_the_point()
         output = self.cell.locator(".jp-OutputArea").first
-        output.evaluate("area => area.scrollIntoView()")
         needs, has = output.evaluate(
             "area => [area.offsetHeight, document.querySelector('.jp-NotebookPanel-notebook').clientHeight]"
         )
         window = self.page.viewport_size["height"]
         assert needs <= has + height - window, f"{needs} pixels where there are {has} in a window of {window}"
 
+    def shown(self) -> list[Any]:
+        """The notebook's first figures and those of the explorer that are in view."""
+        plots = self.cell.locator(".js-plotly-plot").all()
+        return super().shown() + [plot for plot in plots if plot.is_visible()]
+
+    def to_the_point(self) -> None:
+        """Scroll to the explorer."""
+        self.cell.locator(".jp-OutputArea").first.evaluate("area => area.scrollIntoView()")
+
     def picture(self, name: str) -> None:
         """Of the explorer alone, in few colours: a small file."""
         path = Path(os.environ.get("README_PICTURES") or self.folder) / f"{name}.png"
         self.cell.locator(".jp-OutputArea").first.screenshot(path=path)
-        Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
+        Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 EMPTY_SCRIPT = {"content-type": "text/javascript", "access-control-allow-origin": "*"}
@@ -202,8 +219,9 @@ TOOLBAR = """gd => {
     const bar = gd.querySelector('.modebar'), title = gd.querySelector('.gtitle');
     const [a, b] = [bar, title].map(part => part.getBoundingClientRect());
     const over = a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
-    return { opacity: Number(getComputedStyle(bar).opacity), buttons: bar.querySelectorAll('.modebar-btn').length,
-             logo: Boolean(bar.querySelector('.plotlyjsicon')), over };
+    const opacity = Number(getComputedStyle(bar.querySelector('.modebar-group')).opacity);
+    return { opacity, buttons: bar.querySelectorAll('.modebar-btn').length, over,
+             logo: Boolean(bar.querySelector('.plotlyjsicon')) };
 }"""
 # What a reader would complain of: texts over each other, figures wider than their room, short sliders, cut labels
 FAULTS = """() => {
@@ -212,10 +230,13 @@ FAULTS = """() => {
     for (const gd of [...document.querySelectorAll('.js-plotly-plot')].filter(seen)) {
         const title = gd.layout?.title?.text;
         for (const what of ['.textpoint', '.xtick text', '.ytick text']) {
-            const texts = [...gd.querySelectorAll(what)].filter(text => text.textContent.trim()).map(box);
+            const level = text => text.textContent.trim() && !/rotate\\(-?[1-9]/.test(text.getAttribute('transform'));
+            const texts = [...gd.querySelectorAll(what)].filter(level).map(box);
             texts.forEach((a, i) => texts.slice(i + 1).forEach(
                 b => meet(a, b) && faults.push(`${title}: ${what} over each other`)));
         }
+        const [name, legend] = ['.gtitle', '.legend .bg'].map(part => gd.querySelector(part));
+        if (name?.textContent && legend && meet(box(name), box(legend))) faults.push(`${title}: legend over it`);
         if (box(gd).right > box(gd.closest('.jp-OutputArea-output')).right + 1)
             faults.push(`${title}: wider than its room`);
     }

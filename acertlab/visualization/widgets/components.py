@@ -151,6 +151,6 @@ def labelled(text: str, control: Any, told: Callable[[Any], str] | None = None) 
 
 def side_by_side(*widgets: ipw.Widget, least: int = 400) -> ipw.Box:
     """In a row where there is room for so many pixels each, else below each other."""
-    flex = {"flex": f"1 1 {least}px", "min_width": "min(280px, 100%)", "overflow": "hidden"}
+    flex = {"flex": f"1 1 {least}px", "min_width": f"min({least}px, 100%)", "overflow": "hidden"}
     columns = [ipw.VBox([widget], layout=ipw.Layout(**flex)) for widget in widgets]
     return ipw.Box(columns, layout=ipw.Layout(display="flex", flex_flow="row wrap", width="100%"))

@@ -162,10 +162,7 @@ def _picked_curve(points: Tradeoff, view: View) -> dict:
 
 def _picked_radii(points: Tradeoff, view: View) -> dict:
     radii = np.concatenate(points.points[view.picked].radii)
-    spec = histogram_spec(radii, view.eps_max, eps=view.at, height=205)
-    for trace in spec["data"]:
-        trace["name"] = trace["name"].replace(" (misclassified)", "")  # two of them fit beside each other
-    return _narrow(spec, legend_rows=2)
+    return _narrow(histogram_spec(radii, view.eps_max, eps=view.at, height=205), legend_rows=2)
 
 
 def _pair_curves(points: Tradeoff, view: View) -> dict:
