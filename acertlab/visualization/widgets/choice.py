@@ -51,10 +51,10 @@ def load_beside_shipped(root: str | Path) -> pd.DataFrame:
     return runs
 
 
-def options(runs: pd.DataFrame, dataset: str, eps_max: float) -> list[str]:
-    """What `Choice.origin` may be; "both" first, which says most."""
-    of = runs.loc[(runs.dataset == dataset) & np.isclose(runs.eps_max, eps_max)]
-    there = set(of.origin) if "origin" in of else {"mine"}
+def options(runs: pd.DataFrame, dataset: str, eps_max: float | None) -> list[str]:
+    """What `Choice.origin` may be; "both" first, which says most; nothing where there are no such runs."""
+    of = runs.loc[(runs.dataset == dataset) & np.isclose(runs.eps_max, np.nan if eps_max is None else eps_max)]
+    there = set(of.origin) if "origin" in of else {"mine"} if len(of) else set()
     return [name for name in ORIGINS if name in there or len(there) > 1]
 
 

@@ -66,7 +66,7 @@ def pareto_explorer(
 
     def look(_change: object) -> None:
         at = Choice(*(pickers[name].value for name in PICKERS))  # pyright: ignore[reportArgumentType]
-        if None in (at.dataset, at.eps_max, at.origin):  # in the middle of a change
+        if at.origin not in options(runs, at.dataset, at.eps_max):  # in the middle of a change
             return
         try:
             if at not in shown:
@@ -95,8 +95,7 @@ def _pickers(runs: pd.DataFrame, choice: Choice) -> dict[str, ipw.Dropdown]:
         eps_max.options = [(eps_words(eps)(eps), eps) for eps in there]
 
     def offer_origins(_change: object) -> None:
-        if eps_max.value is not None:
-            origin.options = [(ORIGINS[name], name) for name in options(runs, str(dataset.value), eps_max.value)]
+        origin.options = [(ORIGINS[name], name) for name in options(runs, str(dataset.value), eps_max.value)]
 
     offer_eps(None)
     eps_max.value = choice.eps_max

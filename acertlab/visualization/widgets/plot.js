@@ -1,9 +1,7 @@
 // Draws `spec`, a plotly figure, as wide as its room, and tells which point was clicked. One plotly.js does for a page:
-// JupyterLab's own, once it has shown any figure; else the kernel is asked for it.
-let source;
-
+// JupyterLab's own, once it has shown any figure; else the kernel is asked for it, once.
 function plotly(model) {
-    source ??= new Promise(resolve => {
+    globalThis.acertlabPlotly ??= new Promise(resolve => {
         const look = waited => window.Plotly ? resolve(window.Plotly) :
             (waited === 5 && model.send("plotly"), setTimeout(look, 100, waited + 1));
         model.on("msg:custom", async (_, [compressed]) => {
@@ -13,7 +11,7 @@ function plotly(model) {
         });
         look(0);
     });
-    return source;
+    return globalThis.acertlabPlotly;
 }
 
 function render({ model, el }) {
