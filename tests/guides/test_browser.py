@@ -32,7 +32,7 @@ from acertlab.analysis import tradeoff
 from acertlab.data.run import load_run
 from acertlab.data.run_table import load_radii, load_runs
 from acertlab.visualization import widgets
-from tests.helpers.browser import CHROMIUM, EMPTY_SCRIPT, SETTINGS, WAIT, Opened, Shown, answers, until
+from tests.helpers.browser import CHROMIUM, EMPTY_SCRIPT, FAULTS, SETTINGS, WAIT, Opened, Shown, answers, until
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -232,6 +232,10 @@ def the_shipped_runs(lab: Shown) -> None:
     lab.in_view(800)
     for theme, width in LOOKS:
         lab.look(theme, width)
+    for name in TABS:  # in the narrow window
+        lab.open_tab(name)
+        lab.page.wait_for_timeout(500)
+        assert lab.page.evaluate(FAULTS) == [], name
 
 
 def test_the_radius_explorer(opened: Callable[[str, str], Shown], folder: Path) -> None:

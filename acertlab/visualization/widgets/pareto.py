@@ -149,7 +149,7 @@ def _curves(points: Tradeoff, view: View) -> dict:
     shares = {name: mix.certified(grid) for name, mix in mixes.items()}
     methods = {name: mix.method for name, mix in mixes.items()}
     spec = shares_spec(grid, shares, methods=methods, eps=view.at, height=HEIGHT)
-    return _narrow(spec, legend_rows=2)
+    return _narrow(spec, legend_rows=4)
 
 
 def _picked_curve(points: Tradeoff, view: View) -> dict:
@@ -175,7 +175,7 @@ def _pair_curves(points: Tradeoff, view: View) -> dict:
         methods[name] = method
     title = f"Certified accuracy at a standard accuracy of {100 * view.accuracy:.4g} %"
     return _narrow(
-        shares_spec(grid, shares, methods=methods, eps=view.at, title=title, height=HEIGHT - 40), legend_rows=2
+        shares_spec(grid, shares, methods=methods, eps=view.at, title=title, height=HEIGHT - 40), legend_rows=3
     )
 
 
