@@ -17,11 +17,16 @@ SMALL: dict[str, dict[str, Any]] = {  # parameters with which each notebook take
     "00_start_here": {"epochs": 2, "images": 20},
     "01_certified_radius": {"epochs": 4},
     "02_training": {"budget": "smoke"},
+    "03_pareto": {},
     "04_ablations": {"budget": "smoke", "seeds": 1, "iterations": "2"},
     "05_reproduction": {"images": 100},
     "06_beyond_ibp": {},
 }
-ONLY = {"00_start_here": ("00-02", "00-04"), "06_beyond_ibp": ("06-02", "06-27")}  # cells that exercises build on
+ONLY = {  # cells that exercises build on
+    "00_start_here": ("00-02", "00-04"),
+    "03_pareto": ("03-02",),
+    "06_beyond_ibp": ("06-02", "06-27"),
+}
 WRONG: dict[str, tuple[tuple[str, str], ...]] = {  # of each exercise: wrong answers, and words of what they are told
     "00-e1": (
         ("smallest, largest = -5, 11", "blacker than black"),
@@ -87,6 +92,25 @@ WRONG: dict[str, tuple[tuple[str, str], ...]] = {  # of each exercise: wrong ans
                 return grads[0] / grads[1][:, None, None, None]""",
             "but for its sign",
         ),
+    ),
+    "03-e1": (
+        ("def on_front(acc, acr): return [a == acc.max() for a in acc]", "Acc 0.8 and ACR 0.3 is on the front"),
+        (
+            """def on_front(acc, acr):
+                return [((acc >= a) & (acr >= r)).sum() == 1 for a, r in zip(acc, acr)]""",
+            "its twin does not dominate it",
+        ),
+        ("def on_front(acc, acr): return [True]", "1 values for 6 networks"),
+    ),
+    "03-e2": (
+        ("def acr_at(accuracy, first, second): return (first[1] + second[1]) / 2", "at accuracy 0.6"),
+        ("def acr_at(a, f, s): return f[1] if a - f[0] < s[0] - a else s[1]", "at accuracy 0.65"),
+    ),
+    "03-e3": (
+        ("mean, standard_error, half = 1.2, 0.024, 0.1", "the mean is 1.2"),
+        ("mean, standard_error, half = ratios.mean(), ratios.std() / 3**0.5, 0.1", "ddof=0"),
+        ("mean, standard_error, half = ratios.mean(), ratios.std(ddof=1), 0.1", "the spread of the seeds"),
+        ("mean, standard_error, half = ratios.mean(), ratios.std(ddof=1) / 3**0.5, 1.96 * 0.02406", "4.303"),
     ),
     "04-e1": (
         ("def next_eps(z, e0, f0, e1, f1): return e1 - f1 * (e1 - e0) / (f1 - f0)", "without logarithms"),

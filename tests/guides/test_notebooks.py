@@ -14,14 +14,6 @@ TAGS = {"parameters", "hide-input", "skip-execution", "nbval-skip", "lesson"}  #
 PARTS = {"exercise": "", "attempt": "a", "check": "c", "solution": "s"}  # tag: what follows the exercise's id
 
 
-LATER = "03_pareto"  # gets its exercises when its explorer is done
-
-
-@pytest.fixture(params=[p for p in NOTEBOOKS if p.stem != LATER], ids=lambda path: path.stem)
-def lesson(request: pytest.FixtureRequest) -> nbformat.NotebookNode:
-    return nbformat.read(request.param, as_version=4)
-
-
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def notebook(request: pytest.FixtureRequest) -> nbformat.NotebookNode:
     return nbformat.read(request.param, as_version=4)
@@ -62,29 +54,29 @@ def test_live_cells_are_skipped_headlessly(notebook: nbformat.NotebookNode) -> N
         assert live == ("skip-execution" in tags(cell))
 
 
-def test_the_reader_is_told_what_for_how_long_and_where_in_the_paper(lesson: nbformat.NotebookNode) -> None:
-    head, *rest = [cell.source for cell in lesson.cells if cell.cell_type == "markdown"]
+def test_the_reader_is_told_what_for_how_long_and_where_in_the_paper(notebook: nbformat.NotebookNode) -> None:
+    head, *rest = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     for line in ("- **Goals:** ", "- **Time:** ", "- **Before:** ", "- **Paper:** ["):
         assert line in head
     assert "https://arxiv.org/abs/2307.13078" in head
     assert sum(source.startswith("## Summary") or "\n## Summary" in source for source in rest) == 1
 
 
-def test_what_one_predicts_has_a_folded_answer(lesson: nbformat.NotebookNode) -> None:
-    asked = [i for i, cell in enumerate(lesson.cells[1:], 1) if "**Predict" in cell.source]
+def test_what_one_predicts_has_a_folded_answer(notebook: nbformat.NotebookNode) -> None:
+    asked = [i for i, cell in enumerate(notebook.cells[1:], 1) if "**Predict" in cell.source]
     assert asked
     for i in asked:
-        answer = lesson.cells[i + 1]
+        answer = notebook.cells[i + 1]
         assert tags(answer) == {"solution"} and answer.source.startswith("<details><summary>Answer</summary>")
 
 
-def test_an_exercise_is_a_task_an_attempt_a_check_and_a_solution(lesson: nbformat.NotebookNode) -> None:
-    ids = [cell.id for cell in lesson.cells]
-    exercises = [cell.id for cell in lesson.cells if "exercise" in tags(cell)]
+def test_an_exercise_is_a_task_an_attempt_a_check_and_a_solution(notebook: nbformat.NotebookNode) -> None:
+    ids = [cell.id for cell in notebook.cells]
+    exercises = [cell.id for cell in notebook.cells if "exercise" in tags(cell)]
     assert 3 <= len(exercises) <= 5
     for exercise in exercises:
         start = ids.index(exercise)
-        task, attempt, check, solution = cells = lesson.cells[start : start + 4]
+        task, attempt, check, solution = cells = notebook.cells[start : start + 4]
         for cell, (tag, ending) in zip(cells, PARTS.items(), strict=True):
             assert cell.id == exercise + ending and tag in tags(cell)
         assert task.source.startswith("### ") and "<details><summary>Hint</summary>" in task.source
@@ -92,8 +84,8 @@ def test_an_exercise_is_a_task_an_attempt_a_check_and_a_solution(lesson: nbforma
         assert solution.source.startswith("<details><summary>Solution</summary>")
 
 
-def test_tags_are_known_and_hidden_is_hidden_everywhere(lesson: nbformat.NotebookNode) -> None:
-    for cell in lesson.cells:
+def test_tags_are_known_and_hidden_is_hidden_everywhere(notebook: nbformat.NotebookNode) -> None:
+    for cell in notebook.cells:
         assert tags(cell) <= TAGS | set(PARTS)
         assert ("hide-input" in tags(cell)) == cell.metadata.get("jupyter", {}).get("source_hidden", False)
 
