@@ -11,11 +11,13 @@ __version__ = version("acertlab")
 
 _NAMES = {  # the public names, each loaded when it is first asked for: torch and plotly take seconds
     "Box": "bounds.box",
+    "Domain": "bounds.box",
     "freeze": "bounds.ibp",
     "propagate": "bounds.ibp",
     "certified_margin": "bounds.margin",
     "clean_margin": "bounds.margin",
     "Normalize": "bounds.rules.affine",
+    "select_output": "bounds.graph.output",
     "rule": "bounds.rules.dispatch",
     "ibp_init_": "models.initialisation",
     "load_onnx": "models.onnx",

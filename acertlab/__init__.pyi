@@ -3,7 +3,8 @@
 from acertlab import models as models, sweep as sweep, visualization
 from acertlab.analysis.fronts import Analysis as Analysis, analyse as analyse
 from acertlab.bounds import ibp, rules as rules, sound as sound
-from acertlab.bounds.box import Box as Box
+from acertlab.bounds.box import Box as Box, Domain as Domain
+from acertlab.bounds.graph.output import select_output as select_output
 from acertlab.bounds.ibp import freeze as freeze, propagate as propagate
 from acertlab.bounds.margin import certified_margin as certified_margin, clean_margin as clean_margin
 from acertlab.bounds.rules.affine import Normalize as Normalize

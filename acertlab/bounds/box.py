@@ -1,12 +1,135 @@
 """Boxes: all inputs between a lower and an upper end, elementwise; those around a sample are its l_inf ball."""
 
-from dataclasses import dataclass
+import hashlib
+import math
+from dataclasses import dataclass, field
 from numbers import Real
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-Domain = tuple[float, float] | None
+TOLD = 64  # numbers of an end or a scale that a report holds one by one
+
+
+class Ends(NamedTuple):
+    """A `Domain` for inputs of one dtype and device."""
+
+    low: Any  # a number, or a tensor that broadcasts to a sample; None: no end
+    high: Any
+    scale: Tensor | None  # None: 1
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Which inputs are valid, and how far each of their numbers may move: the ball is x +- eps * eps_scale, cut to it.
+
+    Args:
+        low, high: the ends, low <= high: numbers, or arrays that broadcast to one sample, such as one number a feature;
+            None or infinity: no end.
+        eps_scale: how far a number may move for each unit of eps, >= 0, likewise; where it is 0 a number is held fixed.
+
+    Raises:
+        ValueError: NaN, negative scales, or an end beyond the other.
+    """
+
+    low: Any = 0.0
+    high: Any = 1.0
+    eps_scale: Any = 1.0
+    _ends: dict[tuple[torch.dtype, torch.device], Ends] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, missing in (("low", -math.inf), ("high", math.inf), ("eps_scale", 1.0)):
+            object.__setattr__(self, name, _numbers(name, missing if (v := getattr(self, name)) is None else v))
+        if not ((scale := torch.as_tensor(self.eps_scale)) >= 0).all() or scale.isinf().any():
+            raise ValueError(f"eps_scale: {_first(scale, ~(scale >= 0) | scale.isinf())} is not a finite number >= 0")
+        low, high = (torch.as_tensor(end, dtype=torch.float64) for end in (self.low, self.high))
+        try:
+            wrong = ~(low <= high)
+        except RuntimeError as error:
+            raise ValueError(f"high: shape {tuple(high.shape)} does not go with low's {tuple(low.shape)}") from error
+        if wrong.any():
+            low, high = low.expand_as(wrong), high.expand_as(wrong)
+            raise ValueError(f"low: {_first(low, wrong)} is not <= high, {_first(high, wrong)}")
+
+    @classmethod
+    def of(cls, given: "DomainLike") -> "Domain":
+        """What stands for a domain: one, two numbers in order, or None."""
+        if isinstance(given, Domain):
+            return given
+        pair = isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(end, Real) for end in given)
+        if given is not None and not (pair and given[0] < given[1]):
+            raise ValueError(
+                f"domain: {given!r} is not (low, high) with low < high, nor None; acertlab.Domain takes arrays as ends"
+            )
+        return cls(None, None) if given is None else cls(*map(float, given))
+
+    @property
+    def width(self) -> float:
+        """The eps from which on every ball is all of it, wherever its centre; infinite where there is none."""
+        low, high, scale = (
+            torch.as_tensor(part, dtype=torch.float64) for part in (self.low, self.high, self.eps_scale)
+        )
+        widths = torch.where(scale > 0, (high - low) / scale, 0.0).max().item()
+        return widths or math.inf
+
+    def ends(self, x: Tensor) -> Ends:
+        """In the dtype and on the device of ``x``."""
+        key = x.dtype, x.device
+        if key not in self._ends:
+            low, high = (
+                end if isinstance(end, Tensor) else None if math.isinf(end) else end for end in (self.low, self.high)
+            )
+            scale = None if isinstance(self.eps_scale, float) and self.eps_scale == 1 else self.eps_scale
+            scale = None if scale is None else torch.as_tensor(scale)
+            self._ends[key] = Ends(*(end.to(x) if isinstance(end, Tensor) else end for end in (low, high, scale)))
+        return self._ends[key]
+
+    def holding(self, x: Tensor) -> "Domain":
+        """With ends no narrower than their rounding to the dtype of ``x``, by which its numbers were judged."""
+        if x.dtype == torch.float64:
+            return self
+        low, high = (torch.as_tensor(end, dtype=torch.float64) for end in (self.low, self.high))
+        low, high = torch.minimum(low, low.to(x.dtype).double()), torch.maximum(high, high.to(x.dtype).double())
+        return Domain(low, high, self.eps_scale)
+
+    def plain(self) -> Any:
+        """(low, high), or by name where there is more to tell, as JSON has it: numbers, lists, of long ones a hash."""
+        if all(isinstance(part, float) for part in (self.low, self.high, self.eps_scale)) and self.eps_scale == 1:
+            return (self.low, self.high) if math.isfinite(self.low) or math.isfinite(self.high) else None
+        parts = {"low": self.low, "high": self.high, "eps_scale": self.eps_scale}
+        return {name: _told(part) if isinstance(part, Tensor) else part for name, part in parts.items()}
+
+
+def _told(part: Tensor) -> Any:
+    digest = hashlib.sha256(part.contiguous().numpy().data).hexdigest()
+    return part.tolist() if part.numel() <= TOLD else f"{tuple(part.shape)} sha256 {digest}"
+
+
+DomainLike = Domain | tuple[float, float] | None
+
+
+def _numbers(name: str, value: ArrayLike | Tensor) -> float | Tensor:
+    """A number as float, an array as tensor in float64, on the CPU."""
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if array.dtype.kind not in "fiu":
+            raise TypeError
+        found = torch.from_numpy(array.astype(np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: must be a number or an array of real numbers, not {value!r}") from error
+    if found.isnan().any():
+        raise ValueError(f"{name}: holds NaN")
+    return found if found.dim() else found.item()
+
+
+def _first(values: Tensor, where: Tensor) -> str:
+    index = where.nonzero()[0].tolist()
+    return f"{values[tuple(index)].item():.6g}" + (
+        f" at {index[0] if len(index) == 1 else tuple(index)}" if index else ""
+    )
 
 
 @dataclass(frozen=True)
@@ -47,13 +170,13 @@ class Box:
         return (self.upper - self.lower).mul_(0.5)
 
     @classmethod
-    def around(cls, x: Tensor, eps: float | Tensor, domain: Domain = (0.0, 1.0)) -> "Box":
+    def around(cls, x: Tensor, eps: float | Tensor, domain: DomainLike = (0.0, 1.0)) -> "Box":
         """Eq. (1): the l_inf ball around ``x``, cut to the domain.
 
         Args:
             x: (B, ...) inputs, in pixel units, inside ``domain``.
             eps: radius in pixel units, >= 0; a float, or a (B,) tensor with one radius a sample.
-            domain: (low, high) of valid pixels, or None for the uncut ball of Theorem A.2.
+            domain: (low, high) of valid pixels, None for the uncut ball of Theorem A.2, or a `Domain`.
 
         Raises:
             ValueError: NaN in ``x`` or ``eps``, ``x`` outside the domain, ``eps`` negative or of the wrong shape.
@@ -62,7 +185,7 @@ class Box:
         return ball(x, check_eps(eps, x), domain)
 
 
-def check_input(x: Tensor, domain: Domain) -> None:
+def check_input(x: Tensor, domain: DomainLike) -> None:
     """Refuses inputs that cannot be the centre of a box: not floating, NaN, or outside the domain."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         what = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -70,19 +193,29 @@ def check_input(x: Tensor, domain: Domain) -> None:
     low, high = x.detach().aminmax() if x.numel() else (x.new_zeros(()), x.new_zeros(()))  # no copy: x may be large
     if not (low.isfinite() and high.isfinite()):
         raise ValueError(f"x: holds {int((~torch.isfinite(x)).sum())} NaN or infinite values; all must be finite")
-    check_domain(domain)
-    if domain is not None and x.numel() and (low < domain[0] or high > domain[1]):
+    ends = Domain.of(domain).ends(x)
+    for name, part in ends._asdict().items():
+        if isinstance(part, Tensor) and not _broadcasts(part.shape, x.shape[1:]):
+            name = "eps_scale" if name == "scale" else name
+            raise ValueError(
+                f"domain: {name} of shape {tuple(part.shape)} does not broadcast to one sample, {tuple(x.shape[1:])}"
+            )
+    if not x.numel():
+        return
+    if isinstance(ends.low, Tensor) or isinstance(ends.high, Tensor):
+        outside = x < (-math.inf if ends.low is None else ends.low)
+        outside |= x > (math.inf if ends.high is None else ends.high)
+        if outside.any():
+            raise ValueError(f"x: {_first(x, outside)} lies outside the domain; give inputs in it, or another domain")
+    elif (ends.low is not None and low < ends.low) or (ends.high is not None and high > ends.high):
         raise ValueError(
-            f"x: values from {low:.4g} to {high:.4g} lie outside the domain {tuple(domain)}; give pixels in "
-            "that range (normalisation belongs into the model, see acertlab.models.Normalize), or another domain"
+            f"x: values from {low:.4g} to {high:.4g} lie outside the domain {Domain.of(domain).plain()}; give pixels "
+            "in that range (normalisation belongs into the model, see acertlab.models.Normalize), or another domain"
         )
 
 
-def check_domain(domain: Domain) -> None:
-    """Refuses what is neither None nor two numbers in order."""
-    pair = isinstance(domain, (tuple, list)) and len(domain) == 2 and all(isinstance(end, Real) for end in domain)
-    if domain is not None and not (pair and domain[0] < domain[1]):
-        raise ValueError(f"domain: {domain!r} is not (low, high) with low < high, nor None")
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
 
 
 def check_eps(eps: float | Tensor, x: Tensor) -> float | Tensor:
@@ -102,9 +235,17 @@ def check_eps(eps: float | Tensor, x: Tensor) -> float | Tensor:
     return values if isinstance(eps, Tensor) else float(eps)
 
 
-def ball(x: Tensor, eps: float | Tensor, domain: Domain = (0.0, 1.0)) -> Box:
+def ball(x: Tensor, eps: float | Tensor, domain: DomainLike = (0.0, 1.0)) -> Box:
     """`Box.around` without its checks, for hot paths."""
     if isinstance(eps, Tensor) and eps.dim() == 1:
         eps = eps.view(-1, *[1] * (x.dim() - 1))
-    lower, upper = x - eps, x + eps
-    return Box(lower, upper) if domain is None else Box(lower.clamp(min=domain[0]), upper.clamp(max=domain[1]))
+    low, high, scale = domain.ends(x) if isinstance(domain, Domain) else Ends(*(domain or (None, None)), None)
+    reach = eps if scale is None else _rounded_up(eps * scale)
+    lower, upper = x - reach, x + reach
+    return Box(lower if low is None else lower.clamp(min=low), upper if high is None else upper.clamp(max=high))
+
+
+def _rounded_up(product: Tensor) -> Tensor:
+    """A product >= 0, no less than in exact arithmetic, and 0 where it is; differentiable."""
+    at = product.detach()
+    return product + torch.where(at > 0, at.nextafter(torch.full_like(at, torch.inf)) - at, 0.0)

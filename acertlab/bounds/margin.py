@@ -7,7 +7,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from acertlab.bounds.box import Box, Domain, ball, check_eps
+from acertlab.bounds.box import Box, Domain, DomainLike, ball, check_eps
 from acertlab.bounds.checks import allowed_gap, check_samples, full_precision, weight_of
 from acertlab.bounds.crown.auto_lirpa import AutoLirpaNetwork
 from acertlab.bounds.graph.comparison import ROWS, check_chunk, check_operators, points
@@ -30,7 +30,7 @@ SAMPLES = 2  # on which each prepared network is tried; the graph itself is comp
 _compared: WeakSet[Graph] = WeakSet()  # operator by operator; a changed model has another graph
 
 
-def captured(model: nn.Module, x: Tensor, domain: Domain, eps: float) -> Graph:
+def captured(model: nn.Module, x: Tensor, domain: DomainLike, eps: float) -> Graph:
     """The graph of what ``model`` computes, a new one compared with it operator by operator on points of some boxes.
 
     What it then computes is compared by `check_chunk`, for every chunk of samples.
@@ -106,7 +106,7 @@ def worst_margin(margins: Tensor, y: Tensor) -> Tensor:
 
 
 def margin_at(
-    network: Network, x: Tensor, y: Tensor, eps: float | Tensor, *, merged: bool = True, domain: Domain = (0.0, 1.0)
+    network: Network, x: Tensor, y: Tensor, eps: float | Tensor, *, merged: bool = True, domain: DomainLike = (0.0, 1.0)
 ) -> Tensor:
     """`certified_margin` on a prepared network, without checks: what the search evaluates."""
     n = len(x)
@@ -123,7 +123,7 @@ def certified_margin(
     *,
     bound: str = "ibp",
     merged: bool = True,
-    domain: Domain = (0.0, 1.0),
+    domain: DomainLike = (0.0, 1.0),
     sound: Sound = False,
 ) -> Tensor:
     """Eq. (3): an upper bound of max_{i != y} f_i(x') - f_y(x') over the l_inf ball of radius eps.
@@ -136,7 +136,8 @@ def certified_margin(
         bound: "ibp"; or "crown-ibp", "crown", "alpha-crown" through auto_LiRPA: dearer and mostly tighter. Each is the
             least of its own and all cheaper bounds, so it is never looser than they are.
         merged: fold the difference of logits into the last linear layer (never looser); False: Eq. (3) as written.
-        domain: (low, high) of valid pixels, to which the ball is cut; None: not cut (Theorem A.2).
+        domain: (low, high) of valid pixels, to which the ball is cut; None: not cut (Theorem A.2); an `acertlab.Domain`
+            has ends and an eps for each number.
         sound: also bound every rounding error (bound="ibp" only). True: the margin, in float64, holds for the network
             evaluated in exact arithmetic; "float32": for its evaluation in float32 in any order of summation. See
             `acertlab.sound`.
@@ -148,8 +149,9 @@ def certified_margin(
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
     """
     check_bound(bound, sound)
-    check_samples(model, x, y, domain)
-    x = x.double() if sound else x
+    model, x, y = check_samples(model, x, y, domain)
+    if sound:
+        x, domain = x.double(), Domain.of(domain).holding(x)
     eps = check_eps(eps, x)
     with full_precision(x.device):
         inputs, reach = x.to(weight_of(model, x).dtype), float(torch.as_tensor(eps).detach().max()) if len(x) else 0.0

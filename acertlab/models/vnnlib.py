@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from acertlab._validation import Within, check
-from acertlab.bounds.box import Box, Domain, ball, check_eps
+from acertlab.bounds.box import Box, Domain, DomainLike, ball, check_eps
 from acertlab.bounds.checks import check_samples
 from acertlab.models.onnx import write_onnx
 
@@ -21,7 +21,7 @@ def export_vnnlib(
     radius: float | Tensor,
     folder: str | Path,
     *,
-    domain: Domain = (0.0, 1.0),
+    domain: DomainLike = (0.0, 1.0),
     timeout: float = 100.0,
 ) -> Path:
     """The network and one property a sample, "some x' within the radius is not classified as y", as files.
@@ -47,14 +47,14 @@ def export_vnnlib(
 
     Source: https://www.vnnlib.org (VNN-LIB 1.0), https://github.com/VNN-COMP (instances.csv).
     """
-    check_samples(model, x, y, domain)
+    model, x, y = check_samples(model, x, y, domain)
     x, timeout = x.detach(), check("timeout", timeout, Within(0, open_low=True))
     check_eps(radius, x)
     radii = torch.as_tensor(radius, dtype=torch.float64, device=x.device).expand(len(x))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     classes = write_onnx(model, x[:1] if len(x) else x.new_zeros(1, *x.shape[1:]), folder / "model.onnx").shape[1]
-    boxes = ball(x.double(), radii, domain)
+    boxes = ball(x.double(), radii, Domain.of(domain).holding(x))
     rows = []
     for i, label in enumerate(y.tolist()):
         name = f"sample_{i:04d}.vnnlib"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acertlab._memory import in_chunks
 from acertlab._validation import Within, check
-from acertlab.bounds.box import Domain, ball, check_eps
+from acertlab.bounds.box import Box, Domain, DomainLike, ball, check_eps
 from acertlab.bounds.checks import check_samples, full_precision
 from acertlab.bounds.margin import clean_logits, clean_margin
 from acertlab.radius.rootfind.brent import brentq
@@ -43,9 +43,11 @@ class AttackResult:
     margin: Tensor
     evaluations: Tensor
 
-    def with_witnesses(self, x: Tensor, index: Tensor, point: Tensor, margin: Tensor, spent: int) -> "AttackResult":
+    def with_witnesses(
+        self, x: Tensor, index: Tensor, point: Tensor, margin: Tensor, spent: int, domain: DomainLike
+    ) -> "AttackResult":
         """Also with points for the samples ``index`` of x, where they are closer; each took ``spent`` passes."""
-        away = distance(point, x[index].detach())
+        away = distance(point, x[index].detach(), domain)
         closer = (margin >= 0) & (away < self.radius[index])
         at = (index[closer],)
         return AttackResult(
@@ -65,7 +67,7 @@ def pgd(
     steps: int = 40,
     restarts: int = 3,
     step_size: float = 1.0,
-    domain: Domain = (0.0, 1.0),
+    domain: DomainLike = (0.0, 1.0),
     seed: int = 0,
     start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -97,7 +99,7 @@ def pgd(
     Source: Madry et al. 2018.
     """
     check_budget(steps=steps, restarts=restarts, step_size=step_size, seed=seed)
-    check_samples(model, x, y, domain)
+    model, x, y = check_samples(model, x, y, domain)
     eps = torch.as_tensor(check_eps(eps, x), dtype=x.dtype, device=x.device).expand(len(x))
     if start is not None and (not isinstance(start, Tensor) or start.shape != x.shape or start.dtype != x.dtype):
         raise ValueError(f"start: must be a tensor like x, of shape {tuple(x.shape)} and {x.dtype}")
@@ -106,7 +108,8 @@ def pgd(
         logits = clean_logits(model, x)
         best, margin = x.clone(), clean_margin(logits, y)
         generator = torch.Generator().manual_seed(seed)
-        starts = [x + eps.view(-1, *[1] * (x.dim() - 1)) * _noise(x, generator, restart) for restart in range(restarts)]
+        reach = _reach(x, eps, domain)
+        starts = [x + reach * _noise(x, generator, restart) for restart in range(restarts)]
         runs = list(zip(starts, _targets(logits, y, restarts), strict=True))
         runs += [] if start is None else [(start.detach().clone(), torch.full_like(y, ANY_CLASS))]
         for begin, target in runs:
@@ -125,7 +128,7 @@ def adversarial_accuracy(
     steps: int = 40,
     restarts: int = 3,
     step_size: float = 1.0,
-    domain: Domain = (0.0, 1.0),
+    domain: DomainLike = (0.0, 1.0),
     seed: int = 0,
     batch_size: int = 256,
     progress: bool = False,
@@ -139,7 +142,7 @@ def adversarial_accuracy(
         progress: show a progress bar over the samples.
     """
     check_budget(batch_size=batch_size)
-    check_samples(model, x, y, domain)
+    model, x, y = check_samples(model, x, y, domain)
     radius = torch.as_tensor(check_eps(eps, x), dtype=x.dtype, device=x.device).expand(len(x))
     if not len(x):
         raise ValueError("x: holds no samples, of which a share could be taken")
@@ -160,7 +163,7 @@ def attacked_radius(
     steps: int = 6,
     restarts: int = 4,
     step_size: float = 1.0,
-    domain: Domain = (0.0, 1.0),
+    domain: DomainLike = (0.0, 1.0),
     xtol: float = 1e-6,
     rtol: float = 1e-3,
     seed: int = 0,
@@ -189,10 +192,10 @@ def attacked_radius(
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
     """
     check_budget(steps=steps, restarts=restarts, step_size=step_size, seed=seed, batch_size=batch_size)
-    eps_max = checked_limit(eps_max)
+    eps_max = checked_limit(eps_max, domain)
     for name, value in (("xtol", xtol), ("rtol", rtol)):
         check(name, value, Within(0, open_low=True))
-    check_samples(model, x, y, domain)
+    model, x, y = check_samples(model, x, y, domain)
     generator = torch.Generator().manual_seed(seed)
     ascent = _Ascent(model, domain, steps, step_size)
 
@@ -211,14 +214,14 @@ class _Ascent:
     """Sign-gradient ascent with shrinking steps."""
 
     model: nn.Module
-    domain: Domain
+    domain: DomainLike
     steps: int
     step_size: float
 
     def __call__(self, x: Tensor, y: Tensor, eps: Tensor, start: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The best of steps + 1 points, and its margin: (B, ...), (B,); ``eps`` and ``target`` are (B,)."""
         lower, upper = _inner_ball(x, eps, self.domain)
-        size = (eps * self.step_size).view(-1, *[1] * (x.dim() - 1))
+        size = _reach(x, eps * self.step_size, self.domain)
         shrink = LAST_STEP ** (1 / max(1, self.steps - 1))
         point = best = start.clamp(lower, upper)
         margin, gradient = self._margin_and_gradient(point, y, target)
@@ -294,17 +297,19 @@ class _Search:
         shape = (-1, *[1] * (x.dim() - 1))
         info = torch.finfo(x.dtype)
         length = direction.flatten(1).abs().amax(1).clamp(min=info.tiny)
-        start = x + direction / length.view(shape) * eps.view(shape)
+        start = x + direction / length.view(shape) * _reach(x, eps, self.ascent.domain)
         point, value = self.ascent(x, self.y[index], eps, start, target)
         hit = value >= 0
-        self.direction[index[hit]] = (point - x)[hit]  # else the last success is the better guide
+        self.direction[index[hit]] = _relative(point - x, self.ascent.domain)[
+            hit
+        ]  # else the last success is the better guide
         self.evaluations[index] += self.ascent.steps + 1
         self.keep(index, point, value, closer_only=True)
         value = torch.nan_to_num(value, nan=info.min / 4, posinf=info.max / 4, neginf=info.min / 4)
         return torch.where(value == 0, info.tiny, value)
 
     def keep(self, index: Tensor, point: Tensor, value: Tensor, *, closer_only: bool) -> None:
-        away = distance(point, self.x[index])
+        away = distance(point, self.x[index], self.ascent.domain)
         take = (value >= 0) & ((away < self.radius[index]) | (not closer_only))
         at = index[take]
         self.radius[at], self.witness[at], self.margin[at] = away[take], point[take], value[take]
@@ -348,17 +353,42 @@ def _targets(logits: Tensor, y: Tensor, restarts: int) -> list[Tensor]:
     return [torch.full_like(y, ANY_CLASS), *pushed]
 
 
-def _inner_ball(x: Tensor, eps: Tensor, domain: Domain) -> tuple[Tensor, Tensor]:
-    """Ends of the ball cut to the domain; one that rounding put further away than eps moves a unit back towards x."""
-    box = ball(x, eps, domain)
-    limit = eps.view(-1, *[1] * (x.dim() - 1))
+def _inner_ball(x: Tensor, eps: Tensor, domain: DomainLike) -> tuple[Tensor, Tensor]:
+    """Ends of the ball cut to the domain; one that rounding put further away than eps moves back towards x."""
+    box, limit = ball(x, eps, domain), eps.view(-1, *[1] * (x.dim() - 1))
+    if (scale := Domain.of(domain).ends(x).scale) is not None:  # no more than the product in exact arithmetic
+        limit = (limit.double() * scale.double()).nextafter(torch.zeros((), dtype=torch.float64, device=x.device))
+        limit = rounded(limit, x.dtype, -torch.inf)
+        box = Box(torch.maximum(box.lower, x - limit), torch.minimum(box.upper, x + limit))
     lower, upper = (torch.where(_difference(end, x) > limit, end.nextafter(x), end) for end in (box.lower, box.upper))
     return lower, upper
 
 
-def distance(point: Tensor, x: Tensor) -> Tensor:
-    """max |point - x|, (B,), never less than exact arithmetic has it."""
-    return _difference(point, x).flatten(1).amax(1)
+def _reach(x: Tensor, eps: Tensor, domain: DomainLike) -> Tensor:
+    """How far each number of x may move at eps, (B,)."""
+    scale, reach = Domain.of(domain).ends(x).scale, eps.view(-1, *[1] * (x.dim() - 1))
+    return reach if scale is None else reach * scale
+
+
+def _relative(change: Tensor, domain: DomainLike) -> Tensor:
+    """A change of x for each unit of eps; that of what is held fixed is 0."""
+    scale = Domain.of(domain).ends(change).scale
+    return change if scale is None else torch.where(scale > 0, change / scale, 0.0)
+
+
+def distance(point: Tensor, x: Tensor, domain: DomainLike = None) -> Tensor:
+    """The least eps whose ball holds ``point``, max |point - x| / eps_scale, (B,); never less than it is exactly."""
+    away, scale = _difference(point, x), Domain.of(domain).ends(x).scale
+    if scale is not None:
+        exact, scale = away.double(), scale.double()
+        quotient = exact / scale
+        if x.dtype == torch.float64:  # whose product with the scale would be rounded
+            away = quotient.nextafter(torch.full_like(quotient, torch.inf))
+        else:
+            away = rounded(quotient, x.dtype, torch.inf)
+            away = torch.where(away.double() * scale < exact, away.nextafter(torch.full_like(away, torch.inf)), away)
+        away = torch.where(exact == 0, 0.0, away)
+    return away.flatten(1).amax(1)
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:

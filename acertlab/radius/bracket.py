@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from acertlab._memory import in_chunks
-from acertlab.bounds.box import Domain
+from acertlab.bounds.box import DomainLike
+from acertlab.bounds.checks import check_samples
 from acertlab.bounds.margin import Sound
 from acertlab.radius.attack import AttackResult, attacked_radius, check_budget, pgd, rounded
 from acertlab.radius.certified import Chunks, find_radii
@@ -70,7 +71,7 @@ def radius_bracket(
     bound: str = "ibp",
     merged: bool = True,
     sound: Sound = False,
-    domain: Domain = (0.0, 1.0),
+    domain: DomainLike = (0.0, 1.0),
     steps: int = 6,
     restarts: int = 4,
     seed: int = 0,
@@ -98,6 +99,7 @@ def radius_bracket(
     """
     check_budget(steps=steps, restarts=restarts, seed=seed, batch_size=batch_size)
     settings = SearchSettings(bound, merged, domain, sound)
+    model, x, y = check_samples(model, x, y, domain)
     effort = {"steps": steps, "restarts": restarts, "seed": seed, "domain": domain}
     if bound == EXACT:
         from acertlab.radius.exact.radii import ExactSettings, exact_radii  # scipy's solver, when it is asked for
@@ -117,7 +119,7 @@ def radius_bracket(
     found = in_chunks(attack_there, len(rows), batch_size, desc="attacks at the certified radii", progress=progress)
     point, margin = (torch.cat(column) for column in zip(*found, strict=True))
     spent = 1 + (restarts + 1) * (steps + 1)
-    return RadiusBracket(certificate, attack.with_witnesses(x, rows, point, margin, spent))
+    return RadiusBracket(certificate, attack.with_witnesses(x, rows, point, margin, spent, domain))
 
 
 def exact_radius(
@@ -126,7 +128,7 @@ def exact_radius(
     y: Tensor,
     eps_max: float | str,
     *,
-    domain: Domain = (0.0, 1.0),
+    domain: DomainLike = (0.0, 1.0),
     time_limit: float = 60.0,
     gap: float = 1e-4,
     steps: int = 6,

@@ -12,7 +12,7 @@ import operator
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,14 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from acertlab._validation import Within, check
-from acertlab.bounds.box import Domain
-from acertlab.bounds.checks import full_precision
+from acertlab.bounds.box import DomainLike
+from acertlab.bounds.checks import full_precision, inputs_of, labels_of, weight_of
 from acertlab.bounds.graph.memory import graph_of
+from acertlab.bounds.graph.output import as_classifier
 from acertlab.bounds.margin import Sound
 from acertlab.data.datasets import to_float
 from acertlab.data.files import read_json, write_json, write_parquet, written_aside
@@ -43,10 +45,10 @@ Worst = tuple[pd.DataFrame, Tensor]  # rows, and their images
 PLAIN = (int, float, complex, str, bool, tuple, list, type(None))  # what prints the same in each process
 ELSEWHERE = "choose another run_dir, or resume=False to start anew there"
 ACCEPTED = (
-    "give batches (x, y) of two tensors, as a DataLoader or a list of pairs does (a Dataset goes into a DataLoader), "
-    "or be one pair of tensors (x, y)"
+    "give batches (x, y) of two tensors, as a DataLoader or a list of pairs does, be a Dataset of such pairs, or one "
+    "pair of tensors or arrays (x, y)"
 )
-PAIR_BATCH = 256  # samples a batch, where the data come as one pair of tensors
+PAIR_BATCH = 256  # samples a batch, where the data come as a Dataset or one pair of tensors
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def certify(
     *,
     bound: str = "ibp",
     merged: bool = True,
-    domain: Domain = (0.0, 1.0),
+    domain: DomainLike = (0.0, 1.0),
     sound: Sound = False,
     solver: str = "log-secant",
     xtol: float = 1e-8,
@@ -133,8 +135,9 @@ def certify(
 
     Args:
         model: in evaluation mode, (B, ...) -> (B, classes).
-        loader: batches (x, y), once through, as a DataLoader or a list gives them, or one pair of tensors: x (B, ...)
-            in pixel units or uint8 images, y (B,) integer labels. They are moved to the model's device.
+        loader: batches (x, y), once through, as a DataLoader or a list gives them, a Dataset, or one pair of tensors,
+            arrays or tables: x (B, ...) in pixel units or uint8 images, y (B,) integer labels. They are moved to the
+            model's device.
         eps_max: the perceptual limit in pixel units, > 0; "8/255" will do.
         bound, merged, domain, sound, solver, xtol, rtol, maxiter: as in `acertlab.certified_radius`.
         eps_grid: where to give the certified accuracy, in [0, eps_max]; None: at eleven points.
@@ -153,19 +156,22 @@ def certify(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
-    eps_max, worst = checked_limit(eps_max), check("worst", worst, Within(0, kind=int))
+    eps_max, worst = checked_limit(eps_max, domain), check("worst", worst, Within(0, kind=int))
     grid = [float(eps) for eps in (np.linspace(0, eps_max, 11) if eps_grid is None else eps_grid)]
     if not all(0 <= eps <= eps_max for eps in grid):
         raise ValueError(f"eps_grid: {grid} has values outside [0, eps_max = {eps_max}], where radii are searched")
     settings = SearchSettings(bound, merged, domain, sound, solver, xtol, rtol, maxiter)
-    asked = {"eps_max": eps_max, **asdict(settings), "model": "", "version": version("acertlab")}
+    asked = {"eps_max": eps_max, **settings.plain(), "model": "", "version": version("acertlab")}
     folder, parts, kept, place = None, [], None, 0
-    total = operator.length_hint(loader, 0) or None
-    for i, (x, y) in enumerate(tqdm(_batches(loader), "certify", _pairs(loader) or total, disable=not progress)):
+    if isinstance(loader, Dataset):
+        loader = DataLoader(loader, PAIR_BATCH)
+    total, like = operator.length_hint(loader, 0) or None, weight_of(model, torch.zeros(()))
+    for i, (x, y) in enumerate(tqdm(_batches(loader, like), "certify", _pairs(loader) or total, disable=not progress)):
         try:
             if not len(y):
                 continue
             if not parts:
+                model, _ = as_classifier(model, _on_device_of(model, x[:1]))
                 asked["model"] = fingerprint(model, x)
                 folder = None if run_dir is None else _Folder(Path(run_dir), asked, resume)
             path = folder.path_of(i, x, y) if folder else None
@@ -189,28 +195,35 @@ def certify(
 
 def _pairs(loader: Any) -> int | None:
     """How many batches one pair of tensors makes; None where the loader is not such a pair."""
-    pair = isinstance(loader, (tuple, list)) and len(loader) == 2 and all(isinstance(t, Tensor) for t in loader)
-    return -(-len(loader[0]) // PAIR_BATCH) if pair and loader[0].dim() else None
+    pair = _is_pair(loader) and loader[0].ndim
+    return -(-len(loader[0]) // PAIR_BATCH) if pair else None
 
 
-def _batches(loader: Iterable[Batch] | Batch) -> Iterator[Batch]:
-    """The loader's batches, each one a pair of tensors of the same length."""
+def _is_pair(batch: Any) -> bool:
+    two = isinstance(batch, (tuple, list)) and len(batch) == 2
+    return two and hasattr(batch[0], "__array__") and (isinstance(batch[1], list) or hasattr(batch[1], "__array__"))
+
+
+def _batches(loader: Iterable[Batch] | Batch, like: Tensor) -> Iterator[Batch]:
+    """The loader's batches, each one a pair of tensors of the same length, of arrays in the dtype of ``like``."""
     if _pairs(loader) is not None:
-        x, y = _check_batch(loader, 0)
+        x, y = _check_batch(loader, 0, like)
         yield from zip(x.split(PAIR_BATCH), y.split(PAIR_BATCH), strict=True)
         return
     if isinstance(loader, (str, bytes, dict, Tensor, nn.Module)) or not isinstance(loader, Iterable):
         raise TypeError(f"loader: must {ACCEPTED}; not {type(loader).__name__}")
     for i, batch in enumerate(loader):
-        yield _check_batch(batch, i)
+        yield _check_batch(batch, i, like)
 
 
-def _check_batch(batch: Any, i: int) -> Batch:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(t, Tensor) for t in batch):
+def _check_batch(batch: Any, i: int, like: Tensor) -> Batch:
+    if not _is_pair(batch):
         names = [type(part).__name__ for part in batch] if isinstance(batch, (tuple, list)) else []
         what = f"({', '.join(names)})" if names else type(batch).__name__
         raise TypeError(f"loader: its item {i} is {what}; it must {ACCEPTED}")
     x, y = batch
+    x = inputs_of(x, like, images=True)
+    y = labels_of(y, x.device)
     if x.dim() < 2 or y.dim() != 1 or len(x) != len(y):
         raise ValueError(
             f"loader: its batch {i} has shapes {tuple(x.shape)} and {tuple(y.shape)}, not (B, ...) and (B,)"

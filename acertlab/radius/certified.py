@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from acertlab._memory import in_chunks, largest_growth, memory_kept
 from acertlab._validation import check
-from acertlab.bounds.box import Domain
+from acertlab.bounds.box import Domain, DomainLike
 from acertlab.bounds.checks import check_dense, check_samples, full_precision
 from acertlab.bounds.graph.comparison import check_chunk
 from acertlab.bounds.graph.memory import graph_of
@@ -47,7 +47,7 @@ def certified_radius(
     *,
     bound: str = "ibp",
     merged: bool = True,
-    domain: Domain = (0.0, 1.0),
+    domain: DomainLike = (0.0, 1.0),
     solver: str = "log-secant",
     xtol: float = 1e-8,
     rtol: float = 1e-5,
@@ -104,6 +104,7 @@ def certified_radius(
         raise ValueError("differentiable: torch.inference_mode() admits no gradient; leave it, or use torch.no_grad()")
     result = find_radii(model, x, y, eps_max, settings, warm_start, Chunks(batch_size, memory, progress))
     if differentiable:
+        model, x, y = check_samples(model, x, y, settings.domain)
         return replace(result, radius=_attach_gradient(model, x, y.long(), result, settings))
     return result
 
@@ -123,8 +124,9 @@ def find_radii(
 
         exactly = ExactSettings(settings.domain, gap=settings.rtol, progress=chunks.progress)
         return exact_radii(model, x, y, eps_max, exactly)[0]
-    eps_max, sound = checked_limit(eps_max), settings.sound
-    check_samples(model, x, y, settings.domain)
+    eps_max, sound = checked_limit(eps_max, settings.domain), settings.sound
+    model, x, y = check_samples(model, x, y, settings.domain)
+    settings = replace(settings, domain=Domain.of(settings.domain).holding(x)) if sound else settings
     if warm_start is not None:
         _check_warm_start(warm_start, y)
 

@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from acertlab._validation import Within, check
+from acertlab.bounds.checks import inputs_of, labels_of, weight_of
+from acertlab.bounds.graph.output import as_classifier
 from acertlab.data.datasets import to_float
 from acertlab.radius.search import RadiusStatus
 
@@ -28,7 +30,8 @@ def accuracy(logits_or_model: ArrayLike | nn.Module, *data: ArrayLike, batch_siz
     the radius (Eq. 7: a margin of 0 has radius 0), and so is a NaN.
 
     Args:
-        logits_or_model: Logits (N, C), or a model in evaluation mode; x is moved to its device, batch by batch.
+        logits_or_model: Logits (N, C), or one a sample, (N, 1) or (N,), positive for class 1; or a model in
+            evaluation mode; x is moved to its device, batch by batch.
         data: y (N,) integer labels; for a model x, y, with x (N, ...) float in pixel units or uint8 images.
         batch_size: Samples in a forward pass.
 
@@ -37,14 +40,16 @@ def accuracy(logits_or_model: ArrayLike | nn.Module, *data: ArrayLike, batch_siz
     """
     if len(data) != 1 + isinstance(logits_or_model, nn.Module):
         raise TypeError(f"expected accuracy(logits, y) or accuracy(model, x, y), got {1 + len(data)} arguments")
-    y = _tensor(data[-1])
+    y = _tensor(labels_of(data[-1], torch.device("cpu")))
     if isinstance(logits_or_model, nn.Module):
-        x = _tensor(data[0])
+        x = inputs_of(data[0], weight_of(logits_or_model, torch.zeros(())), images=True)
         if len(x) != len(y):
             raise ValueError(f"x and y must hold as many samples, got {len(x)} and {len(y)}")
         logits = _logits(logits_or_model, x, batch_size)
     else:
         logits = _tensor(logits_or_model)
+        if logits.ndim and logits.shape[1:].numel() == 1:
+            logits = torch.stack([torch.zeros_like(logits.flatten()), logits.flatten()], 1)
     if logits.ndim != 2 or logits.shape[1] < 2 or y.shape != logits.shape[:1] or len(y) == 0:
         shapes = f"{tuple(logits.shape)} and {tuple(y.shape)}"
         raise ValueError(f"logits and y must have shapes (N, C) and (N,) with N >= 1 and C >= 2, got {shapes}")
@@ -173,6 +178,8 @@ def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     if len(x) == 0 or batch_size < 1:
         raise ValueError(f"there must be samples, and batch_size >= 1; got {len(x)} and {batch_size!r}")
     device = next((p.device for p in model.parameters()), x.device)
+    first = to_float(x[:1], device) if x.dtype == torch.uint8 else x[:1].to(device)
+    model, _ = as_classifier(model, first)
     batches = ((to_float(b, device) if b.dtype == torch.uint8 else b.to(device)) for b in x.split(batch_size))
     return torch.cat([model(batch).cpu() for batch in batches])
 

@@ -1,15 +1,16 @@
 """The search for certified radii: its settings and results, where it begins, and the bracket that it ends with."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from acertlab._validation import Within, check
-from acertlab.bounds.box import Domain, ball, check_domain
+from acertlab.bounds.box import Domain, DomainLike, ball
 from acertlab.bounds.ibp import Network
 from acertlab.bounds.margin import Sound, check_bound, margin_at
 from acertlab.radius.rootfind.bracketed import Status
@@ -34,9 +35,14 @@ XTOL, RTOL = Within(0, 1, open_low=True, open_high=True), Within(0, 1, open_high
 AT_LEAST_ONE = Within(1, kind=int)
 
 
-def checked_limit(eps_max: float | str) -> float:
-    """eps_max as a number, which "8/255" is, too."""
-    return check("eps_max", eps_max, EPS_MAX, parse=True)
+def checked_limit(eps_max: float | str, domain: DomainLike) -> float:
+    """eps_max as a number, which "8/255" is, too; warns, once, where no box in the domain can be so large."""
+    limit, width = check("eps_max", eps_max, EPS_MAX, parse=True), Domain.of(domain).width
+    if limit > width * (1 + 1e-6):
+        hint = f"; for a domain of {width:g}, 8 mostly means 8/255" if limit > 1 else ""
+        said = f"eps_max = {limit:g}: beyond {width:g} the box is the whole domain, and grows no more{hint}"
+        warnings.warn(said, stacklevel=1)  # told once: from here, whoever asks
+    return limit
 
 
 EXACT = "exact"  # the bound that is no pass through the network, but a program of its own
@@ -58,7 +64,7 @@ class SearchSettings:
 
     bound: str = "ibp"
     merged: bool = True
-    domain: Domain = (0.0, 1.0)
+    domain: DomainLike = (0.0, 1.0)
     sound: Sound = False
     solver: str = "log-secant"
     xtol: float = 1e-8
@@ -67,10 +73,14 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         check_bound(self.bound, self.sound, (EXACT,))
-        check_domain(self.domain)
+        Domain.of(self.domain)
         accepted = {"solver": SOLVERS, "xtol": XTOL, "rtol": RTOL, "maxiter": AT_LEAST_ONE}
         for name, what in accepted.items():
             object.__setattr__(self, name, check(name, getattr(self, name), what))
+
+    def plain(self) -> dict[str, Any]:
+        """By name, as JSON has them."""
+        return {**vars(self), "domain": Domain.of(self.domain).plain()}
 
     @property
     def stop(self) -> StoppingRule:
@@ -86,7 +96,7 @@ class MarginGrowth(NamedTuple):
     most: Tensor  # the growth at eps_max, a number; as a factor, so that logits twice as large change no bit
 
     @classmethod
-    def of(cls, network: Network, like: Tensor, eps_max: float, merged: bool, domain: Domain) -> "MarginGrowth":
+    def of(cls, network: Network, like: Tensor, eps_max: float, merged: bool, domain: DomainLike) -> "MarginGrowth":
         """That of a network whose inputs are like ``like`` (B, ...), in one bound pass."""
         exponents = torch.linspace(math.log10(RANGE), 0, POINTS, dtype=like.dtype, device=like.device)
         eps = torch.cat([exponents.new_zeros(1), eps_max * 10**exponents])
@@ -134,14 +144,15 @@ def first_guess(
     return guess, growth.slope(guess)
 
 
-def probe_image(like: Tensor, domain: Domain) -> Tensor:
+def probe_image(like: Tensor, domain: DomainLike) -> Tensor:
     """A made-up image, (1, ...): round blobs of the largest value on the least one, about a fifth of the pixels."""
-    low, high = domain or (0.0, 1.0)
+    ends = Domain.of(domain).ends(like)
+    low, high = 0.0 if ends.low is None else ends.low, 1.0 if ends.high is None else ends.high
     sizes = like.shape[2:] or like.shape[1:]
     axes = [torch.arange(n, dtype=like.dtype, device=like.device) for n in sizes]
     wave = torch.stack(torch.meshgrid(*(torch.cos(2 * math.pi * axis / PERIOD) for axis in axes), indexing="ij")).sum(0)
-    blobs = low + (high - low) * (wave > 0.6 * len(sizes) ** 0.5).to(like)
-    return blobs.expand(1, *like.shape[1:])
+    blobs = (wave > 0.6 * len(sizes) ** 0.5).to(like).expand(1, *like.shape[1:])
+    return low + (high - low) * blobs
 
 
 class RadiusStatus(Status):
@@ -235,7 +246,7 @@ def search_radius(
         return result
 
 
-def margin_function(network: Network, merged: bool, domain: Domain) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def margin_function(network: Network, merged: bool, domain: DomainLike) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """R_cert as the solvers see it: finite, and strictly positive wherever not certified.
 
     Theorem A.1 asks for the leftmost root. A solver stops at any exact zero, also inside a plateau of zeros, so a zero

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from acertlab._lock import locked
 from acertlab._validation import refuse
+from acertlab.bounds.graph.output import as_classifier
 from acertlab.bounds.rules.affine import Normalize
 from acertlab.data.datasets import ImageData, certified_at, to_float
 from acertlab.data.files import write_json, write_parquet, write_weights
@@ -64,7 +65,6 @@ def import_run(
     if not isinstance(method, str) or not method.strip():
         refuse("method", method, "a name")
     settings = TrainConfig(data.name, eps_max=eps_max, kappa=kappa, seed=seed, radius_cap=radius_cap)  # checks them
-    _check_fits(model, data)
     run_dir, described = Path(run_dir), _described(model, data, settings, method, bound, source)
     with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT):
         if finished := open_folder(run_dir, described, resume=True):
@@ -73,15 +73,17 @@ def import_run(
     return load_run(run_dir)
 
 
-def _check_fits(model: nn.Module, data: ImageData) -> None:
+def _classifier(model: nn.Module, data: ImageData) -> nn.Module:
+    """The model as one with logits of the dataset's classes."""
     x = _first_images(model, data)
     try:
         with torch.no_grad():
-            shape = tuple(model(x).shape)
-    except RuntimeError as error:
+            classifier, logits = as_classifier(model, x)
+    except ValueError as error:
         raise ValueError(f"model: it does not take images {data.in_shape} of {data.name}: {error}") from error
-    if shape != (len(x), data.num_classes):
+    if (shape := tuple(logits.shape)) != (len(x), data.num_classes):
         raise ValueError(f"model: it gives {shape} for {len(x)} images of {data.name}, not {len(x), data.num_classes}")
+    return classifier
 
 
 def _first_images(model: nn.Module, data: ImageData) -> Tensor:
@@ -92,13 +94,14 @@ def _described(
     model: nn.Module, data: ImageData, settings: TrainConfig, method: str, bound: str, source: str
 ) -> dict[str, Any]:
     """`config.json`, in JSON's own types."""
+    classifier = _classifier(model, data)
     names = ("dataset", "eps_max", "kappa", "seed", "merged", "domain", "solver", "eval_xtol", "eval_rtol")
     asked = {name: getattr(settings, name) for name in names}
     asked |= {"method": method, "radius_cap": settings.cap, "verifier": bound, "source": source}
     asked |= {"in_shape": data.in_shape, "classes": data.num_classes, "n_test": len(data.test_x)}
     asked |= {"data": {"test": data.digests()["test"]}}
     asked |= _architecture(model, data) | {
-        "network": fingerprint(model, _first_images(model, data)),
+        "network": fingerprint(classifier, _first_images(model, data)),
         "version": version("acertlab"),
     }
     return json.loads(json.dumps(asked))

@@ -18,8 +18,6 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 FACES = sorted(PACKAGE.rglob("__init__.py"))
 TESTED_ELSEWHERE = {  # modules without a test file of their own name, and where they are tested
     "__main__": "guides/test_command.py",
-    "bounds/box": "bounds/test_ibp.py",
-    "bounds/checks": "bounds/test_hostile_input.py",
     "bounds/margin": "bounds/test_properties.py",
     "bounds/crown/auto_lirpa_compat": "bounds/test_auto_lirpa.py",
     "bounds/crown/crown_ibp": "training/test_methods.py",

@@ -21,6 +21,7 @@ from torch.jit import TracerWarning  # pyright: ignore[reportPrivateImportUsage]
 
 from acertlab._memory import out_of_memory
 from acertlab.bounds.crown.relaxations import UnprovedError
+from acertlab.bounds.graph.output import innermost
 
 
 def bounded_module(model: nn.Module, blank: Tensor, mode: str = "patches") -> Any:
@@ -83,8 +84,8 @@ def _explained(model: nn.Module) -> Iterator[None]:
         operations = sorted(set(re.findall(r"(?:onnx|aten|prim)::\w+", said.getvalue() + str(error))))
         what = f"the operation {', '.join(operations)} is unsupported" if operations else _last_line(error)
         raise TypeError(
-            f"model: auto_LiRPA cannot bound {type(model).__name__}: {what}. Write that layer in other terms, or give "
-            "its module an interval rule (acertlab.rule.register) and use bound='ibp'"
+            f"model: auto_LiRPA cannot bound {type(innermost(model)).__name__}: {what}. Write that layer in other "
+            "terms, or give its module an interval rule (acertlab.rule.register) and use bound='ibp'"
         ) from error
     finally:
         logger.removeHandler(handler)

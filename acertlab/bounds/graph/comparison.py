@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from acertlab.bounds.box import Domain, ball
+from acertlab.bounds.box import Domain, DomainLike, ball
 from acertlab.bounds.graph.capture import state_kept
 from acertlab.bounds.graph.structure import Graph
 from acertlab.bounds.rules.operators import place
@@ -52,6 +52,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.calls: list[_Call] = []
+        self.flow: list[tuple[set[int], set[int], _Call | None]] = []  # the memory that each operator reads and writes
         self.dependent: dict[int, Tensor] = {id(x): x}
         self.inside = 0  # a module that stays whole, of which a rule speaks
 
@@ -65,10 +66,23 @@ class _Recorder(TorchDispatchMode):
                 )
             results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
             self.dependent.update((id(t), t) for t in results)
+            call = None
             if name not in STRUCTURE and not self.inside:
                 name = "batch_norm" if "batch_norm" in name else name
-                self.calls.append(_Call(name, [t.clone() for t in results[:1] if t.is_floating_point()]))
+                call = _Call(name, [t.clone() for t in results[:1] if t.is_floating_point()])
+                self.calls.append(call)
+            reads = _memory((args, kwargs))
+            self.flow.append((reads, _memory(out) | (reads if func._schema.is_mutable else set()), call))
         return out
+
+    def used(self, out: Any) -> list[_Call]:
+        """The calls on which an output depends, in order; forward may compute what it does not return."""
+        needed, kept = _memory(out), []
+        for reads, writes, call in reversed(self.flow):
+            if not needed.isdisjoint(writes):
+                needed |= reads
+                kept += [] if call is None else [call]
+        return kept[::-1]
 
     def whole(self, model: nn.Module, graph: Graph) -> None:
         """Lets the modules that stay whole count as one operator; to be undone by `state_kept`."""
@@ -81,6 +95,7 @@ class _Recorder(TorchDispatchMode):
                 self.inside -= 1
             self.dependent[id(out)] = out
             self.calls.append(_Call("whole_module", [out.clone()]))
+            self.flow.append((_memory((args, kwargs)), _memory(out), self.calls[-1]))
             return out
 
         for path in {call.path for call in graph.whole}:
@@ -92,6 +107,11 @@ class _Recorder(TorchDispatchMode):
             if call.node is not None:
                 return
             call.node = node
+
+
+def _memory(values: Any) -> set[int]:
+    """Where the tensors among these lie."""
+    return {t.untyped_storage().data_ptr() for t in tree_leaves(values) if isinstance(t, Tensor)}
 
 
 def check_operators(model: nn.Module, graph: Graph, x: Tensor) -> None:
@@ -110,7 +130,8 @@ def check_operators(model: nn.Module, graph: Graph, x: Tensor) -> None:
         with state_kept(model), ours:
             ours.whole(model, graph)
             expected = graph.run(model, x, lambda node, _: ours.label(node))
-    for a, b in zip(theirs.calls, ours.calls, strict=False):
+    calls = theirs.used(out), ours.used(expected)
+    for a, b in zip(*calls, strict=False):
         if a.name != b.name:
             raise TypeError(
                 f"model: runs '{a.name}' where its captured graph has {_named(b)}; forward asks whether it is "
@@ -121,8 +142,8 @@ def check_operators(model: nn.Module, graph: Graph, x: Tensor) -> None:
                 raise ValueError(
                     f"model: computes something else than its graph; the first that differs is {_named(b)}"
                 )
-    if len(theirs.calls) != len(ours.calls):
-        raise TypeError(f"model: runs {len(theirs.calls)} operators, its captured graph holds {len(ours.calls)}")
+    if len(calls[0]) != len(calls[1]):
+        raise TypeError(f"model: runs {len(calls[0])} operators, its captured graph holds {len(calls[1])}")
     if not same(out, expected):
         raise ValueError("model: returns something else than its graph, though all its operators agree")
 
@@ -142,7 +163,7 @@ def same(a: Tensor, b: Tensor) -> bool:
     return bool((((a - b).abs() <= allowed) | (a == b) | (a.isnan() & b.isnan())).all())
 
 
-def points(x: Tensor, domain: Domain, eps: float, rows: int) -> Tensor:
+def points(x: Tensor, domain: DomainLike, eps: float, rows: int) -> Tensor:
     """Points at which a model and its graph are compared: samples, corners and random points of boxes and domain.
 
     Args:
@@ -153,7 +174,11 @@ def points(x: Tensor, domain: Domain, eps: float, rows: int) -> Tensor:
     box = ball(x, eps, domain)
     generator = torch.Generator(x.device).manual_seed(0)
     u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    low, high = (box.lower, box.upper) if domain is None else (torch.full_like(x, end) for end in domain)
+    ends, whole = Domain.of(domain).ends(x), torch.zeros_like(x)
+    low, high = (
+        box.lower if ends.low is None else whole + ends.low,
+        box.upper if ends.high is None else whole + ends.high,
+    )
     kinds: list[Callable[[], Tensor]] = [
         lambda: x,
         lambda: torch.where(u < 0.5, box.lower, box.upper),
@@ -169,7 +194,7 @@ def points(x: Tensor, domain: Domain, eps: float, rows: int) -> Tensor:
     return out
 
 
-def check_chunk(model: nn.Module, graph: Graph, x: Tensor, domain: Domain, eps: float) -> None:
+def check_chunk(model: nn.Module, graph: Graph, x: Tensor, domain: DomainLike, eps: float) -> None:
     """Compares outputs on points of this chunk, ROWS or a quarter of its samples; where they differ, operators."""
     if not len(x):
         return

@@ -67,7 +67,9 @@ def _is_new(node: fx.Node) -> bool:
 def simplified(program: torch.export.ExportedProgram, whole: tuple[WholeCall, ...]) -> Graph:
     graph, signature = program.graph_module.graph, program.graph_signature
     if len(signature.user_outputs) != 1 or (out := program.call_spec.out_spec) is None or not out.is_leaf():
-        raise TypeError("model: must return one tensor, not a tuple, list or dict; wrap it in a module that picks one")
+        raise TypeError(
+            "model: must return one tensor; of several, acertlab.select_output(model, name or place) picks one"
+        )
     sources: dict[fx.Node, Any] = {}
     (given, *_), (returned,) = signature.user_inputs, signature.user_outputs
     entry = next(node for node in graph.nodes if node.name == given)
@@ -92,6 +94,9 @@ def simplified(program: torch.export.ExportedProgram, whole: tuple[WholeCall, ..
         node.args, node.kwargs = map_arg((node.args, node.kwargs), real)
         if packet(node) in (aten.view, aten._unsafe_view):
             node.target = aten.reshape.default  # what it views may lie otherwise in memory than it did
+        elif node.target is aten.squeeze.default:  # of a batch of one it would squeeze that as well
+            ones = [i for i, size in enumerate(node.args[0].meta["val"].shape) if isinstance(size, int) and size == 1]
+            node.target, node.args = aten.squeeze.dims, (node.args[0], ones)
     output = real(result)
     needed = {output}
     for node in reversed(graph.nodes):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acertlab.bounds.graph.capture import capture, check_module
+from acertlab.bounds.graph.output import innermost
 from acertlab.bounds.graph.structure import Graph
 from acertlab.bounds.rules.dispatch import rule
 
@@ -24,13 +25,13 @@ def graph_of(model: nn.Module, x: Tensor) -> Graph:
     tensors are one and the same, and the code of forward. A model that holds anything else is captured each time.
     """
     check_module(model)
-    state = _fingerprint(model, x)
-    known = _remembered.get(model)
+    state, inner = _fingerprint(model, x), innermost(model)
+    known = _remembered.get(inner)
     if known is not None and state is not None and known[0] == state:
         return known[1]
     graph = capture(model, x)
     if state is not None:
-        _remembered[model] = state, graph
+        _remembered[inner] = state, graph
     return graph
 
 

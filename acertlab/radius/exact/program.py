@@ -22,17 +22,22 @@ DONE, LIMIT, INFEASIBLE = 0, 1, 2  # statuses of scipy.optimize.milp
 
 @dataclass(frozen=True)
 class Ball:
-    """The box max |x' - x| <= eps, cut to the domain; flat, in double precision."""
+    """The box |x' - x| <= reach = eps * scale, cut to the domain; flat, in double precision."""
 
     x: np.ndarray
     eps: float
+    reach: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
     @classmethod
-    def around(cls, x: np.ndarray, eps: float, domain: tuple[float, float] | None) -> "Ball":
-        low, high = (-np.inf, np.inf) if domain is None else domain
-        return cls(x, eps, np.maximum(x - eps, low), np.minimum(x + eps, high))
+    def around(cls, x: np.ndarray, eps: float, low: np.ndarray, high: np.ndarray, scale: np.ndarray) -> "Ball":
+        reach = eps * scale
+        return cls(x, eps, reach, np.maximum(x - reach, low), np.minimum(x + reach, high))
+
+    def relative(self, end: np.ndarray) -> np.ndarray:
+        """How far an end is from x, relative to the reach; 0 where that is."""
+        return np.divide(end - self.x, self.reach, out=np.zeros_like(end), where=self.reach > 0)
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,8 @@ class BoxProgram:
     def _write(self, low: np.ndarray, high: np.ndarray) -> None:
         """Constraints that all classes share.
 
-        Columns: eps and the changes, relative to the ball's eps; outputs of ReLUs, relative to the width of what may
-        enter them; on or off.
+        Columns: eps and the changes, relative to the ball's eps and its reach; outputs of ReLUs, relative to the width
+        of what may enter them; on or off.
         """
         n, k = self.network.inputs, self.binaries
         self.columns = 1 + n + 2 * k
@@ -114,7 +119,7 @@ class BoxProgram:
         t = sparse.csr_array(np.ones((n, 1)))
         rows = [sparse.hstack([-t, eye, blank]), sparse.hstack([-t, -eye, blank])]
         most = [np.zeros(2 * n)]
-        matrix: Any = sparse.hstack([0 * t, self.ball.eps * eye, blank], format="csr")
+        matrix: Any = sparse.hstack([0 * t, sparse.diags_array(self.ball.reach), blank], format="csr")
         written = AffineMap(matrix, self.ball.x, ())  # the inputs and all ReLUs so far, from the columns
         first = used = 0
         for layer in self.network.layers:
@@ -154,7 +159,7 @@ class BoxProgram:
         row, clean = self.margin.matrix[[target]], self.margin.offset[target]
         size = max(abs(clean), 1e-3 * abs(row).sum(), np.finfo(float).tiny)  # what the tolerances are relative to
         least, greatest = np.zeros(self.columns), np.ones(self.columns)
-        least[1 : 1 + n], greatest[1 : 1 + n] = (ball.low - ball.x) / ball.eps, (ball.high - ball.x) / ball.eps
+        least[1 : 1 + n], greatest[1 : 1 + n] = ball.relative(ball.low), ball.relative(ball.high)
         cost = np.zeros(self.columns)
         cost[0] = 1.0
         whole = np.zeros(self.columns)
@@ -168,7 +173,7 @@ class BoxProgram:
             constraints=LinearConstraint(matrix, -np.inf, most),  # pyright: ignore[reportArgumentType]
             options={"time_limit": max(seconds, 1e-3), "mip_rel_gap": gap},
         )
-        point = None if found.x is None else ball.x + ball.eps * found.x[1 : 1 + n]
+        point = None if found.x is None else ball.x + ball.reach * found.x[1 : 1 + n]
         if found.status == INFEASIBLE:
             return Solution(ball.eps * (1 - 2 * TOLERANCE), None, True)
         bound = found.mip_dual_bound if self.binaries else found.fun  # without any it is a linear program

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from acertlab._validation import Within, check
-from acertlab.bounds.box import Domain, ball
+from acertlab.bounds.box import Domain, DomainLike, ball
 from acertlab.bounds.checks import allowed_gap, check_samples, full_precision
 from acertlab.bounds.graph.comparison import check_chunk, points
 from acertlab.bounds.margin import captured, clean_logits, clean_margin
@@ -41,7 +41,7 @@ class ExactSettings:
         ValueError: naming the setting, what was wrong and what is accepted.
     """
 
-    domain: Domain = (0.0, 1.0)
+    domain: DomainLike = (0.0, 1.0)
     time_limit: float = 60.0
     gap: float = 1e-4
     steps: int = 6
@@ -58,8 +58,8 @@ def exact_radii(
     model: nn.Module, x: Tensor, y: Tensor, eps_max: float | str, settings: ExactSettings
 ) -> tuple[RadiusResult, AttackResult]:
     """`acertlab.exact_radius` as its two ends."""
-    cap = checked_limit(eps_max)
-    check_samples(model, x, y, settings.domain)
+    cap = checked_limit(eps_max, settings.domain)
+    model, x, y = check_samples(model, x, y, settings.domain)
     x, y = x.detach(), y.long()
     with torch.no_grad(), full_precision(x.device):
         graph = captured(model, x, settings.domain, cap)
@@ -126,8 +126,16 @@ class _Search:
                 waiting = [target for target in program.promising() if target in waiting]
 
     def _program(self) -> BoxProgram:
-        flat = self.x.double().flatten().cpu().numpy()
-        return BoxProgram(self.network, Ball.around(flat, self.best, self.settings.domain), int(self.y))
+        flat, domain = self.x.double().flatten().cpu(), Domain.of(self.settings.domain)
+        low, high, scale = (
+            torch.as_tensor(missing if end is None else end, dtype=torch.float64)
+            .expand(self.x.shape)
+            .flatten()
+            .cpu()
+            .numpy()
+            for end, missing in zip(domain.ends(self.x), (-torch.inf, torch.inf, 1.0), strict=True)
+        )
+        return BoxProgram(self.network, Ball.around(flat.numpy(), self.best, low, high, scale), int(self.y))
 
     def _closer(self, point: np.ndarray) -> bool:
         """Takes the solver's point as witness, moved outwards by what the model's own rounding asks for."""
@@ -135,12 +143,12 @@ class _Search:
         change = torch.as_tensor(point, device=x.device).view_as(x) - x.double()
         shape = (-1, *[1] * (x.dim() - 1))
         stretch = 1 + torch.tensor(STRETCHES, dtype=torch.float64, device=x.device)
-        reach = (change.abs().amax() * stretch).to(dtype)
+        reach = (distance(x.double() + change, x.double(), self.settings.domain) * stretch).to(dtype)
         box = ball(x.expand(len(stretch), *x.shape[1:]).contiguous(), reach, self.settings.domain)
         moved = (x.double() + change * stretch.view(shape)).to(dtype)
         moved = torch.maximum(box.lower, torch.minimum(box.upper, moved))
         margins = clean_margin(clean_logits(self.model, moved), self.y.expand(len(moved)))
-        away = distance(moved, x.expand_as(moved))
+        away = distance(moved, x.expand_as(moved), self.settings.domain)
         wrong = (margins >= 0) & (away < self.attack.radius[self.row]) & (away <= self.best)
         if not wrong.any():
             return False

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from acertlab.bounds.box import Box, Domain, ball
+from acertlab.bounds.box import Box, DomainLike, ball
 from acertlab.bounds.ibp import IntervalNetwork
 
 RULES = ("mueller", "mao", "de-palma", "last")  # whose attack; see `training_attack`
@@ -22,7 +22,7 @@ def training_attack(
     rule: str = "mueller",
     steps: int = 8,
     step_size: float = 0.5,
-    domain: Domain = (0.0, 1.0),
+    domain: DomainLike = (0.0, 1.0),
     amp: bool = False,
 ) -> Tensor:
     """PGD as certified training has it: one random start, climbing the cross entropy; one of its points, (B, ...).
