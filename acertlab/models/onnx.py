@@ -30,7 +30,8 @@ def load_onnx(path: str | Path, *, input_shape: Sequence[int] | None = None, out
 
     A batch size of 1 that is fixed in the file is lifted, and a file without a batch dimension is run for each sample.
     MatMul and Add become linear layers, so that margins are merged into the last one; a final Softmax is dropped, since
-    margins are differences of logits. The result is compared with the file on random inputs, singly and as a batch.
+    margins are differences of logits, and of one number a sample a final Sigmoid. The result is compared with the file
+    on random inputs, singly and as a batch.
 
     Args:
         path: The file.
@@ -38,7 +39,7 @@ def load_onnx(path: str | Path, *, input_shape: Sequence[int] | None = None, out
         output: Name of the output that holds the logits, where the file has several.
 
     Returns:
-        A module (B, ...) -> (B, classes), float32.
+        A module (B, ...) -> (B, classes), or (B, 1) of one logit, float32.
 
     Raises:
         ImportError: One of these packages is not installed; the message says how to install it.
@@ -65,7 +66,7 @@ def load_onnx(path: str | Path, *, input_shape: Sequence[int] | None = None, out
 
     def theirs(part: np.ndarray) -> np.ndarray:
         out = reference(part)[result]
-        return out.reshape(1, -1) if _is_row(out.shape) else out if batched else out[None]
+        return out.reshape(1, -1) if _is_row(out.shape) or out.size == 1 else out if batched else out[None]
 
     refusal: ValueError | None = None
     for whole in WAYS[batch]:
@@ -155,7 +156,12 @@ def _input(proto: Any, path: Path, given: Sequence[int] | None) -> tuple[str, tu
 def _output(proto: Any, path: Path, given: str | None) -> str:
     names = [value.name for value in proto.graph.output]
     if given is None and len(names) != 1:
-        raise ValueError(f"output: the network of {path} has several, {', '.join(names)}; give the name of one")
+        sizes = ([d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim] for v in proto.graph.output)
+        told = ", ".join(f"{name!r} {tuple(size)}" for name, size in zip(names, sizes, strict=True))
+        raise ValueError(
+            f"output: the network of {path} has several, {told}; give the name of one, such as load_onnx(path, "
+            f"output={names[0]!r})"
+        )
     if given is not None and given not in names:
         raise ValueError(f"output: the network of {path} has no '{given}'; accepted is one of {', '.join(names)}")
     return given or names[0]
@@ -240,6 +246,10 @@ def _linear(nodes: list[Node], constants: dict[str, np.ndarray], result: str) ->
     for node in nodes:
         weight = node.constants[1] if len(node.inputs) > 1 else None
         plain = node.operator == "MatMul" or (node.operator == "Gemm" and not node.attributes.get("transA"))
+        if plain and weight is None and np.ndim(node.constants[0]) == 2 and len(node.sizes[1]) == 1:  # W x, of a vector
+            weight = node.constants[0].T
+            for column in (node.inputs, node.constants, node.sizes):
+                column[:2] = column[1::-1]
         if not plain or weight is None or weight.ndim != 2 or node.constants[0] is not None:
             continue
         weight = node.setting("alpha", default=1.0) * (weight if node.attributes.get("transB") else weight.T)
@@ -306,7 +316,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self._run(x[:, None] if self.apart else x)
-        return out.flatten(1) if out.dim() > 2 and _is_row(out.shape[1:]) else out
+        return out.reshape(len(out), -1) if out.dim() == 1 or (out.dim() > 2 and _is_row(out.shape[1:])) else out
 
     def _run(self, x: Tensor, record: Callable[[Node, Any], None] | None = None) -> Tensor:
         values: dict[str, Any] = {self.entry: x, "": None}
@@ -333,11 +343,13 @@ class Network(nn.Module):
             self._run(sample[:, None] if self.apart else sample, record)
 
     def drop_softmax(self) -> None:
-        """The network without its last operator, where that is a softmax over all classes or only renamed since."""
+        """The network without its last operator, a softmax over all classes or one sigmoid, perhaps renamed since."""
         makers = {name: node for node in self.nodes for name in node.outputs}
         name = self.result
         while (node := makers.get(name)) and node.operator in RENAMES:
             name = node.inputs[0]
+        if node is not None and node.operator == "Sigmoid" and np.prod(node.shape) == 1:
+            node.operator = "Identity"  # of one logit, above 0 where the sigmoid is above 1/2
         if node is None or node.operator not in ("Softmax", "LogSoftmax"):
             return
         old = node.opset < 13
@@ -365,12 +377,14 @@ def check_same(
 ) -> None:
     """Refuse a model that, on all of x at once, differs from the file on batches of the size that the file takes."""
     theirs = torch.cat([torch.as_tensor(np.asarray(reference(part.numpy()))).float() for part in x.split(batch)])
-    if theirs.dim() != 2 or len(theirs) != len(x) or theirs.shape[1] < 2:
+    theirs = theirs[:, None] if theirs.dim() == 1 else theirs
+    if theirs.dim() != 2 or len(theirs) != len(x) or not theirs.shape[1]:
         shape = (len(theirs) // len(x), *theirs.shape[1:])
         raise ValueError(f"path: the output of {path} for one sample has shape {shape}; it must be (1, classes)")
     try:
         with torch.no_grad():
             ours = model(x)
+            ours = ours[:, None] if ours.dim() == 1 else ours
     except RuntimeError as error:
         raise ValueError(f"path: the network of {path} is made for one batch size only: {error}") from error
     if not _close(ours, theirs):

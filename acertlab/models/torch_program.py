@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from acertlab.bounds.graph.output import SelectedOutput, outputs_told
 from acertlab.bounds.rules.affine import Stats
 from acertlab.models.onnx import check_same
 from acertlab.models.state_dict import existing_file, normalised
@@ -22,27 +23,34 @@ SOFTMAX = (
     *(nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax),
     *(torch.ops.aten.softmax, torch.ops.aten._softmax, torch.ops.aten.log_softmax, torch.ops.aten._log_softmax),
 )
+RESHAPING = tuple(getattr(torch.ops.aten, name) for name in ("view", "reshape", "squeeze", "flatten", "unsqueeze"))
 SAMPLES = 4  # of either kind, at least, on which the converted network must agree with the file
 
 
 def load_program(
-    path: str | Path, *, input_shape: Sequence[int] | None = None, mean: Stats = None, std: Stats = None
+    path: str | Path,
+    *,
+    input_shape: Sequence[int] | None = None,
+    output: str | int | None = None,
+    mean: Stats = None,
+    std: Stats = None,
 ) -> nn.Module:
     """A classifier from a file of `torch.jit.save` or `torch.export.save`, in evaluation mode, for batches of any size.
 
     The program is run once, and becomes a module that runs the same operators, for batches of any size: one that is
-    fixed in the file is lifted. A final softmax is dropped. The result is compared with the file's own outputs on
-    random inputs.
+    fixed in the file is lifted. A final softmax is dropped, and of one number a sample a final sigmoid. The result is
+    compared with the file's own outputs on random inputs.
 
     A program runs what it holds: load none whose origin you do not trust. Pickled code in it is refused.
 
     Args:
         path: The file.
         input_shape: Shape of one sample, without the batch: TorchScript does not tell it.
+        output: Name or place of the output that holds the logits, where the program has several.
         mean, std: As in `load_weights`.
 
     Returns:
-        A module (B, ...) -> (B, classes), float32, on the CPU.
+        A module (B, ...) -> (B, classes), or (B, 1) of one logit, float32, on the CPU.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -51,6 +59,7 @@ def load_program(
     """
     path = existing_file(path)
     program, batch, declared = _read_program(path)
+    program = program if output is None else SelectedOutput(program, output)
     shape = tuple(input_shape or declared)
     if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
         raise ValueError(f"input_shape: {path} leaves the shape of a sample open; give it (without the batch)")
@@ -65,7 +74,8 @@ def load_program(
             "input_shape, or its state dict and architecture in load_weights, may help"
         ) from error
     if not isinstance(traced.graph.output_node().args[0], fx.Node):
-        raise ValueError(f"path: the network of {path} has several outputs; accepted is one tensor")
+        told = outputs_told(program(x[:batch]))
+        raise ValueError(f"output: the network of {path} has several, {told}; give the name or place of one")
     with torch.no_grad():
         model = _for_any_batch(traced)
         check_same(model, lambda part: program(torch.from_numpy(part)).numpy(), x, path, batch)
@@ -93,10 +103,9 @@ def _read_program(path: Path) -> tuple[nn.Module, int, Sequence[Any]]:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         why = f"it holds pickled code ({code[1]}), which is not run" if code else error
         raise ValueError(f"path: {path} is no TorchScript or torch.export file, or is damaged: {why}") from error
-    inputs, outputs = list(exported.graph_signature.user_inputs), list(exported.graph_signature.user_outputs)
-    if len(inputs) != 1 or len(outputs) != 1:
-        counts = f"{len(inputs)} inputs and {len(outputs)} outputs"
-        raise ValueError(f"path: the network of {path} has {counts}; accepted is one of each")
+    inputs = list(exported.graph_signature.user_inputs)
+    if len(inputs) != 1:
+        raise ValueError(f"path: the network of {path} has {len(inputs)} inputs; accepted is one")
     entry = next(node for node in exported.graph.nodes if node.name == inputs[0])
     batch, *shape = entry.meta["val"].shape
     return exported.module().cpu(), batch if isinstance(batch, int) else 2, shape
@@ -128,12 +137,16 @@ def _for_any_batch(traced: fx.GraphModule) -> fx.GraphModule:
 
 
 def drop_softmax(model: fx.GraphModule) -> fx.GraphModule:
-    """The model without its last operation, where that is a softmax; in place."""
+    """The model without its last operation, a softmax, or a sigmoid of one number perhaps reshaped since; in place."""
     output = next(node for node in model.graph.nodes if node.op == "output")
     last = output.args[0]
+    value = last.meta.get("val")
+    one = isinstance(value, Tensor) and value.shape[1:].numel() == 1
+    while one and getattr(last.target, "overloadpacket", None) in RESHAPING:
+        last = last.args[0]
     called = type(model.get_submodule(last.target)) if last.op == "call_module" else last.target
     called = getattr(called, "overloadpacket", called)
-    if called in SOFTMAX:
+    if called in SOFTMAX or (one and called is torch.ops.aten.sigmoid):
         last.replace_all_uses_with(last.args[0])
         model.graph.erase_node(last)
         model.recompile()

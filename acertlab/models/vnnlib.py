@@ -1,14 +1,18 @@
 """Robustness properties for any verifier of VNN-COMP: an ONNX network, VNN-LIB 1.0 files and instances.csv."""
 
 import csv
+import filecmp
+import shutil
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acertlab._validation import Within, check
+from acertlab._validation import Within, check, refuse
 from acertlab.bounds.box import Box, Domain, DomainLike, ball, check_eps
 from acertlab.bounds.checks import check_samples
 from acertlab.models.onnx import write_onnx
@@ -33,7 +37,8 @@ def export_vnnlib(
         x: (B, ...) inputs in pixel units; y: (B,) integer labels.
         radius: in pixel units, >= 0: a float, or (B,), such as the certified radii.
         folder: where ``model.onnx`` (of one sample, shape (1, ...)), ``sample_0000.vnnlib``, ... and ``instances.csv``
-            (a row a property: network, property, timeout) are written, over what is there.
+            (a row a property: network, property, timeout) are written: all of them at once, at the end. It is new or
+            empty, or holds these very files.
         domain: (low, high) of valid pixels, to which the boxes are cut, or None.
         timeout: seconds that a verifier may take for each, > 0.
 
@@ -42,8 +47,8 @@ def export_vnnlib(
 
     Raises:
         ImportError: onnx or onnxruntime is not installed; the message says how to install it.
-        TypeError, ValueError: naming the argument, what was wrong and what is accepted; or the network cannot be
-            written as ONNX, or computes something else when read back.
+        TypeError, ValueError: naming the argument, what was wrong and what is accepted, among them a folder with other
+            files; or the network cannot be written as ONNX, or computes something else when read back.
 
     Source: https://www.vnnlib.org (VNN-LIB 1.0), https://github.com/VNN-COMP (instances.csv).
     """
@@ -51,8 +56,14 @@ def export_vnnlib(
     x, timeout = x.detach(), check("timeout", timeout, Within(0, open_low=True))
     check_eps(radius, x)
     radii = torch.as_tensor(radius, dtype=torch.float64, device=x.device).expand(len(x))
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with _whole(Path(folder).absolute()) as aside:
+        _write(model, x, y, radii, aside, domain, timeout)
+    return Path(folder) / "instances.csv"
+
+
+def _write(
+    model: nn.Module, x: Tensor, y: Tensor, radii: Tensor, folder: Path, domain: DomainLike, timeout: float
+) -> None:
     classes = write_onnx(model, x[:1] if len(x) else x.new_zeros(1, *x.shape[1:]), folder / "model.onnx").shape[1]
     boxes = ball(x.double(), radii, Domain.of(domain).holding(x))
     rows = []
@@ -64,7 +75,27 @@ def export_vnnlib(
         rows.append(["model.onnx", name, f"{timeout:g}"])
     with (folder / "instances.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
-    return folder / "instances.csv"
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder`` to write into; on leaving it becomes that one, which is thus never half there."""
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if (there and "instances.csv" not in there) or (folder.exists() and not folder.is_dir()):
+        refuse("folder", str(folder), "a new or an empty folder")
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        names = sorted(path.name for path in aside.iterdir())
+        if there and (names != there or filecmp.cmpfiles(aside, folder, names, shallow=False)[0] != names):
+            refuse("folder", str(folder), "a new or an empty folder: this one holds another export")
+        if not there:
+            if folder.exists():
+                folder.rmdir()
+            aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _property(box: Box, label: int, classes: int) -> Iterator[str]:

@@ -72,6 +72,7 @@ def radius_bracket(
     merged: bool = True,
     sound: Sound = False,
     domain: DomainLike = (0.0, 1.0),
+    time_limit: float = 60.0,
     steps: int = 6,
     restarts: int = 4,
     seed: int = 0,
@@ -87,7 +88,7 @@ def radius_bracket(
     float32 evaluation that the attack sees.
 
     Args:
-        model, x, y, eps_max, bound, merged, sound, domain: as in `acertlab.certified_radius`.
+        model, x, y, eps_max, bound, merged, sound, domain, time_limit: as in `acertlab.certified_radius`.
         steps, restarts, seed, batch_size: as in `attacked_radius`.
         progress: show progress bars over the samples.
 
@@ -98,13 +99,13 @@ def radius_bracket(
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
     """
     check_budget(steps=steps, restarts=restarts, seed=seed, batch_size=batch_size)
-    settings = SearchSettings(bound, merged, domain, sound)
+    settings = SearchSettings(bound, merged, domain, sound, time_limit=time_limit)
     model, x, y = check_samples(model, x, y, domain)
     effort = {"steps": steps, "restarts": restarts, "seed": seed, "domain": domain}
     if bound == EXACT:
         from acertlab.radius.exact.radii import ExactSettings, exact_radii  # scipy's solver, when it is asked for
 
-        exactly = ExactSettings(domain, steps=steps, restarts=restarts, seed=seed, progress=progress)
+        exactly = ExactSettings(domain, time_limit, steps=steps, restarts=restarts, seed=seed, progress=progress)
         certificate, attack = exact_radii(model, x, y, eps_max, exactly)
     else:
         certificate = find_radii(model, x, y, eps_max, settings, chunks=Chunks(progress=progress))

@@ -63,8 +63,9 @@ class Report:
             (pixel units), status (`RadiusStatus`), evaluations.
         worst: the rows of the correctly classified samples with the smallest radii, smallest first.
         images: (len(worst), ...) these samples, on the CPU.
-        settings: verifier, merged, sound, domain, eps_max, solver, xtol, rtol, maxiter, model (its sha256), version,
-            dtype, device, n, monotone (whether the bound is, in eps), seconds (of all calls together), evaluations.
+        settings: verifier, merged, sound, domain, eps_max, solver, xtol, rtol, maxiter, time_limit, model (its sha256),
+            version, dtype, device, n, monotone (whether the bound is, in eps), seconds (of all calls together),
+            evaluations.
     """
 
     accuracy: float
@@ -125,6 +126,7 @@ def certify(
     xtol: float = 1e-8,
     rtol: float = 1e-5,
     maxiter: int = 100,
+    time_limit: float = 60.0,
     eps_grid: Sequence[float] | None = None,
     worst: int = 8,
     run_dir: str | Path | None = None,
@@ -139,7 +141,7 @@ def certify(
             arrays or tables: x (B, ...) in pixel units or uint8 images, y (B,) integer labels. They are moved to the
             model's device.
         eps_max: the perceptual limit in pixel units, > 0; "8/255" will do.
-        bound, merged, domain, sound, solver, xtol, rtol, maxiter: as in `acertlab.certified_radius`.
+        bound, merged, domain, sound, solver, xtol, rtol, maxiter, time_limit: as in `acertlab.certified_radius`.
         eps_grid: where to give the certified accuracy, in [0, eps_max]; None: at eleven points.
         worst: how many of the correctly classified samples with the smallest radii to keep, images included.
         run_dir: a folder that keeps every finished batch; None: nothing is kept.
@@ -160,7 +162,7 @@ def certify(
     grid = [float(eps) for eps in (np.linspace(0, eps_max, 11) if eps_grid is None else eps_grid)]
     if not all(0 <= eps <= eps_max for eps in grid):
         raise ValueError(f"eps_grid: {grid} has values outside [0, eps_max = {eps_max}], where radii are searched")
-    settings = SearchSettings(bound, merged, domain, sound, solver, xtol, rtol, maxiter)
+    settings = SearchSettings(bound, merged, domain, sound, solver, xtol, rtol, maxiter, time_limit)
     asked = {"eps_max": eps_max, **settings.plain(), "model": "", "version": version("acertlab")}
     folder, parts, kept, place = None, [], None, 0
     if isinstance(loader, Dataset):

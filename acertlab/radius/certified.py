@@ -52,6 +52,7 @@ def certified_radius(
     xtol: float = 1e-8,
     rtol: float = 1e-5,
     maxiter: int = 100,
+    time_limit: float = 60.0,
     warm_start: Tensor | None = None,
     differentiable: bool = False,
     sound: Sound = False,
@@ -78,6 +79,7 @@ def certified_radius(
         solver: "log-secant", which knows how margins grow, "brentq", "bisect" or "chandrupatla".
         xtol, rtol: absolute (pixel units) and relative tolerance of the bracket.
         maxiter: iterations of the solver at most, >= 1.
+        time_limit: seconds a sample of bound="exact"; a radius that took longer is certified, and below the largest.
         warm_start: (B,) earlier radii to start from; a bad guess costs a few evaluations, never the guarantee.
         differentiable: attach d radius / d x and d radius / d parameters (Theorem 3.4), zero where the radius is 0 or
             eps_max. With bound="ibp" only.
@@ -95,7 +97,7 @@ def certified_radius(
     Raises:
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
     """
-    settings = SearchSettings(bound, merged, domain, sound, solver, xtol, rtol, maxiter)
+    settings = SearchSettings(bound, merged, domain, sound, solver, xtol, rtol, maxiter, time_limit)
     for name, value in (("batch_size", 1 if batch_size is None else batch_size), ("memory", memory)):
         check(name, value, AT_LEAST_ONE)
     if differentiable and (bound != "ibp" or sound):
@@ -122,7 +124,7 @@ def find_radii(
     if settings.bound == EXACT:
         from acertlab.radius.exact.radii import ExactSettings, exact_radii  # scipy's solver, when it is asked for
 
-        exactly = ExactSettings(settings.domain, gap=settings.rtol, progress=chunks.progress)
+        exactly = ExactSettings(settings.domain, settings.time_limit, settings.rtol, progress=chunks.progress)
         return exact_radii(model, x, y, eps_max, exactly)[0]
     eps_max, sound = checked_limit(eps_max, settings.domain), settings.sound
     model, x, y = check_samples(model, x, y, settings.domain)

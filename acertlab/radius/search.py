@@ -33,6 +33,7 @@ EPS_MAX = Within(
 )
 XTOL, RTOL = Within(0, 1, open_low=True, open_high=True), Within(0, 1, open_high=True)
 AT_LEAST_ONE = Within(1, kind=int)
+SECONDS = Within(0, open_low=True)
 
 
 def checked_limit(eps_max: float | str, domain: DomainLike) -> float:
@@ -57,6 +58,7 @@ class SearchSettings:
         solver: a key of `SOLVERS`.
         xtol, rtol: absolute (pixel units) and relative tolerance of the brackets.
         maxiter: iterations of the solver at most.
+        time_limit: seconds a sample of bound="exact".
 
     Raises:
         TypeError, ValueError: naming the setting, what was wrong and what is accepted.
@@ -70,11 +72,12 @@ class SearchSettings:
     xtol: float = 1e-8
     rtol: float = 1e-5
     maxiter: int = 100
+    time_limit: float = 60.0
 
     def __post_init__(self) -> None:
         check_bound(self.bound, self.sound, (EXACT,))
         Domain.of(self.domain)
-        accepted = {"solver": SOLVERS, "xtol": XTOL, "rtol": RTOL, "maxiter": AT_LEAST_ONE}
+        accepted = {"solver": SOLVERS, "xtol": XTOL, "rtol": RTOL, "maxiter": AT_LEAST_ONE, "time_limit": SECONDS}
         for name, what in accepted.items():
             object.__setattr__(self, name, check(name, getattr(self, name), what))
 

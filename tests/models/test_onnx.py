@@ -290,6 +290,22 @@ def test_what_takes_one_sample_only_runs_for_each(make: Callable, tmp_path: Path
     assert (model(inside.flatten(0, 1)).argmax(1).view(200, 6) == y).all()
 
 
+def test_one_number_in_and_one_out_as_in_vnn_comps_test_small(tmp_path: Path) -> None:
+    """W x of a vector, without a batch; and with one logit the class is its sign."""
+    layers, file = [nn.Linear(1, 2), nn.Linear(2, 2), nn.Linear(2, 1)], File(1)
+    for layer in layers:
+        file.last = file.add("MatMul", file.last, at=file.constant(layer.weight))
+        file.add("Add", layer.bias)
+        if layer is not layers[-1]:
+            file.add("Relu")
+    model = load_onnx(file.save(tmp_path / "net.onnx"))
+    net = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    x = torch.rand(9, 1)
+    assert torch.allclose(model(x), net(x), atol=1e-6) and model(x).shape == (9, 1)
+    y = (net(x)[:, 0] > 0).long()
+    assert torch.allclose(certified_radius(model, x, y, 0.1).radius, certified_radius(net.eval(), x, y, 0.1).radius)
+
+
 def test_one_of_several_outputs_is_chosen_by_name(tmp_path: Path) -> None:
     file, layer = File(1, 4), nn.Linear(4, 3).eval()
     hidden = file.gemm(layer)
@@ -299,7 +315,8 @@ def test_one_of_several_outputs_is_chosen_by_name(tmp_path: Path) -> None:
     proto.graph.output.append(onnx.helper.make_tensor_value_info(hidden, onnx.TensorProto.FLOAT, None))
     onnx.save(proto, path)
     names = f"{proto.graph.output[0].name}, {hidden}"
-    with pytest.raises(ValueError, match=f"output: the network of .* has several, {names}; give the name of one"):
+    told = ", ".join(f"'{name}' .*" for name in names.split(", "))
+    with pytest.raises(ValueError, match=f"output: the network of .* has several, {told}; give the name of one"):
         load_onnx(path)
     with pytest.raises(ValueError, match=f"output: the network of .* has no 'logits'; accepted is one of {names}"):
         load_onnx(path, output="logits")

@@ -204,10 +204,16 @@ UNFIT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a batch of four": (lambda path: script(path, FourAtOnce()), "cannot be traced with a batch of 1 of shape"),
     "a mean over the batch": (exported(Program(lambda x: x + x.mean(0, keepdim=True)), X), "computes something else"),
     "training mode": (exported(TRAINED.train(), torch.rand(2, 3)), "computes something else"),
-    "two inputs": (exported(Two(), X, X), "has 2 inputs and 1 outputs; accepted is one of each"),
-    "two outputs": (exported(Program(lambda x: (x, x)), X), "has 1 inputs and 2 outputs"),
-    "two outputs of TorchScript": (lambda path: script(path, nn.AdaptiveMaxPool1d(2, True)), "several outputs"),
-    "no classes": (exported(Program(lambda x: x.sum(1)), X), r"has shape \(1,\); it must be \(1, classes\)"),
+    "two inputs": (exported(Two(), X, X), "has 2 inputs; accepted is one"),
+    "two outputs": (
+        exported(Program(lambda x: (x, x)), X),
+        r"output: .* has several, 0 \(1, 3\), 1 \(1, 3\); give the n",
+    ),
+    "two outputs of TorchScript": (
+        lambda path: script(path, nn.AdaptiveMaxPool1d(2, True)),
+        "output: .* has several, 0 .*, 1 ",
+    ),
+    "no classes": (exported(Program(lambda x: x[:, :, None]), X), r"has shape \(1, 3, 1\); it must be \(1, classes\)"),
     "a state dict": (lambda path: torch.save(TRAINED.state_dict(), path), "a state dict goes to load_weights"),
     "text": (write_bytes(lambda: b"hello world"), "is no TorchScript or torch.export file, or is damaged"),
 }
@@ -220,6 +226,29 @@ def test_a_program_that_does_not_fit_is_one_clear_error(name: str, tmp_path: Pat
     write(path := tmp_path / "net.pt2")
     with pytest.raises(ValueError, match=message):
         load_program(path, input_shape=(3,))
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        z = self.net(x)
+        return {"features": z * 2, "logits": z}
+
+
+@pytest.mark.parametrize("write", [lambda net: exported(net, X), lambda net: lambda path: script(path, net)])
+def test_one_of_several_outputs_of_a_program(write: Callable, tmp_path: Path) -> None:
+    net, x = Heads().eval(), torch.rand(5, 3)
+    write(net)(path := tmp_path / "net.pt2")
+    assert torch.allclose(load_program(path, input_shape=(3,), output="logits")(x), net(x)["logits"])
+    with pytest.raises(
+        ValueError, match=r"output: .* has several, 'features' \(1, 4\), 'logits' \(1, 4\); give the name"
+    ):
+        load_program(path, input_shape=(3,))
+    with pytest.raises(ValueError, match="has no 'logit'; its outputs are 'features', 'logits'"):
+        load_program(path, input_shape=(3,), output="logit")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -2,7 +2,11 @@
 
 import copy
 import csv
+import itertools
+import os
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acertlab.bounds.box import ball
+from acertlab.bounds.box import Box, ball
+from acertlab.models import vnnlib
 from acertlab.models.architectures import small_cnn
 from acertlab.models.onnx import load_onnx
 from acertlab.models.vnnlib import export_vnnlib
@@ -123,6 +128,64 @@ def test_what_is_refused(classifier: tuple[nn.Module, Tensor, Tensor], tmp_path:
 
     with pytest.raises(ValueError, match="cannot be written as ONNX"):
         export_vnnlib(Unknown().eval(), torch.rand(1, 3), torch.tensor([0]), 0.1, tmp_path)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_holds_one_export(classifier: tuple[nn.Module, Tensor, Tensor], tmp_path: Path) -> None:
+    model, x, y = classifier
+    instances = export_vnnlib(model, x, y, 0.1, tmp_path / "out")
+    before = files_of(tmp_path / "out")
+    assert len(before) == 7
+    assert export_vnnlib(model, x, y, 0.1, tmp_path / "out") == instances  # the same again
+    for other in ((model, x[:2], y[:2], 0.1), (model, x, y, 0.2), (small_cnn((1, 6, 6), 4).eval(), x, y, 0.1)):
+        with pytest.raises(ValueError, match="folder = .*: accepted is a new or an empty folder: .* another export"):
+            export_vnnlib(*other, tmp_path / "out")
+    assert files_of(tmp_path / "out") == before and [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    (tmp_path / "file").touch()
+    for folder in ("mine", "file"):
+        with pytest.raises(ValueError, match="folder = .*: accepted is a new or an empty folder"):
+            export_vnnlib(model, x, y, 0.1, tmp_path / folder)
+
+
+@pytest.mark.parametrize("moment", [0, 3, "written", "renamed"])
+def test_a_killed_export_leaves_all_or_nothing(
+    classifier: tuple[nn.Module, Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int | str
+) -> None:
+    """kill -9 before a property, with all written, and once it is renamed."""
+    model, x, y = classifier
+    properties, rename = vnnlib._property, Path.rename
+
+    def killing(value: object, *args: object) -> None:
+        if value == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def write(box: Box, label: int, classes: int) -> Iterator[str]:
+        killing(next(count))
+        return properties(box, label, classes)
+
+    def renamed(self: Path, target: Path) -> Path:
+        killing("written")
+        rename(self, target)
+        killing("renamed")
+        return target
+
+    count = itertools.count()
+    monkeypatch.setattr(vnnlib, "_property", write)
+    monkeypatch.setattr(Path, "rename", renamed)
+    if not (child := os.fork()):
+        export_vnnlib(model, x, y, 0.1, tmp_path / "out")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    monkeypatch.undo()
+    there = moment == "renamed"
+    assert (tmp_path / "out").exists() == there and (not there or len(files_of(tmp_path / "out")) == 7)
+    instances = export_vnnlib(model, x, y, 0.1, tmp_path / "out")  # and the same call goes on
+    assert len(list(csv.reader(instances.read_text().splitlines()))) == 5
 
 
 def test_no_samples_and_wrong_ones(classifier: tuple[nn.Module, Tensor, Tensor], tmp_path: Path) -> None:

@@ -117,14 +117,10 @@ def as_classifier(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     if not isinstance(out, Tensor) and (parts := _named(out)):
         tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
         if len(parts) > 1 or len(tensors) != 1:
-            told = ", ".join(
-                f"{name!r} {tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__}"
-                for name, part in parts.items()
-            )
             likely = next((n for n, part in tensors.items() if part.dim() == 2), next(iter(parts)))
             raise ValueError(
-                f"model: returns several outputs for x {tuple(x.shape)}: {told}. Select the logits, such as model = "
-                f"acertlab.select_output(model, {'logits' if 'logits' in parts else likely!r})"
+                f"model: returns several outputs for x {tuple(x.shape)}: {outputs_told(out)}. Select the logits, "
+                f"such as model = acertlab.select_output(model, {'logits' if 'logits' in parts else likely!r})"
             )
         ((name, out),) = tensors.items()
         check_module(model)
@@ -144,6 +140,14 @@ def as_classifier(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
         raise ValueError(f"model: its output for x of {x.dtype} is {out.dtype}; it must keep the dtype")
     model.training = training
     return model, out
+
+
+def outputs_told(out: Any) -> str:
+    """The names or places and the shapes of several outputs."""
+    return ", ".join(
+        f"{name!r} {tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__}"
+        for name, part in _named(out).items()
+    )
 
 
 def channels_last(shape: torch.Size | tuple[int, ...]) -> bool:

@@ -20,7 +20,7 @@ from acertlab.bounds.margin import captured, clean_logits, clean_margin
 from acertlab.radius.attack import AttackResult, attacked_radius, distance, rounded
 from acertlab.radius.exact.program import Ball, BoxProgram
 from acertlab.radius.exact.relu_network import ReluNetwork, as_relu_network
-from acertlab.radius.search import RadiusResult, RadiusStatus, checked_limit
+from acertlab.radius.search import SECONDS, RadiusResult, RadiusStatus, checked_limit
 
 ROWS = 12  # points on which the rewritten network must agree with the model
 STRETCHES = (0.0, *np.logspace(-7, -2, 21))  # by which a solver's point is moved further from x
@@ -50,7 +50,7 @@ class ExactSettings:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        check("time_limit", self.time_limit, Within(0, open_low=True))
+        check("time_limit", self.time_limit, SECONDS)
         check("gap", self.gap, Within(0, 1, open_high=True))
 
 
