@@ -85,7 +85,7 @@ def pgd(
         restarts: ascents, >= 1, the one from x included.
         step_size: first step relative to eps, > 0; the steps shrink geometrically to a twentieth of it. With 1.0
             six steps or more can cross the ball.
-        domain: (low, high) of valid pixels, or None.
+        domain: (low, high) of valid pixels, None, or an `acertlab.Domain`, whose eps_scale steps and distances know.
         seed: of the random starts; the global generators are neither read nor changed.
         start: (B, ...) one more point to start from (cut to the ball), such as an earlier witness; climbs the margin.
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from acertlab._validation import Within, check
 from acertlab.bounds.box import DomainLike
-from acertlab.bounds.checks import full_precision, inputs_of, labels_of, weight_of
+from acertlab.bounds.checks import check_mode, full_precision, inputs_of, labels_of, weight_of
 from acertlab.bounds.graph.memory import graph_of
 from acertlab.bounds.graph.output import as_classifier
 from acertlab.bounds.margin import Sound
@@ -173,6 +173,7 @@ def certify(
             if not len(y):
                 continue
             if not parts:
+                check_mode(model)
                 model, _ = as_classifier(model, _on_device_of(model, x[:1]))
                 asked["model"] = fingerprint(model, x)
                 folder = None if run_dir is None else _Folder(Path(run_dir), asked, resume)

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from acertlab._lock import locked
 from acertlab._validation import refuse
+from acertlab.bounds.checks import check_mode
 from acertlab.bounds.graph.output import as_classifier
 from acertlab.bounds.rules.affine import Normalize
 from acertlab.data.datasets import ImageData, certified_at, to_float
@@ -75,10 +76,10 @@ def import_run(
 
 def _classifier(model: nn.Module, data: ImageData) -> nn.Module:
     """The model as one with logits of the dataset's classes."""
+    check_mode(model)
     x = _first_images(model, data)
     try:
-        with torch.no_grad():
-            classifier, logits = as_classifier(model, x)
+        classifier, logits = as_classifier(model, x)
     except ValueError as error:
         raise ValueError(f"model: it does not take images {data.in_shape} of {data.name}: {error}") from error
     if (shape := tuple(logits.shape)) != (len(x), data.num_classes):

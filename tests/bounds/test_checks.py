@@ -35,6 +35,7 @@ FORMS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "arrays of doubles": lambda: (X.double().numpy(), Y.numpy().astype(np.uint32)),
     "small labels": lambda: (X.numpy(), Y.numpy().astype(np.int8)),
     "pandas": lambda: (FRAME, pd.Series(Y.numpy())),
+    "pandas' own numbers": lambda: (FRAME.astype("Float64"), pd.Series(Y.numpy())),
     "tensors one by one": lambda: (list(X), list(Y)),
 }
 
@@ -148,6 +149,24 @@ def test_what_has_more_than_one_meaning_shows_the_line_to_write(model: nn.Module
     for call in (certified_radius, certified_margin, attacked_radius, radius_bracket, exact_radius):
         with pytest.raises((TypeError, ValueError), match=f"(?s)^{message}"):
             call(model, x, y, 0.1)
+
+
+class Asserts(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == 3
+        return x.flatten(1)
+
+
+def test_an_exported_module_and_a_bare_assertion_say_what_is_wrong() -> None:
+    fixed = torch.export.export(TABLE, (X[:4],)).module()
+    with pytest.raises(
+        ValueError, match=r"x: the model does not take .*exported for batches of this size.*load_program"
+    ):
+        certified_radius(fixed, X[:4], Y[:4], 0.1)
+    free = torch.export.export(TABLE, (X[:4],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)).module()
+    assert torch.allclose(certified_radius(free, X, Y, 0.2).radius, certified_radius(TABLE, X, Y, 0.2).radius)
+    with pytest.raises(ValueError, match=r"AssertionError: assert x.shape\[1\] == 3 \(line \d+ of test_checks.py\)"):
+        certified_radius(Asserts().eval(), X, Y, 0.1)
 
 
 def test_the_lines_that_are_shown_are_right() -> None:

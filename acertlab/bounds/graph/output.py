@@ -1,7 +1,9 @@
 """Which tensor of a model's output is certified: one of several; and one logit as the two classes that it tells."""
 
+import traceback
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,6 +99,7 @@ def innermost(model: nn.Module) -> nn.Module:
     return model
 
 
+@torch.no_grad()
 def as_classifier(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     """The model as one with logits (B, classes), and these at x (B, ...), a sample or none: what all else relies on.
 
@@ -110,9 +113,8 @@ def as_classifier(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     except OutputError:
         raise
     except Exception as error:
-        hint = ". If its channels come last: x.permute(0, 3, 1, 2)" if channels_last(x.shape) else ""
         raise ValueError(
-            f"x: the model does not take samples of shape {tuple(x.shape[1:])}: {type(error).__name__}: {error}{hint}"
+            f"x: the model does not take samples of shape {tuple(x.shape[1:])}: {_why(error, x)}"
         ) from error
     if not isinstance(out, Tensor) and (parts := _named(out)):
         tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
@@ -140,6 +142,21 @@ def as_classifier(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
         raise ValueError(f"model: its output for x of {x.dtype} is {out.dtype}; it must keep the dtype")
     model.training = training
     return model, out
+
+
+def _why(error: Exception, x: Tensor) -> str:
+    """What forward said, or the line that says it, and what may help."""
+    said = str(error)
+    if not said:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{place.line} (line {place.lineno} of {Path(place.filename).name})"
+    hint = ". If its channels come last: x.permute(0, 3, 1, 2)" if channels_last(x.shape) else ""
+    if said.startswith("Guard failed") and ".size()[0]" in said:
+        hint = (
+            ". It was exported for batches of this size: save it by torch.export.save and read it by "
+            "acertlab.load_program, or export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+        )
+    return f"{type(error).__name__}: {said}{hint}"
 
 
 def outputs_told(out: Any) -> str:
