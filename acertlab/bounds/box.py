@@ -249,3 +249,47 @@ def _rounded_up(product: Tensor) -> Tensor:
     """A product >= 0, no less than in exact arithmetic, and 0 where it is; differentiable."""
     at = product.detach()
     return product + torch.where(at > 0, at.nextafter(torch.full_like(at, torch.inf)) - at, 0.0)
+
+
+def inner_ball(x: Tensor, eps: Tensor, domain: DomainLike) -> tuple[Tensor, Tensor]:
+    """Ends of the ball cut to the domain; one that rounding put further away than eps moves back towards x."""
+    box, limit = ball(x, eps, domain), eps.view(-1, *[1] * (x.dim() - 1))
+    if (scale := Domain.of(domain).ends(x).scale) is not None:  # no more than the product in exact arithmetic
+        limit = (limit.double() * scale.double()).nextafter(torch.zeros((), dtype=torch.float64, device=x.device))
+        limit = rounded(limit, x.dtype, -torch.inf)
+        box = Box(torch.maximum(box.lower, x - limit), torch.minimum(box.upper, x + limit))
+    lower, upper = (torch.where(difference(end, x) > limit, end.nextafter(x), end) for end in (box.lower, box.upper))
+    return lower, upper
+
+
+def distance(point: Tensor, x: Tensor, domain: DomainLike = None) -> Tensor:
+    """The least eps whose ball holds ``point``, max |point - x| / eps_scale, (B,); never less than it is exactly."""
+    away, scale = difference(point, x), Domain.of(domain).ends(x).scale
+    if scale is not None:
+        exact, scale = away.double(), scale.double()
+        quotient = exact / scale
+        if x.dtype == torch.float64:  # whose product with the scale would be rounded
+            away = quotient.nextafter(torch.full_like(quotient, torch.inf))
+        else:
+            away = rounded(quotient, x.dtype, torch.inf)
+            away = torch.where(away.double() * scale < exact, away.nextafter(torch.full_like(away, torch.inf)), away)
+        away = torch.where(exact == 0, 0.0, away)
+    return away.flatten(1).amax(1)
+
+
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b| elementwise, rounded up: what float64 lost is recovered (Knuth's TwoSum) and decides."""
+    dtype, a, b = a.dtype, a.double(), b.double()
+    difference = a - b
+    minus_b = difference - a
+    lost = (a - (difference - minus_b)) - (b + minus_b)
+    size = difference.abs()
+    size = torch.where(lost * difference.sign() > 0, size.nextafter(torch.full_like(a, torch.inf)), size)
+    return rounded(size, dtype, torch.inf)
+
+
+def rounded(value: Tensor, dtype: torch.dtype, towards: float) -> Tensor:
+    """``value`` in ``dtype``, rounded towards -inf or inf."""
+    rounded = value.to(dtype)
+    wrong = rounded.to(value.dtype) < value if towards > 0 else rounded.to(value.dtype) > value
+    return torch.where(wrong, rounded.nextafter(torch.full_like(rounded, towards)), rounded)

@@ -316,7 +316,9 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self._run(x[:, None] if self.apart else x)
-        return out.reshape(len(out), -1) if out.dim() == 1 or (out.dim() > 2 and _is_row(out.shape[1:])) else out
+        if out.dim() == 1:
+            return out[:, None]
+        return out.flatten(1) if out.dim() > 2 and _is_row(out.shape[1:]) else out
 
     def _run(self, x: Tensor, record: Callable[[Node, Any], None] | None = None) -> Tensor:
         values: dict[str, Any] = {self.entry: x, "": None}

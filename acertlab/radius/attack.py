@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acertlab._memory import in_chunks
 from acertlab._validation import Within, check
-from acertlab.bounds.box import Box, Domain, DomainLike, ball, check_eps
+from acertlab.bounds.box import Domain, DomainLike, check_eps, distance, inner_ball
 from acertlab.bounds.checks import check_samples, full_precision
 from acertlab.bounds.margin import clean_logits, clean_margin
 from acertlab.radius.rootfind.brent import brentq
@@ -220,7 +220,7 @@ class _Ascent:
 
     def __call__(self, x: Tensor, y: Tensor, eps: Tensor, start: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The best of steps + 1 points, and its margin: (B, ...), (B,); ``eps`` and ``target`` are (B,)."""
-        lower, upper = _inner_ball(x, eps, self.domain)
+        lower, upper = inner_ball(x, eps, self.domain)
         size = _reach(x, eps * self.step_size, self.domain)
         shrink = LAST_STEP ** (1 / max(1, self.steps - 1))
         point = best = start.clamp(lower, upper)
@@ -322,7 +322,7 @@ class _Search:
         if len(index):
             x, radius = self.x[index], self.radius[index]
             further = torch.minimum(radius * (1 + self.rtol / 4) + self.xtol / 4, self.eps_max)
-            lower, upper = _inner_ball(x, further, self.ascent.domain)
+            lower, upper = inner_ball(x, further, self.ascent.domain)
             stretch = (further / radius).view(-1, *[1] * (x.dim() - 1))
             point = (x + (self.witness[index] - x) * stretch).clamp(lower, upper)
             value = clean_margin(clean_logits(self.ascent.model, point), self.y[index])
@@ -353,17 +353,6 @@ def _targets(logits: Tensor, y: Tensor, restarts: int) -> list[Tensor]:
     return [torch.full_like(y, ANY_CLASS), *pushed]
 
 
-def _inner_ball(x: Tensor, eps: Tensor, domain: DomainLike) -> tuple[Tensor, Tensor]:
-    """Ends of the ball cut to the domain; one that rounding put further away than eps moves back towards x."""
-    box, limit = ball(x, eps, domain), eps.view(-1, *[1] * (x.dim() - 1))
-    if (scale := Domain.of(domain).ends(x).scale) is not None:  # no more than the product in exact arithmetic
-        limit = (limit.double() * scale.double()).nextafter(torch.zeros((), dtype=torch.float64, device=x.device))
-        limit = rounded(limit, x.dtype, -torch.inf)
-        box = Box(torch.maximum(box.lower, x - limit), torch.minimum(box.upper, x + limit))
-    lower, upper = (torch.where(_difference(end, x) > limit, end.nextafter(x), end) for end in (box.lower, box.upper))
-    return lower, upper
-
-
 def _reach(x: Tensor, eps: Tensor, domain: DomainLike) -> Tensor:
     """How far each number of x may move at eps, (B,)."""
     scale, reach = Domain.of(domain).ends(x).scale, eps.view(-1, *[1] * (x.dim() - 1))
@@ -374,39 +363,6 @@ def _relative(change: Tensor, domain: DomainLike) -> Tensor:
     """A change of x for each unit of eps; that of what is held fixed is 0."""
     scale = Domain.of(domain).ends(change).scale
     return change if scale is None else torch.where(scale > 0, change / scale, 0.0)
-
-
-def distance(point: Tensor, x: Tensor, domain: DomainLike = None) -> Tensor:
-    """The least eps whose ball holds ``point``, max |point - x| / eps_scale, (B,); never less than it is exactly."""
-    away, scale = _difference(point, x), Domain.of(domain).ends(x).scale
-    if scale is not None:
-        exact, scale = away.double(), scale.double()
-        quotient = exact / scale
-        if x.dtype == torch.float64:  # whose product with the scale would be rounded
-            away = quotient.nextafter(torch.full_like(quotient, torch.inf))
-        else:
-            away = rounded(quotient, x.dtype, torch.inf)
-            away = torch.where(away.double() * scale < exact, away.nextafter(torch.full_like(away, torch.inf)), away)
-        away = torch.where(exact == 0, 0.0, away)
-    return away.flatten(1).amax(1)
-
-
-def _difference(a: Tensor, b: Tensor) -> Tensor:
-    """|a - b| elementwise, rounded up: what float64 lost is recovered (Knuth's TwoSum) and decides."""
-    dtype, a, b = a.dtype, a.double(), b.double()
-    difference = a - b
-    minus_b = difference - a
-    lost = (a - (difference - minus_b)) - (b + minus_b)
-    size = difference.abs()
-    size = torch.where(lost * difference.sign() > 0, size.nextafter(torch.full_like(a, torch.inf)), size)
-    return rounded(size, dtype, torch.inf)
-
-
-def rounded(value: Tensor, dtype: torch.dtype, towards: float) -> Tensor:
-    """``value`` in ``dtype``, rounded towards -inf or inf."""
-    rounded = value.to(dtype)
-    wrong = rounded.to(value.dtype) < value if towards > 0 else rounded.to(value.dtype) > value
-    return torch.where(wrong, rounded.nextafter(torch.full_like(rounded, towards)), rounded)
 
 
 def check_budget(**numbers: float) -> None:

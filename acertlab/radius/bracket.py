@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from acertlab._memory import in_chunks
-from acertlab.bounds.box import DomainLike
+from acertlab.bounds.box import DomainLike, rounded
 from acertlab.bounds.checks import check_samples
 from acertlab.bounds.margin import Sound
-from acertlab.radius.attack import AttackResult, attacked_radius, check_budget, pgd, rounded
+from acertlab.radius.attack import AttackResult, attacked_radius, check_budget, pgd
 from acertlab.radius.certified import Chunks, find_radii
 from acertlab.radius.search import EXACT, RadiusResult, SearchSettings
 

@@ -26,9 +26,8 @@ from tqdm import tqdm
 
 from acertlab._validation import Within, check
 from acertlab.bounds.box import DomainLike
-from acertlab.bounds.checks import check_mode, full_precision, inputs_of, labels_of, weight_of
+from acertlab.bounds.checks import check_samples, full_precision, inputs_of, labels_of, weight_of
 from acertlab.bounds.graph.memory import graph_of
-from acertlab.bounds.graph.output import as_classifier
 from acertlab.bounds.margin import Sound
 from acertlab.data.datasets import to_float
 from acertlab.data.files import read_json, write_json, write_parquet, written_aside
@@ -173,8 +172,8 @@ def certify(
             if not len(y):
                 continue
             if not parts:
-                check_mode(model)
-                model, _ = as_classifier(model, _on_device_of(model, x[:1]))
+                sample = _on_device_of(model, x[:1])
+                model, _, _ = check_samples(model, sample, y[:1].to(sample.device), domain)
                 asked["model"] = fingerprint(model, x)
                 folder = None if run_dir is None else _Folder(Path(run_dir), asked, resume)
             path = folder.path_of(i, x, y) if folder else None

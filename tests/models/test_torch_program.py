@@ -238,6 +238,7 @@ class Heads(nn.Module):
         return {"features": z * 2, "logits": z}
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("write", [lambda net: exported(net, X), lambda net: lambda path: script(path, net)])
 def test_one_of_several_outputs_of_a_program(write: Callable, tmp_path: Path) -> None:
     net, x = Heads().eval(), torch.rand(5, 3)

@@ -9,9 +9,10 @@ import torch
 from hypothesis import example, given, settings
 from torch import Tensor, nn
 
+from acertlab.bounds.box import difference
 from acertlab.bounds.margin import clean_margin
 from acertlab.models.architectures import mlp
-from acertlab.radius.attack import AttackResult, _difference, adversarial_accuracy, attacked_radius, pgd
+from acertlab.radius.attack import AttackResult, adversarial_accuracy, attacked_radius, pgd
 from acertlab.radius.bracket import radius_bracket
 from acertlab.radius.certified import certified_radius
 from tests.helpers.networks import Trained, linear
@@ -127,7 +128,7 @@ def test_pgd_never_leaves_ball_or_domain(seed: int, dtype: torch.dtype, cut: boo
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=20), st.sampled_from(FLOATS))
 def test_distances_are_rounded_up(values: list[float], dtype: torch.dtype) -> None:
     a, b = torch.tensor(values[1:], dtype=dtype), torch.tensor(values[:-1], dtype=dtype)
-    for told, p, q in zip(_difference(a, b), a.tolist(), b.tolist(), strict=True):
+    for told, p, q in zip(difference(a, b), a.tolist(), b.tolist(), strict=True):
         exact = abs(Fraction(p) - Fraction(q))
         below = Fraction(told.nextafter(torch.zeros_like(told)).item())
         assert below < exact <= Fraction(told.item()) or exact == told.item() == 0

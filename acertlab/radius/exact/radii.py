@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from acertlab._validation import Within, check
-from acertlab.bounds.box import Domain, DomainLike, ball
+from acertlab.bounds.box import Domain, DomainLike, ball, distance, rounded
 from acertlab.bounds.checks import allowed_gap, check_samples, full_precision
 from acertlab.bounds.graph.comparison import check_chunk, points
 from acertlab.bounds.margin import captured, clean_logits, clean_margin
-from acertlab.radius.attack import AttackResult, attacked_radius, distance, rounded
+from acertlab.radius.attack import AttackResult, attacked_radius
 from acertlab.radius.exact.program import Ball, BoxProgram
 from acertlab.radius.exact.relu_network import ReluNetwork, as_relu_network
 from acertlab.radius.search import SECONDS, RadiusResult, RadiusStatus, checked_limit
