@@ -87,6 +87,13 @@ class Domain:
             self._ends[key] = Ends(*(end.to(x) if isinstance(end, Tensor) else end for end in (low, high, scale)))
         return self._ends[key]
 
+    def filled(self, x: Tensor, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Both ends like ``x`` (B, ...), and ``low`` or ``high`` where there is none."""
+        ends, blank = self.ends(x), torch.zeros_like(x)
+        least = blank + (-math.inf if ends.low is None else ends.low)
+        most = blank + (math.inf if ends.high is None else ends.high)
+        return torch.where(least.isfinite(), least, low), torch.where(most.isfinite(), most, high)
+
     def holding(self, x: Tensor) -> "Domain":
         """With ends no narrower than their rounding to the dtype of ``x``, by which its numbers were judged."""
         if x.dtype == torch.float64:

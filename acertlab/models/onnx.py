@@ -246,10 +246,10 @@ def _linear(nodes: list[Node], constants: dict[str, np.ndarray], result: str) ->
     for node in nodes:
         weight = node.constants[1] if len(node.inputs) > 1 else None
         plain = node.operator == "MatMul" or (node.operator == "Gemm" and not node.attributes.get("transA"))
-        if plain and weight is None and np.ndim(node.constants[0]) == 2 and len(node.sizes[1]) == 1:  # W x, of a vector
-            weight = node.constants[0].T
-            for column in (node.inputs, node.constants, node.sizes):
-                column[:2] = column[1::-1]
+        first = node.constants[0]
+        if plain and weight is None and first is not None and first.ndim == 2 and len(node.sizes[1]) == 1:
+            weight = first.T  # W x, of a vector
+            node.inputs, node.constants, node.sizes = node.inputs[1::-1], [None, first], node.sizes[1::-1]
         if not plain or weight is None or weight.ndim != 2 or node.constants[0] is not None:
             continue
         weight = node.setting("alpha", default=1.0) * (weight if node.attributes.get("transB") else weight.T)

@@ -149,8 +149,7 @@ def first_guess(
 
 def probe_image(like: Tensor, domain: DomainLike) -> Tensor:
     """A made-up image, (1, ...): round blobs of the largest value on the least one, about a fifth of the pixels."""
-    ends = Domain.of(domain).ends(like)
-    low, high = 0.0 if ends.low is None else ends.low, 1.0 if ends.high is None else ends.high
+    low, high = Domain.of(domain).filled(like.new_empty(1, *like.shape[1:]), 0.0, 1.0)
     sizes = like.shape[2:] or like.shape[1:]
     axes = [torch.arange(n, dtype=like.dtype, device=like.device) for n in sizes]
     wave = torch.stack(torch.meshgrid(*(torch.cos(2 * math.pi * axis / PERIOD) for axis in axes), indexing="ij")).sum(0)

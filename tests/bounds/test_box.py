@@ -277,3 +277,15 @@ def test_a_domain_of_other_samples(domain: DomainLike, message: str) -> None:
     for call in (certified_radius, certified_margin, attacked_radius, radius_bracket, exact_radius):
         with pytest.raises(ValueError, match=message):
             call(model, x, y, 0.1, domain=domain)
+
+
+def test_a_side_that_some_features_do_not_have() -> None:
+    """As with ends far away."""
+    model = network(8)
+    _, x, y = samples(model)
+    low = LOW.clone()
+    low[1::2] = -math.inf
+    open_, far = (Domain(torch.where(low.isinf(), end, low), None, SCALE) for end in (-math.inf, -1e6))
+    ours, theirs = (certified_radius(model, x, y, 0.4, domain=domain).radius for domain in (open_, far))
+    assert torch.allclose(ours, theirs, rtol=1e-4) and (ours > 0).all()
+    radius_bracket(model, x, y, 0.4, domain=open_, bound="crown").raise_if_crossed()

@@ -128,6 +128,7 @@ def differences(logits: Tensor, y: Tensor) -> Tensor:
 
 
 @few
+@pytest.mark.filterwarnings("ignore:eps_max = ")
 @given(net=networks, eps_max=limits, solver=st.sampled_from(sorted(SOLVERS)), merged=st.booleans())
 def test_no_point_of_a_certified_box_changes_the_label(net: Network, eps_max: float, solver: str, merged: bool) -> None:
     result = certified_radius(net.model, net.x, net.y, eps_max, solver=solver, merged=merged)
@@ -139,6 +140,7 @@ def test_no_point_of_a_certified_box_changes_the_label(net: Network, eps_max: fl
 
 
 @few
+@pytest.mark.filterwarnings("ignore:eps_max = ")
 @given(net=rounded_networks, eps_max=limits)
 def test_a_sound_certificate_holds_without_any_slack(net: Network, eps_max: float) -> None:
     """Of the float32 forward pass itself: no point that float32 holds in the box is given another label, or a tie."""
@@ -154,6 +156,7 @@ def test_a_sound_certificate_holds_without_any_slack(net: Network, eps_max: floa
 
 
 @few
+@pytest.mark.filterwarnings("ignore:eps_max = ")
 @given(net=networks, eps_max=limits, share=st.floats(1e-3, 1.0))
 def test_a_smaller_limit_cuts_the_radius(net: Network, eps_max: float, share: float) -> None:
     whole = certified_radius(net.model, net.x, net.y, eps_max).radius

@@ -247,6 +247,7 @@ def test_linear_classifiers_have_a_closed_form() -> None:
     assert (exact.attacked >= truth).all() and (exact.attacked <= truth * (1 + 1e-4)).all()
 
 
+@pytest.mark.filterwarnings("ignore:eps_max = 0.9")
 def test_domain_cap_wrong_and_nan_samples() -> None:
     model = nn.Sequential(nn.Linear(1, 2)).eval()
     model[0].weight.data, model[0].bias.data = torch.tensor([[0.0], [1.0]]), torch.tensor([0.6, 0.0])

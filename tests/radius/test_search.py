@@ -39,9 +39,9 @@ def defaults(function: Callable) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("function", "names"),
     [
-        (certified_radius, {"bound", "merged", "domain", "sound", "solver", "xtol", "rtol", "maxiter"}),
-        (certify, {"bound", "merged", "domain", "sound", "solver", "xtol", "rtol", "maxiter"}),
-        (radius_bracket, {"bound", "merged", "domain", "sound"}),
+        (certified_radius, {"bound", "merged", "domain", "sound", "solver", "xtol", "rtol", "maxiter", "time_limit"}),
+        (certify, {"bound", "merged", "domain", "sound", "solver", "xtol", "rtol", "maxiter", "time_limit"}),
+        (radius_bracket, {"bound", "merged", "domain", "sound", "time_limit"}),
         (certified_margin, {"bound", "merged", "domain", "sound"}),
         (margin_at, {"merged", "domain"}),
         (pgd, {"domain"}),

@@ -154,6 +154,26 @@ def test_an_import_that_makes_no_sense_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
+def test_one_logit_of_several_outputs_is_imported(digits: ImageData, tmp_path: Path) -> None:
+    labels = {f"{part}_y": getattr(digits, f"{part}_y") % 2 for part in ("train", "val", "test")}
+    data = replace(digits, classes=("even", "odd"), **labels)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logit": self.net(x), "twice": 2 * self.net(x)}
+
+    expected = al.certified_radius(net, al.to_float(data.test_x), data.test_y, 0.1)
+    for name, model in {"plain": net, "named": al.select_output(Named().eval(), "logit")}.items():
+        run = import_run(model, data, tmp_path / name, "binary", 0.1, radius_cap=0.1, progress=False)
+        assert run.result["acc"] == al.accuracy(net, data.test_x, data.test_y)
+        assert np.allclose(run.radii["radius"], expected.radius.numpy(), rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_network_of_ours_is_known_again(name: str, digits: ImageData) -> None:
     net = lively(MODELS[name](SHAPE, 10, width=4, mean=MEAN, std=STD))

@@ -174,11 +174,7 @@ def points(x: Tensor, domain: DomainLike, eps: float, rows: int) -> Tensor:
     box = ball(x, eps, domain)
     generator = torch.Generator(x.device).manual_seed(0)
     u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    ends, whole = Domain.of(domain).ends(x), torch.zeros_like(x)
-    low, high = (
-        box.lower if ends.low is None else whole + ends.low,
-        box.upper if ends.high is None else whole + ends.high,
-    )
+    low, high = Domain.of(domain).filled(x, box.lower, box.upper)
     kinds: list[Callable[[], Tensor]] = [
         lambda: x,
         lambda: torch.where(u < 0.5, box.lower, box.upper),
