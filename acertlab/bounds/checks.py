@@ -100,10 +100,10 @@ def inputs_of(x: Any, like: Tensor, *, images: bool = False) -> Any:
         array = np.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"x: {type(x).__name__} is no array of numbers: {error}") from error
-    table = hasattr(x, "columns")
-    columns = [name for name, dtype in x.dtypes.items() if dtype.kind not in "fiu"] if table else []
-    if array.dtype.kind == "O" and table and not columns:  # pandas' numbers with gaps
-        array = x.to_numpy(np.float64, na_value=np.nan)
+    table: Any = x if hasattr(x, "columns") else None
+    columns = [] if table is None else [name for name, dtype in table.dtypes.items() if dtype.kind not in "fiu"]
+    if array.dtype.kind == "O" and table is not None and not columns:  # pandas' numbers with gaps
+        array = table.to_numpy(np.float64, na_value=np.nan)
     if array.dtype.kind not in "fiu":
         told = f"; its columns {', '.join(map(str, columns))} are none" if columns else ""
         raise TypeError(f"x: must hold numbers, not {array.dtype}{told}")

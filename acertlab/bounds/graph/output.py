@@ -32,8 +32,9 @@ class SelectedOutput(nn.Module):
         if isinstance(out, Tensor):
             raise OutputError("output: the model returns one tensor, of which nothing is to be selected")
         try:
-            by_name = isinstance(self.output, str) and not isinstance(out, Mapping)
-            return getattr(out, self.output) if by_name else out[self.output]
+            if isinstance(self.output, str) and not isinstance(out, Mapping):
+                return getattr(out, self.output)
+            return out[self.output]
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             told = ", ".join(map(repr, _named(out)))
             raise OutputError(f"output: the model has no {self.output!r}; its outputs are {told}") from error
