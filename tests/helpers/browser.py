@@ -187,6 +187,7 @@ class Shown(Opened):
 
     def picture(self, name: str) -> None:
         """Of the explorer alone, in few colours: a small file."""
+        self.look("Light", 1400)
         path = Path(os.environ.get("README_PICTURES") or self.folder) / f"{name}.png"
         self.cell.locator(".jp-OutputArea").first.screenshot(path=path)
         Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
@@ -249,10 +250,10 @@ FAULTS = """() => {
 }"""
 STATE = """() => {
     const texts = (where, what) => [...where.querySelectorAll(what)].map(found => found.innerText.trim());
-    const first = cell => texts(cell, '.cm-line')[0] ?? '';
     return {
-        cells: [...document.querySelectorAll('.jp-CodeCell')].map(
-            cell => [texts(cell, '.jp-InputPrompt')[0] ?? '', first(cell)]),
+        cells: (window.jupyterapp.shell.currentWidget?.content?.widgets ?? []).map(cell => cell.model).filter(
+            model => model.type === 'code').map(
+            model => [String(model.executionCount ?? ''), model.sharedModel.getSource().split('\\n')[0]]),
         notebooks: texts(document, '.lm-DockPanel-tabBar .lm-TabBar-tabLabel'),
         dialogs: texts(document, '.jp-Dialog'),
         status: texts(document, '#jp-main-statusbar')[0],
@@ -260,7 +261,7 @@ STATE = """() => {
 }"""
 FINISHED = f"""() => {{
     const prompts = ({STATE})().cells.map(([prompt, _]) => prompt);
-    return ({FAILED})().length > 0 || (prompts.length > 5 && prompts.every(text => /\\[\\d+\\]:/.test(text)));
+    return ({FAILED})().length > 0 || (prompts.length > 5 && prompts.every(text => text !== ""));
 }}"""
 
 
