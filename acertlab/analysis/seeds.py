@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from acertlab._validation import refuse
-from acertlab.data.run import DEFAULTS_BEFORE, NOT_IDENTIFYING, defaults_before
+from acertlab.data.run import DEFAULTS_BEFORE, NOT_IDENTIFYING, as_today
 from acertlab.data.run_table import load_histories
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import METHODS
@@ -47,7 +47,7 @@ def check_seeds(runs: pd.DataFrame, by: Sequence[str] = SETTING) -> None:
     of_result = [name for name in (*TRAINING, *MEASURED) if name in runs and name not in by]
     skipped = {*FREE, *MEASURED, *by, *of_result}
     configs = runs["config"] if "config" in runs else [{}] * len(runs)
-    told = [defaults_before({"method": of}) | one for of, one in zip(runs["method"], configs, strict=True)]
+    told = [as_today({"method": of} | one) for of, one in zip(runs["method"], configs, strict=True)]
     known = pd.DataFrame([{n: v for n, v in one.items() if n not in skipped} for one in told], runs.index)
     known = known.assign(**{name: runs[name].fillna(DEFAULTS_BEFORE.get(name, np.nan)) for name in of_result})
     known = known.map(partial(json.dumps, sort_keys=True, default=str)).replace("NaN", np.nan)

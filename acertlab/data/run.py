@@ -62,7 +62,8 @@ NOT_IDENTIFYING = ("device", "version")  # of `config.json`: with another one it
 # Settings that version 0.1.0 does not name, and what it did; of methods with no use for one, today's default
 DEFAULTS_BEFORE: dict[str, Any] = {"train_eps_factor": 1.0, "l1_reach": "weights", "attack_eps_factor": 1.0}
 DEFAULTS_BEFORE |= {"classifier_relus": 1, "taps_weight": 5.0, "latent_steps": 20, "link_share": 0.5}
-DEFAULTS_BEFORE |= {"relu_shrinkage": 0.0, "patience": 0, "min_epochs": 0, "weights": "", "front": []}
+DEFAULTS_BEFORE |= {"relu_shrinkage": 0.0, "patience": 0, "min_epochs": 0}
+ORIGIN_BEFORE = {"weights": "", "front": []}  # of a run that does not say where it began: at random, in no front
 UNATTACKED = ("standard", "ibp", "fast-ibp", "crown-ibp", "acert", "acert-fast", "taps")
 RULES_BEFORE = {  # what it did, what is done today, and the methods with no use for the setting
     "attack": ("last", "authors", UNATTACKED),
@@ -86,6 +87,11 @@ def runs_beside(what: str, given: str | Path = "") -> Path:
     """``given``, else a folder beside `runs_folder`, for runs that are not to be pooled with those: runs-WHAT."""
     beside = runs_folder().absolute()
     return Path(given or beside.with_name(f"{beside.name}-{what}"))
+
+
+def as_today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's `config.json`, with what earlier versions did not name in it."""
+    return ORIGIN_BEFORE | defaults_before(config) | dict(config)
 
 
 def defaults_before(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,10 +180,8 @@ def load_run(path: str | Path) -> Run:
         state = "is unfinished (result.json is written last)" if missing == ["result.json"] else "is not complete"
         holds = f"it lacks {', '.join(missing)}. A run's folder holds {', '.join(FILES)}"
         raise FileNotFoundError(f"the run folder {path} {state}: {holds}")
-    config, result = (
-        read_json(path / "config.json"),
-        checked_result(read_json(path / "result.json"), path / "result.json"),
-    )
+    config, result = (read_json(path / name) for name in ("config.json", "result.json"))
+    result = checked_result(result, path / "result.json")
     radii, history = (read_parquet(path / name) for name in ("radii.parquet", "history.parquet"))
     return _checked_run(Run(path, config, history, radii, result), path / "radii.parquet")
 
@@ -258,7 +262,7 @@ def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run |
         raise FileExistsError(f"run_dir: {run_dir} holds a run ({', '.join(there)}); resume=True continues it")
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        then = defaults_before(before) | before
+        then = as_today(before)
         differs = [
             f"{key} = {then.get(key)!r} there, {value!r} here"
             for key, value in described.items()

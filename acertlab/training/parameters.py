@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from acertlab._validation import Accepted, Within, check, did_you_mean
-from acertlab.data.run import defaults_before, runs_folder
+from acertlab.data.run import as_today, runs_folder
 from acertlab.models.architectures import MODELS
 from acertlab.training.config import ACCEPTED, DEVICES, SEED, TrainConfig, preset
 from acertlab.training.methods.catalogue import METHODS
@@ -140,7 +140,7 @@ def default_run_dir(config: TrainConfig, root: str | Path = "") -> Path:
 
 def config_of(settings: Mapping[str, Any]) -> TrainConfig:
     """The `TrainConfig` in a run's `config.json`, which holds more than that; ValueError where fields are missing."""
-    names, settings = [field.name for field in fields(TrainConfig)], defaults_before(settings) | dict(settings)
+    names, settings = [field.name for field in fields(TrainConfig)], as_today(settings)
     if missing := [name for name in names if name not in settings]:
         raise ValueError(f"config: it lacks {', '.join(missing)}, so that the run cannot be repeated")
     return TrainConfig(**{name: settings[name] for name in names})

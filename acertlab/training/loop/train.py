@@ -28,6 +28,7 @@ from acertlab.data.files import write_json, write_parquet, write_weights
 from acertlab.data.run import (
     LOCK_WAIT,
     NOT_IDENTIFYING,
+    ORIGIN_BEFORE,
     RADII_COLUMNS,
     Run,
     defaults_before,
@@ -308,7 +309,7 @@ def described_run(config: TrainConfig, data: ImageData, start: Start | None = No
     """`config.json`: what the run was asked to do, and what it takes to rebuild the network; in JSON's own types."""
     parts = {f"n_{part}": len(getattr(data, f"{part}_x")) for part in ("train", "val", "test")}
     network = {"in_shape": data.in_shape, "classes": data.num_classes, "mean": data.mean, "std": data.std}
-    origin = {"weights": start.digest(), "front": list(start.kappas)} if start else {"weights": "", "front": []}
+    origin = {"weights": start.digest(), "front": list(start.kappas)} if start else ORIGIN_BEFORE
     described = asdict(config) | network | parts | origin
     described |= {"data": data.digests(), "version": version("acertlab")}
     return json.loads(json.dumps(described))
@@ -316,7 +317,7 @@ def described_run(config: TrainConfig, data: ImageData, start: Start | None = No
 
 def _owners(described: dict[str, Any]) -> tuple[str, str]:
     """What a checkpoint must have been made for: all but where it ran; and as version 0.1.0 had it."""
-    images, unnamed = {"data": described.pop("data")}, defaults_before(described)
+    images, unnamed = {"data": described.pop("data")}, ORIGIN_BEFORE | defaults_before(described)
     settings = {n: v for n, v in described.items() if n not in NOT_IDENTIFYING and unnamed.get(n, ...) != v}
 
     def digest(content: dict[str, Any]) -> str:
