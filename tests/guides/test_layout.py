@@ -25,6 +25,7 @@ TESTED_ELSEWHERE = {  # modules without a test file of their own name, and where
     "bounds/rules/batch_invariance": "bounds/test_ibp.py",
     "bounds/rules/dispatch": "bounds/test_any_model.py",
     "bounds/rules/elementwise": "bounds/test_any_model.py",
+    "bounds/rules/norms": "bounds/test_tightness.py",
     "bounds/rules/operators": "bounds/test_any_model.py",
     "bounds/rules/products": "bounds/test_any_model.py",
     "bounds/rules/shapes": "bounds/test_any_model.py",

@@ -60,6 +60,11 @@ LIBRARIES = ("torch", "torchvision", "numpy", "acertlab", "builtins")  # whose f
 IN_PYTHON = 1 << 9  # the flag of classes that are written in Python, of whose objects __dict__ is the state
 
 
+def _in_dict(value: Any) -> bool:
+    """Whether all of an object's attributes are in its __dict__: none in slots."""
+    return hasattr(value, "__dict__") and not any(vars(kind).get("__slots__") for kind in type(value).__mro__)
+
+
 class _Parts:
     """Collects what a value is made of, depth first; what was met before counts by its place."""
 
@@ -97,7 +102,7 @@ class _Parts:
             self._add_items(value, (value.func, value.args, value.keywords))
         elif isinstance(value, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
             self.found.append(value)
-        elif type(value).__flags__ & IN_PYTHON and "__slots__" not in vars(type(value)):
+        elif type(value).__flags__ & IN_PYTHON and _in_dict(value):
             self._add_items(value, (type(value).__dict__.get("__call__"), vars(value)))
         else:
             raise _UnknowableError

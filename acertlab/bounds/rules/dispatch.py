@@ -7,9 +7,11 @@ from typing import Any
 from torch import nn
 
 from acertlab.bounds.box import Box
-from acertlab.bounds.rules import affine, elementwise, products, shapes
+from acertlab.bounds.rules import affine, elementwise, norms, products, shapes
 
-RULES: dict[Any, Callable[..., Any]] = {**affine.RULES, **elementwise.RULES, **shapes.RULES, **products.RULES}
+RULES: dict[Any, Callable[..., Any]] = {
+    **{**affine.RULES, **elementwise.RULES, **shapes.RULES, **products.RULES, **norms.RULES},
+}
 
 
 @singledispatch

@@ -1,7 +1,7 @@
-"""Sums, products, quotients, norms and attention: operators of several values that may all depend on the input."""
+"""Sums, products, quotients, softmax and attention: operators of several values that may all depend on the input."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +56,12 @@ def div(op: Any, a: Any, b: Any, *, rounding_mode: str | None = None) -> Box:
     return Box(torch.minimum(low, high), torch.maximum(low, high))
 
 
+def _glu(op: Any, box: Box, dim: int = -1) -> Box:
+    """The first half times the sigmoid of the second."""
+    low, high = box.lower.chunk(2, dim), box.upper.chunk(2, dim)
+    return mul(op, Box(low[0], high[0]), Box(low[1].sigmoid(), high[1].sigmoid()))
+
+
 def bilinear(f: Callable[[Tensor, Tensor], Tensor], a: Any, b: Any) -> Box:
     """Centre and radius form, as Eq. (16)-(17); of two boxes (c + d)(c' + d') with |d| <= r, |d'| <= r'."""
     if not isinstance(b, Box):
@@ -68,8 +74,9 @@ def bilinear(f: Callable[[Tensor, Tensor], Tensor], a: Any, b: Any) -> Box:
     return Box(center - radius, center + radius)
 
 
-def matmul(op: Any, a: Any, b: Any) -> Box:
-    return bilinear(batch_invariant_matmul, a, b)
+def matmul(op: Any, a: Any, b: Any) -> Any:
+    boxed = isinstance(a, Box) or isinstance(b, Box)
+    return bilinear(batch_invariant_matmul, a, b) if boxed else batch_invariant_matmul(a, b)
 
 
 def _einsum(op: Any, equation: str, operands: list[Any], **_: Any) -> Box:
@@ -91,83 +98,6 @@ def addmm(op: Any, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float =
         mul(op, bias, beta) if beta != 1 else bias,
         mul(op, matmul(op, a, b), alpha) if alpha != 1 else matmul(op, a, b),
     )
-
-
-# ---- norms ---------------------------------------------------------------------------------------------------------
-
-
-def centred(box: Box, dims: tuple[int, ...], n: int) -> Box:
-    """x - mean(x) over ``dims``, of n numbers: exact, since x_i weighs 1 - 1/n in it and the others -1/n."""
-    low_mean, high_mean = box.lower.mean(dims, keepdim=True), box.upper.mean(dims, keepdim=True)
-    return Box(
-        box.lower * (1 - 1 / n) - (high_mean - box.upper / n), box.upper * (1 - 1 / n) - (low_mean - box.lower / n)
-    )
-
-
-def _normalised(box: Box, dims: tuple[int, ...], eps: float, *, subtract_mean: bool = True) -> Box:
-    """(x - mean) / sqrt(mean((x - mean)^2) + eps) over ``dims``.
-
-    Each is d / sqrt((d^2 + rest) / n + eps) with d its own deviation and rest the sum of the others' squares, which
-    rises with d and falls with rest where d > 0, so that the ends of d and of rest bound it; by Cauchy's inequality it
-    is never beyond sqrt(n - 1) either, since the deviations add up to 0 (sqrt(n) without a mean).
-    """
-    n = math.prod(box.lower.shape[d] for d in dims)
-    own = centred(box, dims, n) if subtract_mean else box
-    squares = unimodal(torch.square, 0.0, own)
-    rest_low = (squares.lower.sum(dims, keepdim=True) - squares.lower).clamp(min=0.0)
-    rest_high = squares.upper.sum(dims, keepdim=True) - squares.upper
-
-    def value(d: Tensor, rest: Tensor) -> Tensor:
-        return d / ((d * d + rest) / n + eps).sqrt()
-
-    lower = torch.where(own.lower < 0, value(own.lower, rest_low), value(own.lower, rest_high))
-    upper = torch.where(own.upper > 0, value(own.upper, rest_low), value(own.upper, rest_high))
-    most = math.sqrt(n - 1 if subtract_mean else n)
-    return Box(lower.clamp(min=-most), upper.clamp(max=most))
-
-
-def layer_norm(
-    op: Any, box: Box, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
-) -> Box:
-    return _affine(_normalised(box, tuple(range(-len(shape), 0)), eps), weight, bias)
-
-
-def _rms_norm(op: Any, box: Box, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Box:
-    eps = torch.finfo(box.lower.dtype).eps if eps is None else eps
-    return _affine(_normalised(box, tuple(range(-len(shape), 0)), eps, subtract_mean=False), weight, None)
-
-
-def _group_norm(
-    op: Any, box: Box, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
-) -> Box:
-    shape = box.lower.shape
-    grouped = Box(*(end.reshape(shape[0], groups, -1) for end in (box.lower, box.upper)))
-    out = _normalised(grouped, (2,), eps)
-    out = Box(out.lower.reshape(shape), out.upper.reshape(shape))
-    per_channel = [None if t is None else t.view(-1, *[1] * (len(shape) - 2)) for t in (weight, bias)]
-    return _affine(out, *per_channel)
-
-
-def _instance_norm(
-    op: Any,
-    box: Box,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    var: Any,
-    use_input: bool,
-    momentum: float,
-    eps: float,
-    *_: Any,
-) -> Box:
-    if not use_input:
-        raise TypeError("model: InstanceNorm with running statistics has no interval rule")
-    return _group_norm(op, box, box.lower.shape[1], weight, bias, eps)
-
-
-def _affine(box: Box, weight: Any, bias: Any) -> Box:
-    box = box if weight is None else mul(None, box, weight)
-    return box if bias is None else add(None, box, bias)
 
 
 # ---- softmax and attention -----------------------------------------------------------------------------------------
@@ -216,6 +146,7 @@ def attention(
     shape = query.lower.shape if isinstance(query, Box) else query.shape
     turned = Box(key.lower.mT, key.upper.mT) if isinstance(key, Box) else key.mT
     scores = mul(op, matmul(op, query, turned), 1 / math.sqrt(shape[-1]) if scale is None else scale)
+    scores = scores if isinstance(scores, Box) else Box(scores, scores)  # of constant queries and keys
     if causal:
         mask = torch.ones(scores.lower.shape[-2:], dtype=torch.bool, device=scores.lower.device).tril()
     if mask is not None and mask.dtype == torch.bool:
@@ -230,21 +161,12 @@ def attention(
     return Box(torch.maximum(product.lower, least), torch.minimum(product.upper, most))
 
 
-def _vector_norm(
-    op: Any, box: Box, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
-) -> Box:
-    size = unimodal(torch.abs, 0.0, box)
-    return Box(*(op(end, ord, dim, keepdim, dtype=dtype) for end in (size.lower, size.upper)))
-
-
 RULES = {
     **{aten.add: add, aten.sub: sub, aten.rsub: lambda op, a, b, alpha=1: sub(op, b, a, alpha=alpha)},
     **{aten.mul: mul, aten.multiply: mul, aten.subtract: sub, aten.divide: div, aten.div: div, aten.true_divide: div},
     **dict.fromkeys((aten.matmul, aten.mm, aten.bmm), matmul),
     aten.einsum: _einsum,
-    **{aten.linear: linear, aten.addmm: addmm, aten.linalg_vector_norm: _vector_norm},
-    **{aten.layer_norm: layer_norm, aten.rms_norm: _rms_norm, aten.group_norm: _group_norm},
-    **{aten.instance_norm: _instance_norm, aten.scaled_dot_product_attention: attention},
+    **{aten.linear: linear, aten.addmm: addmm, aten.glu: _glu, aten.scaled_dot_product_attention: attention},
     **dict.fromkeys((aten.softmax, aten._softmax), softmax),
     **dict.fromkeys((aten.log_softmax, aten._log_softmax), _log_softmax),
 }

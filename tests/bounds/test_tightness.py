@@ -1,0 +1,156 @@
+"""Rules of norms, softmax, attention, products and functions against the dense truth: sound, and how wide.
+
+The truth is exact where there is a formula, else the largest value on a dense grid in double precision. A rule's width
+over the truth's may not grow beyond what is stated here.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acertlab.bounds.box import Box
+from acertlab.bounds.ibp import propagate
+from tests.bounds.test_ibp import Function
+
+GRID = 4001
+
+
+def random_box(n: int, width: float, seed: int) -> Box:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, n, generator=g, dtype=torch.float64)
+    radius = width * torch.rand(1, n, generator=g, dtype=torch.float64)
+    return Box(x - radius, x + radius)
+
+
+def grid_of(box: Box, steps: int) -> Tensor:
+    """All points of a grid of a box of few numbers, (steps^n, n)."""
+    axes = [
+        torch.linspace(low, high, steps, dtype=torch.float64) for low, high in zip(*vars(box).values(), strict=True)
+    ]
+    return torch.cartesian_prod(*axes)
+
+
+def flat(box: Box) -> Box:
+    return Box(box.lower[0], box.upper[0])
+
+
+# ---- norms -----------------------------------------------------------------------------------------------------------
+
+
+def largest_normalised(lower: Tensor, upper: Tensor, i: int, eps: float) -> float:
+    """The largest i-th number of a LayerNorm over a box: all others at one m, or as near to it as they can be.
+
+    Of all others with the same mean those have the least variance (the conditions of Karush, Kuhn and Tucker).
+    """
+    m = torch.linspace(float(lower.min()), float(upper.max()), GRID, dtype=torch.float64).view(-1, 1)
+    x = torch.minimum(torch.maximum(m, lower), upper)
+    values = []
+    for own in (lower[i], upper[i]):
+        x[:, i] = own
+        values.append(F.layer_norm(x, x.shape[1:], eps=eps)[:, i].max())
+    return float(max(values))
+
+
+@pytest.mark.parametrize("n, limit", [(3, 8.0), (8, 1.8), (32, 1.5), (128, 1.6)])
+def test_layer_norm_against_the_exact_extremes(n: int, limit: float) -> None:
+    model, eps = nn.LayerNorm(n, elementwise_affine=False, dtype=torch.float64).eval(), 1e-5
+    ratios = []
+    for width in (0.01, 0.1, 0.5, 2.0):
+        box = random_box(n, width, n)
+        bounds = flat(propagate(model, box))
+        for i in range(0, n, -(-n // 4)):
+            high = largest_normalised(box.lower[0], box.upper[0], i, eps)
+            low = -largest_normalised(-box.upper[0], -box.lower[0], i, eps)
+            assert bounds.lower[i] <= low + 1e-12 and high <= bounds.upper[i] + 1e-12
+            ratios.append(float(bounds.upper[i] - bounds.lower[i]) / (high - low))
+    assert 1 <= sorted(ratios)[len(ratios) // 2] < limit, sorted(ratios)
+
+
+def test_rms_norm_is_exact() -> None:
+    """Each number's own magnitude and the sum of the others' squares vary apart."""
+    for width in (0.01, 0.5, 3.0):
+        box = random_box(3, width, 1)
+        truth = F.rms_norm(grid_of(flat(box), 101), (3,), eps=1e-5)
+        bounds = flat(propagate(nn.RMSNorm(3, eps=1e-5, elementwise_affine=False).double(), box))
+        scale = 1e-2 * width  # a grid misses what lies between its points
+        for side in (bounds.lower - truth.amin(0), bounds.upper - truth.amax(0)):
+            assert side.abs().max() < scale
+        assert (bounds.lower <= truth.amin(0) + 1e-12).all() and (truth.amax(0) <= bounds.upper + 1e-12).all()
+
+
+@pytest.mark.parametrize("layer", [nn.GroupNorm(2, 4), nn.InstanceNorm1d(4, affine=True)], ids=["group", "instance"])
+def test_norms_of_groups_are_layer_norms_of_theirs(layer: nn.Module) -> None:
+    layer = layer.double().eval()
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    box = random_box(32, 0.3, 2)
+    box = Box(box.lower.view(1, 4, 8), box.upper.view(1, 4, 8))
+    bounds = propagate(layer, box)
+    size = 16 if isinstance(layer, nn.GroupNorm) else 8
+    parts = zip(box.lower.view(-1, size), box.upper.view(-1, size), strict=True)
+    alone = [propagate(nn.LayerNorm(size, elementwise_affine=False).double(), Box(a[None], b[None])) for a, b in parts]
+    low, high = (torch.cat([getattr(b, end) for b in alone]).view(1, 4, 8) for end in ("lower", "upper"))
+    weight, bias = layer.weight.view(1, 4, 1), layer.bias.view(1, 4, 1)
+    ends = torch.stack([low * weight + bias, high * weight + bias])
+    assert torch.allclose(bounds.lower, ends.amin(0)) and torch.allclose(bounds.upper, ends.amax(0))
+
+
+# ---- several numbers: a grid of their box ----------------------------------------------------------------------------
+
+OF_THREE: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {  # and how often too wide the rule may be
+    "softmax": (lambda x: x.softmax(1) * 2, 1.001),
+    "log_softmax": (lambda x: x.log_softmax(1) * 2, 1.001),
+    "logsumexp": (lambda x: x.logsumexp(1, keepdim=True), 1.001),
+    "product": (lambda x: x[:, :1] * x[:, 1:2], 1.001),
+    "x times x": (lambda x: x * x, 1.001),
+    "quotient": (lambda x: x[:, :1] / (x[:, 1:2].exp() + 0.1), 1.001),
+    "norm": (lambda x: torch.linalg.vector_norm(x, dim=1, keepdim=True), 1.02),  # 0 is no point of the grid
+    "variance": (lambda x: x.var(1, keepdim=True), 1.6),
+    "deviation": (lambda x: x.std(1, keepdim=True), 1.6),
+    "glu": (lambda x: F.glu(x[:, :2], 1), 1.001),
+    "matrix product": (lambda x: x[:, None, :2] @ x[:, 1:, None], 1.5),
+    "attention": (lambda x: F.scaled_dot_product_attention(*[x[:, :, None]] * 3), 2.5),
+}
+
+
+@pytest.mark.parametrize("name", OF_THREE)
+@pytest.mark.parametrize("width", [0.05, 0.5, 2.0])
+def test_functions_of_several_numbers_against_a_grid(name: str, width: float) -> None:
+    f, limit = OF_THREE[name]
+    box = random_box(3, width, 3)
+    truth = f(grid_of(flat(box), 41)).flatten(1)
+    bounds = propagate(Function(f), box)
+    lower, upper = bounds.lower.flatten(), bounds.upper.flatten()
+    low, high = truth.amin(0), truth.amax(0)
+    assert (lower <= low + 1e-12).all() and (high <= upper + 1e-12).all()
+    between = 1e-3 * (high - low)  # what the grid may miss
+    assert ((upper - lower) <= limit * (high - low + between)).all(), (upper - lower) / (high - low)
+
+
+# ---- functions of one number: a dense grid ---------------------------------------------------------------------------
+
+OF_ONE: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": torch.exp,
+    "log": lambda x: (x.abs() + 0.1).log(),
+    "sqrt": lambda x: (x.abs() + 0.01).sqrt(),
+    "rsqrt": lambda x: (x.abs() + 0.1).rsqrt(),
+    "erf": torch.erf,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "1 / x": lambda x: 1 / (x.abs() + 0.2),
+    "negative divisor": lambda x: 2 / (-x.abs() - 0.2),
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE)
+def test_functions_of_one_number_are_exact(name: str) -> None:
+    for low, high in [(-4.0, -3.9), (-2.0, 1.0), (-0.1, 0.2), (0.3, 0.4), (0.5, 7.0), (2.9, 3.3)]:
+        x = torch.linspace(low, high, 200_001, dtype=torch.float64).view(-1, 1)
+        truth = OF_ONE[name](torch.cat([x, torch.zeros(1 if low <= 0 <= high else 0, 1, dtype=torch.float64)]))
+        box = propagate(Function(OF_ONE[name]), Box(x[:1], x[-1:]))
+        scale = 1e-8 * (1 + float(truth.abs().max()))
+        assert truth.min() - scale <= box.lower.item() <= truth.min() + 1e-13
+        assert truth.max() - 1e-13 <= box.upper.item() <= truth.max() + scale
