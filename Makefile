@@ -11,7 +11,7 @@ FAST := $(addprefix tests/, test_lock.py test_memory.py test_text.py test_valida
 	analysis/test_equal_accuracy.py analysis/test_acr_breakdown.py visualization/test_style.py \
 	visualization/test_fronts.py visualization/test_radius.py sweep/test_spec.py guides/test_layout.py)
 
-.PHONY: help demo test test-fast bench bench-quick handouts lab clean
+.PHONY: help demo test test-fast fuzz bench bench-quick handouts lab clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ test-fast: $(READY)  ## after an edit: lint, layout and what needs neither train
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal $(FAST)
+
+fuzz: $(READY)  ## bounds and radii of 10,000 random networks of all operators, other ones each night (about an hour)
+	ACERTLAB_FUZZ=10000 $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 7200 tests/bounds/test_fuzz.py
 
 bench: $(READY)  ## what bounds, search and training cost beside other tools (20 to 25 minutes, then as a table)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench

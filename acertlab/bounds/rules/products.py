@@ -75,8 +75,9 @@ def bilinear(f: Callable[[Tensor, Tensor], Tensor], a: Any, b: Any) -> Box:
 
 
 def matmul(op: Any, a: Any, b: Any) -> Any:
-    boxed = isinstance(a, Box) or isinstance(b, Box)
-    return bilinear(batch_invariant_matmul, a, b) if boxed else batch_invariant_matmul(a, b)
+    if not isinstance(a, Box) and not isinstance(b, Box):
+        return batch_invariant_matmul(a, b)
+    return bilinear(batch_invariant_matmul, a, b)
 
 
 def _einsum(op: Any, equation: str, operands: list[Any], **_: Any) -> Box:
