@@ -2,11 +2,13 @@
 
 import copy
 import math
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -16,14 +18,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
+from acertlab.bounds import sound as sound_package
 from acertlab.bounds.box import Box, ball
 from acertlab.bounds.graph.memory import graph_of
 from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import certified_margin, margin_at
 from acertlab.bounds.rules.affine import Normalize
-from acertlab.bounds.rules.dispatch import rule
+from acertlab.bounds.rules.dispatch import RULES as INTERVAL_RULES, rule
+from acertlab.bounds.rules.shapes import SELECTION, SIZES
 from acertlab.bounds.sound.network import SoundNetwork, prepare_sound, rounding_example
 from acertlab.bounds.sound.rounding import sound_rule
+from acertlab.bounds.sound.rules import EXACT, RULES as SOUND_RULES
 from acertlab.models.architectures import MODELS, ResidualBlock
 from tests.helpers.networks import Trained
 
@@ -648,3 +653,23 @@ def test_one_bad_sample_leaves_the_others_alone() -> None:
     x[1] = 1e308
     both = prepare_sound(model).margins(ball(x, 0.1, None), y)
     assert torch.equal(both[[0, 2]], good[[0, 2]]) and not (both[1, 1:] < 0).any()
+
+
+def test_the_table_of_what_is_covered_agrees_with_the_code() -> None:
+    """Each operator that is named is in the tables, and each in the tables is named."""
+    text = sound_package.__doc__ or ""
+    _, exact, affine, relative, constants = re.findall(r"^\| ([^|]*) \| [^|]* \|$", text, re.MULTILINE)[-5:]
+    listed, kinds = exact.split("; ")
+    assert "changes of shape, selections, max pooling" in kinds and "linear layers and convolutions" in affine
+
+    def names(operators: Iterable[Any]) -> set[str]:
+        return {re.sub(r"\d+d$", "", getattr(op, "__name__", str(op))).removeprefix("_") for op in operators}
+
+    without_rounding = names(EXACT - {*SELECTION, *SIZES}) - {"getitem", "index", "clone", "detach", "zeros", "ones"}
+    assert {*listed.split(", ")} == without_rounding
+    named = {*re.sub(r" \([^)]*\)", "", f"{relative}, {constants}").split(", ")}
+    assert named == names(SOUND_RULES) - {"prelu_kernel"}
+    refused = re.split(r"such as |\.", text.split("All else is refused")[1])[1].replace("\n", " ")
+    for name in refused.split(", "):
+        op = getattr(torch.ops.aten, name)
+        assert op in INTERVAL_RULES and op not in EXACT and op not in SOUND_RULES, name

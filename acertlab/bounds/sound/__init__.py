@@ -1,4 +1,17 @@
-"""Bounds that hold in spite of rounding."""
+"""Bounds that hold in spite of rounding.
+
+What ``sound=True`` and ``sound="float32"`` cover, by the operators that `torch.export` names:
+
+| operators | why |
+| --- | --- |
+| relu, relu6, abs, neg, sign, maximum, minimum; changes of shape, selections, max pooling | no rounding |
+| linear layers and convolutions of stored weights, BatchNorm (folded or apart), Normalize | sums of products |
+| add, sub, mul, div (by constants), mean, sum, avg_pool, adaptive_avg_pool, leaky_relu, prelu | relative error |
+| hardtanh, clamp, clamp_min, clamp_max, pad, constant_pad_nd | their constants alone are rounded |
+
+All else is refused by name: weights that forward makes (weight_norm, spectral_norm, parametrisations), transposed
+convolutions, and functions of which no library states an error, such as tanh, sigmoid, gelu, exp, softmax, layer_norm.
+"""
 
 from acertlab.bounds.sound.network import (
     SoundNetwork as SoundNetwork,
