@@ -323,6 +323,23 @@ def test_no_certificate_is_wrong(name: str) -> None:
     assert not wrong(model, X, y, radius).any()
 
 
+@pytest.mark.parametrize(
+    "in_vain",
+    [lambda h: h.flip(1).exp(), lambda h: (h + 0).relu_(), lambda h: h.argmax(1), lambda h: (h + 0)[:, :2].mul_(3)],
+)
+def test_what_is_computed_in_vain_does_not_disturb(in_vain: Callable[[Tensor], Tensor]) -> None:
+    """The graph holds what its output depends on; the model is compared in that."""
+
+    def forward(m: Net, h: Tensor) -> Tensor:
+        in_vain(h)
+        return kink(h)
+
+    model = Net(forward)
+    y = model(X).argmax(1)
+    plain = Net(lambda m, h: kink(h))
+    assert torch.equal(*(al.certified_radius(net, X, y, EPS).radius for net in (model, plain)))
+
+
 def test_most_valid_models_are_accepted() -> None:
     accepted = 0
     valid = [name for name in MODELS if name not in INVALID][::4]  # the test before runs them all
