@@ -194,7 +194,7 @@ def _why_not(model: nn.Module, error: Exception) -> str:
         why = f"its control flow depends on the values of tensors ({said}). Write it by torch.where, or move that part "
         why += "into a module of its own and give it a rule (acertlab.rule)"
     elif "Constraints violated" in said:
-        why = "it fixes the size of the batch; write it for batches of any size"
+        why = "it fixes the size of the batch; write it for batches of any size (x.shape[0], not len(x))"
     else:
         why = f"{type(error).__name__}: {said}"
     return f"model: the forward of {type(model).__name__} cannot be captured: {why}"
