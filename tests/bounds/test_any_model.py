@@ -122,8 +122,8 @@ FUNCTIONS = {
     "interpolate": lambda x: F.interpolate(x, size=(3, 4), mode="bilinear", antialias=True),
     "pools": lambda x: F.adaptive_max_pool2d(x, 2) + F.adaptive_avg_pool2d(x, (2, 1)) - F.avg_pool2d(x, 3),
     "cast": lambda x: x.to(torch.float64).type_as(x).clone(),
-    "attention by constant scores": lambda x: F.scaled_dot_product_attention(*[MATRIX.expand(2, 4, 6, 6)] * 2, x),
-    "glu": lambda x: F.glu(x, 1) - F.glu(x),
+    "attention by constant scores": lambda x: F.scaled_dot_product_attention(*[MATRIX.expand_as(x)] * 2, x),
+    "glu": lambda x: F.glu(x, 1),
     "variance": lambda x: x.var((2, 3)) - x.flatten(1).std(1, correction=0, keepdim=True),
     "mean over pixels": lambda x: x.mean([2, 3]) - x.sum(dim=(2, 3)) / 7,
 }
