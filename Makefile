@@ -11,7 +11,7 @@ FAST := $(addprefix tests/, test_lock.py test_memory.py test_text.py test_valida
 	analysis/test_equal_accuracy.py analysis/test_acr_breakdown.py visualization/test_style.py \
 	visualization/test_fronts.py visualization/test_radius.py sweep/test_spec.py guides/test_layout.py)
 
-.PHONY: help demo test test-fast fuzz bench bench-quick handouts lab clean
+.PHONY: help demo test test-fast fuzz bench bench-quick handouts docs lab clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ bench-quick: $(READY)  ## the same with smaller networks and fewer rounds (under
 
 handouts: $(READY)  ## run every notebook and write it as an HTML page that needs no network, into handouts/ (10 minutes)
 	$(TEST_ENV) $(BIN)/acertlab handouts handouts
+
+docs: handouts  ## the reference of every public name, with the handouts as tutorials, into docs/html
+	$(BIN)/python docs/build.py handouts docs/html
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	ACERTLAB_RUNS=$(CURDIR)/runs $(BIN)/jupyter lab --notebook-dir notebooks

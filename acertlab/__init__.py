@@ -1,5 +1,12 @@
 """acertlab: certified radii, adaptive certified training, and the accuracy-robustness tradeoff.
 
+The examples of this reference begin with these lines. The network is one that can be bounded by hand: its two scores
+are the two pixels of the image.
+
+    >>> import torch, acertlab as al
+    >>> model = torch.nn.Flatten()
+    >>> x, y = torch.tensor([[0.2, 0.7]]), torch.tensor([1])  # the second pixel is the brighter one: class 1
+
 Source: Nurlanov, Schmidt, Bernard, "Adaptive Certified Training: Towards Better Accuracy-Robustness Tradeoffs".
 """
 

@@ -284,6 +284,12 @@ class Analysis:
         scores: Of every setting, in every draw.
         tuned: Every method at its best kappa.
         comparisons: Every pair of methods.
+
+    Example:
+        >>> from acertlab.data.run import SHIPPED
+        >>> analysis = al.analyse(al.load_runs(SHIPPED / "fronts").query("dataset == 'cifar10'"), resamples=20)
+        >>> [(best.method, best.kappa) for best in analysis.tuned]
+        [('fast-ibp', 0.8), ('acert', 0.0)]
     """
 
     samples: Samples = field(repr=False)
@@ -339,6 +345,12 @@ def analyse(runs: pd.DataFrame, eps_max: float | None = None, *, resamples: int 
 
     Raises:
         ValueError: No runs, runs that do not compare, or an eps_max beyond the radius_cap.
+
+    Example:
+        >>> from acertlab.data.run import SHIPPED
+        >>> analysis = al.analyse(al.load_runs(SHIPPED / "fronts").query("dataset == 'cifar10'"), resamples=20)
+        >>> analysis.table().method.tolist()
+        ['FastIBP', 'ACERT']
     """
     samples = joint_samples(runs)
     eps_max = samples.eps_max if eps_max is None else float(eps_max)

@@ -150,6 +150,10 @@ class Box:
     Raises:
         TypeError: an end is not a floating tensor, or the dtypes differ.
         ValueError: the shapes differ.
+
+    Example:
+        >>> al.Box.around(x, 0.25).upper  # ends at 1, where pixels do
+        tensor([[0.4500, 0.9500]])
     """
 
     lower: Tensor
@@ -217,7 +221,7 @@ def check_input(x: Tensor, domain: DomainLike) -> None:
     elif (ends.low is not None and low < ends.low) or (ends.high is not None and high > ends.high):
         raise ValueError(
             f"x: values from {low:.4g} to {high:.4g} lie outside the domain {Domain.of(domain).plain()}; give pixels "
-            "in that range (normalisation belongs into the model, see acertlab.models.Normalize), or another domain"
+            "in that range (put the normalisation into the model: acertlab.models.Normalize), or another domain"
         )
 
 

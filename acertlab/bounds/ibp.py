@@ -5,6 +5,10 @@ into the affine operator before it, and |W| is made. The same pass serves the se
 loss and the regularisers (with gradient).
 
 Source: Gowal et al. 2019 (IBP); Shi et al. 2021 (BatchNorm with the clean batch's statistics).
+
+Example:
+    >>> al.interval.propagate(model, al.Box.around(x, 0.1)).upper
+    tensor([[0.3000, 0.8000]])
 """
 
 from collections.abc import Callable
@@ -327,12 +331,18 @@ def freeze(model: nn.Module, statistics: Statistics | None = None, graph: Graph 
     Raises:
         TypeError: the model cannot be captured or holds an operator without a rule.
         ValueError: a BatchNorm or Dropout in training mode without ``statistics`` for it.
+
+    Example:
+        >>> al.freeze(model).propagate(al.Box.around(x, 0.1)).lower
+        tensor([[0.1000, 0.6000]])
     """
     return IntervalNetwork(model, statistics, graph)
 
 
 def propagate(model: nn.Module, box: Box, *, statistics: Statistics | None = None) -> Box:
-    """Eq. (16)-(19): bounds of ``model`` over ``box``.
+    r"""Eq. (16)-(19): bounds of ``model`` over ``box``; of a linear layer, with the box's centre c and half width r:
+
+    $$c' = W c + b, \qquad r' = |W|\, r$$
 
     Args:
         model: in evaluation mode, or in training mode with the ``statistics`` of `clean_pass`.
@@ -345,6 +355,10 @@ def propagate(model: nn.Module, box: Box, *, statistics: Statistics | None = Non
     Raises:
         TypeError: a model that cannot be captured, or an operator without a rule.
         ValueError: lower > upper somewhere, or training mode without statistics.
+
+    Example:
+        >>> al.propagate(torch.nn.ReLU(), al.Box(torch.tensor([-2.0]), torch.tensor([3.0])))
+        Box(lower=tensor([0.]), upper=tensor([3.]))
     """
     if not isinstance(box, Box):
         raise TypeError(f"box: must be an acertlab.Box, not {type(box).__name__}")

@@ -149,6 +149,11 @@ class ImageData:
         train_y, val_y, test_y: Labels, int64 (N,).
         classes: A name for each label.
         mean, std: Per channel in pixel units, for `models.Normalize`; None where the images are not normalised.
+
+    Example:
+        >>> data = al.load_dataset("digits")
+        >>> data.in_shape, data.num_classes, data.test_x.dtype
+        ((1, 8, 8), 10, torch.uint8)
     """
 
     name: str
@@ -206,6 +211,11 @@ def load_dataset(
     Raises:
         ValueError: Unknown name, val_fraction outside [0, 1), or a damaged file (named in the message).
         FileNotFoundError: The dataset is not there; the message says where it was sought and how to get it.
+
+    Example:
+        >>> data = al.load_dataset("digits")
+        >>> [len(part) for part in (data.train_x, data.val_x, data.test_x)]
+        [1294, 144, 359]
     """
     known = find_dataset(name)
     if not 0 <= val_fraction < 1:
@@ -233,7 +243,12 @@ def _digest(x: Tensor, y: Tensor) -> str:
 
 
 def to_float(x: Tensor, device: torch.device | str | None = None) -> Tensor:
-    """uint8 images (any shape) as float32 in [0, 1], x / 255; moved to `device` while they are still bytes."""
+    """uint8 images (any shape) as float32 in [0, 1], x / 255; moved to `device` while they are still bytes.
+
+    Example:
+        >>> al.to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
+        tensor([0.0000, 0.2000, 1.0000])
+    """
     if x.dtype != torch.uint8:
         raise TypeError(f"x must be uint8 images, got {x.dtype}")
     return x.to(device=device).to(torch.float32).div_(255)
@@ -249,6 +264,10 @@ def augment(x: Tensor, name: str, generator: torch.Generator) -> Tensor:
 
     Returns:
         Images (B, C, H, W), each pixel one of the input's.
+
+    Example:
+        >>> al.augment(torch.zeros(4, 3, 32, 32), "cifar10", torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 3, 32, 32])
     """
     pad = find_dataset(name).crop
     if x.ndim != 4:

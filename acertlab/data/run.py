@@ -111,6 +111,12 @@ class Run:
         radii: A row a sample: index, label, predicted, radius, upper (pixel units), status; searched up to
             `result["radius_cap"]`, so that every smaller eps_max can be analysed without another search.
         result: The numbers of the run, with what they were measured by (verifier, merged, domain, n, split).
+
+    Example:
+        >>> from acertlab.data.run import SHIPPED
+        >>> run = al.load_run(al.load_runs(SHIPPED / "fronts").path[0])
+        >>> run.config["dataset"], len(run.radii)
+        ('cifar10', 2000)
     """
 
     path: Path
@@ -170,6 +176,12 @@ def load_run(path: str | Path) -> Run:
     Raises:
         FileNotFoundError: There is no such folder, or it lacks a file.
         ValueError: A file of it cannot be read; the message names the file.
+
+    Example:
+        >>> from acertlab.data.run import SHIPPED
+        >>> run = al.load_run(al.load_runs(SHIPPED / "fronts").path[0])
+        >>> len(run.history) == run.config["epochs"]
+        True
     """
     path = Path(path)
     if packed := packed_folder(path):

@@ -37,6 +37,11 @@ def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: `root` is itself a run's folder, or a `result.json` cannot be read; the message names it.
+
+    Example:
+        >>> from acertlab.data.run import SHIPPED
+        >>> al.load_runs(SHIPPED / "fronts").groupby("dataset").size().to_dict()
+        {'cifar10': 33, 'mnist': 36}
     """
     root = Path(root)
     if not root.is_dir():

@@ -1,4 +1,9 @@
-"""Networks: ours, and yours."""
+"""Networks: ours, and yours.
+
+Example:
+    >>> al.models.cnn7((3, 32, 32), 10)(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+"""
 
 from acertlab.models.architectures import (
     MODELS as MODELS,

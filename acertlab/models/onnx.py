@@ -46,6 +46,11 @@ def load_onnx(path: str | Path, *, input_shape: Sequence[int] | None = None, out
         FileNotFoundError: There is no such file.
         ValueError: Not an ONNX network with one input, an operator that cannot be converted, or a network whose batch
             cannot be lifted or whose converted form computes something else; the message names operator and node.
+
+    Example:
+        >>> _ = al.export_vnnlib(al.models.mlp((4,), 2).eval(), torch.rand(1, 4), y, 0.1, "property")
+        >>> al.load_onnx("property/model.onnx")(torch.rand(3, 4)).shape
+        torch.Size([3, 2])
     """
     path = Path(path)
     if not path.is_file():

@@ -50,6 +50,13 @@ def load_weights(
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, no checkpoint, or holds code; it normalises otherwise than the network; or
             another layout: with the missing and the unexpected names, and the shapes that differ.
+
+    Example:
+        >>> theirs = al.models.mlp((4,), 2)
+        >>> torch.save(theirs.state_dict(), "theirs.pth")
+        >>> ours = al.load_weights(al.models.mlp((4,), 2), "theirs.pth")
+        >>> torch.equal(ours[1].weight, theirs[1].weight)
+        True
     """
     path = existing_file(path)
     theirs = {name: t for name, t in _read_tensors(path).items() if not {*ignore, COUNTER} & {*name.split(".")}}

@@ -56,6 +56,11 @@ def load_program(
         FileNotFoundError: There is no such file.
         ValueError: No such file's content; a network that depends on data or on the batch, or whose form for any batch
             computes something else.
+
+    Example:
+        >>> torch.export.save(torch.export.export(al.models.mlp((4,), 2).eval(), (torch.rand(1, 4),)), "net.pt2")
+        >>> al.load_program("net.pt2")(torch.rand(3, 4)).shape
+        torch.Size([3, 2])
     """
     path = existing_file(path)
     program, batch, declared = _read_program(path)

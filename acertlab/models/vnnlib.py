@@ -51,6 +51,11 @@ def export_vnnlib(
             files; or the network cannot be written as ONNX, or computes something else when read back.
 
     Source: https://www.vnnlib.org (VNN-LIB 1.0), https://github.com/VNN-COMP (instances.csv).
+
+    Example:
+        >>> path = al.export_vnnlib(al.models.mlp((4,), 2).eval(), torch.rand(1, 4), y, 0.1, "property")
+        >>> path.read_text().split(",")[:2]
+        ['model.onnx', 'sample_0000.vnnlib']
     """
     model, x, y = check_samples(model, x, y, domain)
     x, timeout = x.detach(), check("timeout", timeout, Within(0, open_low=True))

@@ -36,6 +36,10 @@ class AttackResult:
         x_adv: (B, ...) the witness; x where there is none.
         margin: max_{i != y} z_i - z_y as evaluated at ``x_adv``: >= 0, or the clean margin where there is no witness.
         evaluations: int64, forward passes spent on the sample; nearly all of them with a backward pass.
+
+    Example:
+        >>> model(al.attacked_radius(model, x, y, eps_max=0.5).x_adv).argmax(1) == y
+        tensor([False])
     """
 
     radius: Tensor
@@ -71,7 +75,7 @@ def pgd(
     seed: int = 0,
     start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Projected gradient ascent of the margin max_{i != y} z_i - z_y in the l_inf ball, by the sign of its gradient.
+    """Ascent of the margin max_{i != y} z_i - z_y in the l_inf ball by its gradient's sign (PGD, Madry et al. 2018).
 
     The first ascent starts at x and climbs the margin. Restart k starts at a random point and pushes the class of rank
     k + 1, by its clean logit: at equal cost that finds more than climbing the same margin again.
@@ -96,7 +100,9 @@ def pgd(
     Raises:
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
 
-    Source: Madry et al. 2018.
+    Example:
+        >>> al.pgd(model, x, y, eps=0.3)
+        (tensor([[0.5000, 0.4000]]), tensor([0.1000]))
     """
     check_budget(steps=steps, restarts=restarts, step_size=step_size, seed=seed)
     model, x, y = check_samples(model, x, y, domain)
@@ -140,6 +146,10 @@ def adversarial_accuracy(
         steps, restarts, step_size, domain, seed: as in `pgd`.
         batch_size: samples attacked at once.
         progress: show a progress bar over the samples.
+
+    Example:
+        >>> al.adversarial_accuracy(model, x, y, eps=0.2), al.adversarial_accuracy(model, x, y, eps=0.3)
+        (1.0, 0.0)
     """
     check_budget(batch_size=batch_size)
     model, x, y = check_samples(model, x, y, domain)
@@ -190,6 +200,10 @@ def attacked_radius(
 
     Raises:
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
+
+    Example:
+        >>> round(al.attacked_radius(model, x, y, eps_max=0.5).radius.item(), 2)
+        0.25
     """
     check_budget(steps=steps, restarts=restarts, step_size=step_size, seed=seed, batch_size=batch_size)
     eps_max = checked_limit(eps_max, domain)

@@ -21,6 +21,11 @@ class RadiusBracket:
     Attributes:
         certificate: what is proved, from below.
         attack: what was found, from above.
+
+    Example:
+        >>> bracket = al.radius_bracket(model, x, y, eps_max=0.5)
+        >>> bracket.certified <= bracket.attacked
+        tensor([True])
     """
 
     certificate: RadiusResult
@@ -97,6 +102,11 @@ def radius_bracket(
 
     Raises:
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
+
+    Example:
+        >>> bracket = al.radius_bracket(model, x, y, eps_max=0.5)
+        >>> bracket.attacked - bracket.certified < 1e-3  # a linear network's bounds are exact
+        tensor([True])
     """
     check_budget(steps=steps, restarts=restarts, seed=seed, batch_size=batch_size)
     settings = SearchSettings(bound, merged, domain, sound, time_limit=time_limit)
@@ -160,6 +170,10 @@ def exact_radius(
         ValueError: too many ReLUs; or naming the argument, what was wrong and what is accepted.
 
     Source: Tjeng, Xiao, Tedrake 2019 (MIPVerify).
+
+    Example:
+        >>> al.exact_radius(model, x, y, eps_max=0.5).certified
+        tensor([0.2500])
     """
     check_budget(steps=steps, restarts=restarts, seed=seed)
     from acertlab.radius.exact.radii import ExactSettings, exact_radii

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from acertlab._text import eps_text
 from acertlab._validation import Within, check
 from acertlab.bounds.box import DomainLike
 from acertlab.bounds.checks import check_samples, full_precision, inputs_of, labels_of, weight_of
@@ -33,7 +34,7 @@ from acertlab.data.datasets import to_float
 from acertlab.data.files import read_json, write_json, write_parquet, written_aside
 from acertlab.data.run import RADII_COLUMNS
 from acertlab.radius.certified import find_radii
-from acertlab.radius.metrics import correct, summarise
+from acertlab.radius.metrics import certified_accuracy, correct, summarise
 from acertlab.radius.search import RadiusStatus, SearchSettings, checked_limit
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ class Report:
         settings: verifier, merged, sound, domain, eps_max, solver, xtol, rtol, maxiter, time_limit, model (its sha256),
             version, dtype, device, n, monotone (whether the bound is, in eps), seconds (of all calls together),
             evaluations.
+
+    Example:
+        >>> al.certify(model, [(x, y)], eps_max=0.5, progress=False).summary()
+        'Acc 100.00 %, ACR 50.00 %, ART 70.71 % (eps_max = 0.5, ibp)'
     """
 
     accuracy: float
@@ -107,7 +112,34 @@ class Report:
     def _repr_html_(self) -> str:
         return self.table().to_html(index=False, float_format="{:.2f}".format)
 
+    def __str__(self) -> str:
+        """What one would tell a colleague: the scores in a sentence, and what became of the samples."""
+        shares = "\n".join(
+            f"certified at eps = {eps:<8.4g}{100 * share:7.2f} %" for eps, share in self.cert_acc.items()
+        )
+        outcomes = "\n".join(f"{n:6} samples: {outcome}" for outcome, n in self.outcomes().itertuples(index=False))
+        return f"{self.sentence()}\n\n{outcomes}\n\n{shares}"
+
+    def sentence(self) -> str:
+        """The scores in words."""
+        eps_max = self.settings["eps_max"]
+        whole = certified_accuracy(self.radii["radius"], [eps_max])[0]
+        rounding = "" if self.settings["sound"] else "; rounding errors are not bounded"
+        return (
+            f"Of {self.settings['n']} samples {100 * self.accuracy:.1f} % are classified correctly, and "
+            f"{100 * whole:.1f} % provably stay so when inputs change by up to eps_max = {eps_text(eps_max)}. "
+            f"The certified radius is on average {100 * self.acr:.1f} % of that (ACR), by "
+            f"{self.settings['verifier']}{rounding}."
+        )
+
+    def outcomes(self) -> pd.DataFrame:
+        """How many samples ended how, in words: columns outcome and samples."""
+        counts = self.radii["status"].value_counts()
+        found = {RadiusStatus(int(status)).sentence: count for status, count in counts.items()}
+        return pd.DataFrame({"outcome": found.keys(), "samples": found.values()})
+
     def summary(self) -> str:
+        """The scores in a line."""
         scores = f"Acc {100 * self.accuracy:.2f} %, ACR {100 * self.acr:.2f} %, ART {100 * self.art:.2f} %"
         return f"{scores} (eps_max = {self.settings['eps_max']:.4g}, {self.settings['verifier']})"
 
@@ -154,6 +186,11 @@ def certify(
     Raises:
         TypeError, ValueError: naming the argument, what was wrong and what is accepted; among them a run_dir that was
             begun with another network, other settings or other samples.
+
+    Example:
+        >>> report = al.certify(model, [(x, y)], eps_max=0.5, progress=False)
+        >>> report.accuracy, round(report.acr, 3), len(report.radii)
+        (1.0, 0.5, 1)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")

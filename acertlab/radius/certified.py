@@ -60,7 +60,9 @@ def certified_radius(
     memory: int = 2**29,
     progress: bool = False,
 ) -> RadiusResult:
-    """Def. 3.1: the largest l_inf radius, up to eps_max, at which each sample is certified.
+    r"""Def. 3.1: the largest l_inf radius, up to eps_max, at which each sample is certified.
+
+    $$\mathcal E(x) = \sup \{\varepsilon \le \varepsilon_{\max} : R_{cert}(x, \varepsilon) < 0\}$$
 
     0 where misclassified or tied; eps_max where certified there; else the leftmost root of R_cert (Theorem A.1), from
     the certified side: the margin *was evaluated* at the returned radius and is negative. The bracket of a CONVERGED
@@ -96,6 +98,10 @@ def certified_radius(
 
     Raises:
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
+
+    Example:
+        >>> al.certified_radius(model, x, y, eps_max=0.5).radius  # where 0.2 + eps meets 0.7 - eps
+        tensor([0.2500])
     """
     settings = SearchSettings(bound, merged, domain, sound, solver, xtol, rtol, maxiter, time_limit)
     for name, value in (("batch_size", 1 if batch_size is None else batch_size), ("memory", memory)):

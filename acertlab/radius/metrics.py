@@ -37,6 +37,10 @@ def accuracy(logits_or_model: ArrayLike | nn.Module, *data: ArrayLike, batch_siz
 
     Raises:
         ValueError: No samples, shapes that do not fit, labels outside 0..C-1, or a model in training mode.
+
+    Example:
+        >>> al.accuracy(torch.tensor([[0.2, 0.7], [0.9, 0.1]]), torch.tensor([1, 1]))
+        0.5
     """
     if len(data) != 1 + isinstance(logits_or_model, nn.Module):
         raise TypeError(f"expected accuracy(logits, y) or accuracy(model, x, y), got {1 + len(data)} arguments")
@@ -61,17 +65,30 @@ def accuracy(logits_or_model: ArrayLike | nn.Module, *data: ArrayLike, batch_siz
 
 
 def acr(radii: ArrayLike, eps_max: float) -> float:
-    """Average certified radius, Eq. (12): mean(min(radius, eps_max)) / eps_max, in [0, 1].
+    r"""Average certified radius, Eq. (12), in [0, 1].
+
+    $$ACR = \frac{1}{N \varepsilon_{\max}} \sum_n \min(\mathcal E(x_n), \varepsilon_{\max})$$
 
     Args:
         radii: Certified radii (N,), pixel units; they may have been searched beyond eps_max.
         eps_max: The perceptual limit, pixel units, > 0.
+
+    Example:
+        >>> round(al.acr([0.0, 0.1, 0.3], eps_max=0.2), 6)  # (0 + 0.1 + 0.2) / 3 / 0.2
+        0.5
     """
     return float(np.minimum(_radii(radii) / check("eps_max", eps_max, POSITIVE), 1.0).mean())
 
 
 def art(acc: Any, acr: Any) -> Any:
-    """Accuracy-robustness tradeoff, Eq. (13): sqrt(acc * acr); numbers or arrays, >= 0. NaN stays NaN."""
+    r"""Accuracy-robustness tradeoff, Eq. (13); numbers or arrays, >= 0. NaN stays NaN.
+
+    $$ART = \sqrt{Acc \cdot ACR}$$
+
+    Example:
+        >>> round(al.art(acc=0.9, acr=0.4), 6)
+        0.6
+    """
     if np.any(_array(acc) < 0) or np.any(_array(acr) < 0):
         raise ValueError(f"acc and acr must be >= 0, got acc = {acc!r}, acr = {acr!r}")
     return (acc * acr) ** 0.5
@@ -91,6 +108,10 @@ def certified_accuracy(radii: ArrayLike, eps_grid: ArrayLike) -> np.ndarray:
 
     Returns:
         (E,) shares in [0, 1].
+
+    Example:
+        >>> al.certified_accuracy([0.0, 0.1, 0.3, 0.4], [0.1, 0.2]).tolist()
+        [0.75, 0.5]
     """
     radii, eps = _radii(radii), _array(eps_grid)
     if eps.size == 0 or not np.all(eps >= 0):
@@ -142,6 +163,13 @@ def pareto_front(df: pd.DataFrame, maximize: Sequence[str] = ("acc", "acr")) -> 
     Returns:
         Those rows with their index, sorted by the first column. Rows with a NaN in either column are never on the
         front; of rows equal in both columns the first is kept.
+
+    Example:
+        >>> import pandas as pd
+        >>> al.pareto_front(pd.DataFrame({"acc": [0.9, 0.5, 0.4], "acr": [0.2, 0.6, 0.5]}))
+           acc  acr
+        1  0.5  0.6
+        0  0.9  0.2
     """
     return df.iloc[front_places(*_two_columns(df, maximize))]
 
@@ -157,7 +185,17 @@ def front_places(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def hypervolume(
     df: pd.DataFrame, maximize: Sequence[str] = ("acc", "acr"), reference: tuple[float, float] = (0.0, 0.0)
 ) -> float:
-    """Area that the rows dominate above `reference`; rows with a NaN, or below it, add nothing."""
+    """Area that the rows dominate above `reference`; rows with a NaN, or below it, add nothing.
+
+    Args:
+        df, maximize: A row a candidate, and two of its columns, as in `pareto_front`.
+        reference: The corner from which the area is counted.
+
+    Example:
+        >>> import pandas as pd
+        >>> round(al.hypervolume(pd.DataFrame({"acc": [0.9, 0.5], "acr": [0.2, 0.6]})), 6)  # 0.9 * 0.2 + 0.5 * 0.4
+        0.38
+    """
     if len(reference) != 2 or not np.all(np.isfinite(reference)):
         raise ValueError(f"reference must be two finite numbers, got {reference!r}")
     return dominated_area(*_two_columns(df, maximize), reference)

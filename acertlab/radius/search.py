@@ -158,7 +158,13 @@ def probe_image(like: Tensor, domain: DomainLike) -> Tensor:
 
 
 class RadiusStatus(Status):
-    """How a sample's radius came about; ``.sentence`` says it in words."""
+    """How a sample's radius came about; ``.sentence`` says it in words.
+
+    Example:
+        >>> found = al.certified_radius(model, x, 1 - y, eps_max=0.5)  # the wrong label
+        >>> al.RadiusStatus(int(found.status)).sentence
+        'Misclassified or tied without perturbation: the radius is 0.'
+    """
 
     MISCLASSIFIED = 0, "Misclassified or tied without perturbation: the radius is 0."
     CONVERGED = 1, "The certificate breaks inside (0, eps_max); the bracket is within tolerance."
@@ -182,6 +188,11 @@ class RadiusResult:
             pass of eight rows that tells where a search should begin, see `MarginGrowth`); or programs were solved.
         monotone: whether the bound is known to grow with eps. If not (the CROWN family), the radius is certified like
             any other, but ``upper`` is *an* eps that is not certified, next to the radius; smaller ones may exist.
+
+    Example:
+        >>> found = al.certified_radius(model, x, y, eps_max=0.5)
+        >>> (found.margin < 0) & (found.radius < found.upper)
+        tensor([True])
     """
 
     radius: Tensor

@@ -2,6 +2,11 @@
 
 A worker imports `acertlab.sweep.job` and with it this file: so it loads neither torch nor pandas, and its names when
 they are asked for.
+
+Example:
+    >>> sweep = al.sweep.read_spec({"dataset": "digits", "grid": {"kappa": [0, 0.5], "seed": [0, 1, 2]}})
+    >>> len(sweep.jobs)
+    6
 """
 
 from importlib import import_module

@@ -28,6 +28,11 @@ class TrainConfig:
     Raises:
         ValueError, TypeError: a setting is of the wrong kind or out of range, or two do not go together; the message
             names it, its value and what is accepted.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> replace(al.TrainConfig(), eps_max=8 / 255, kappa=0.25).method
+        'acert'
     """
 
     # what is trained
@@ -226,6 +231,11 @@ def preset(dataset: str, method: str, *, budget: str = "paper", setting: str = "
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
+
+    Example:
+        >>> config = al.preset("cifar10", "acert")
+        >>> config.model, config.epochs, round(255 * config.eps_max, 6)
+        ('cnn7', 200, 8.8)
     """
     check("budget", budget, presets.BUDGETS)
     config = TrainConfig(dataset=dataset, method=method)  # refuses unknown names

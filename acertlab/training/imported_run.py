@@ -62,6 +62,13 @@ def import_run(
         ValueError: a setting is out of range, the model does not fit the data, or ``run_dir`` holds another run (the
             message names what differs; nothing is overwritten).
         LockHeldError: another process writes in ``run_dir``.
+
+    Example:
+        >>> data = al.load_dataset("digits")
+        >>> net = al.models.mlp(data.in_shape, data.num_classes)
+        >>> run = al.import_run(net, data, "runs/untrained", method="untrained", eps_max=0.1)
+        >>> run.result["acc"] == al.accuracy(net.eval(), data.test_x, data.test_y)
+        True
     """
     if not isinstance(method, str) or not method.strip():
         refuse("method", method, "a name")

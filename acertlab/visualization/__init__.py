@@ -3,6 +3,10 @@
 Fractions come in, percentages are shown. Every method keeps one colour (Okabe and Ito's palette, safe for colour-blind
 readers) and one marker throughout. A `..._spec` is what a figure is made of, as plain data: the explorer compares one
 with the last and changes what differs, in a fraction of the time that it takes to make a figure.
+
+Example:
+    >>> al.plots.radius_histogram([0.0, 0.05, 0.1], eps_max=0.1).layout.title.text
+    'Certified radii of 3 samples'
 """
 
 from acertlab._optional import need, spare_the_grammar

@@ -24,6 +24,7 @@ from acertlab.analysis.fronts import Analysis, analyse
 from acertlab.data.files import written_aside
 from acertlab.data.run_table import load_finished
 from acertlab.radius.certificate import Report
+from acertlab.radius.search import RadiusStatus
 from acertlab.training.methods.catalogue import name_of
 from acertlab.visualization.comparison import PANELS, art_over_caps, difference, fronts
 from acertlab.visualization.radius import certified_accuracy_curves, image_grid, radius_histogram
@@ -47,9 +48,18 @@ def certificate(report: Report) -> go.Figure:
 
 def certificate_page(report: Report) -> str:
     """HTML with the picture of a data set's certificate, its table and its worst samples."""
-    title, table = f"Certified radii: {report.summary()}", Markup(report._repr_html_())
-    drawn, worst = _drawn(certificate(report)), _table(report.worst)
-    return page("certificate.html", title=title, plotly=Markup(get_plotlyjs()), picture=drawn, table=table, worst=worst)
+    words = [RadiusStatus(status).sentence for status in report.worst["status"]]
+    settings = report.table().set_index("quantity").loc[list(report.settings)].reset_index()
+    return page(
+        "certificate.html",
+        title=f"Certified radii of {report.settings['n']} samples",
+        plotly=Markup(get_plotlyjs()),
+        sentence=report.sentence(),
+        picture=_drawn(certificate(report)),
+        outcomes=_table(report.outcomes()),
+        worst=_table(report.worst.assign(status=words)),
+        settings=_table(settings),
+    )
 
 
 def write_report(root: str | Path, output: str | Path, resamples: int = 1000, progress: bool = True) -> list[str]:
@@ -165,10 +175,10 @@ def notebook_page(notebook: str | Path, output: str | Path, preface: str = "") -
 
     class MathML(IPythonRenderer):
         def block_math(self, body: str) -> str:
-            return f"<p>{_mathml(body, 'block')}</p>"
+            return f"<p>{mathml(body, 'block')}</p>"
 
         def inline_math(self, body: str) -> str:
-            return _mathml(body, "inline")
+            return mathml(body, "inline")
 
     def html(source: str) -> str:
         return MarkdownWithMath(renderer=MathML(escape=False)).render(source)
@@ -196,7 +206,7 @@ def notebook_page(notebook: str | Path, output: str | Path, preface: str = "") -
         aside.write_text(body, encoding="utf-8")
 
 
-def _mathml(latex: str, display: str) -> str:
+def mathml(latex: str, display: str) -> str:
     """A formula as browsers draw it; script letters by their own code points, which is what they know of script."""
     from latex2mathml.converter import convert  # pyright: ignore[reportMissingImports]
 

@@ -110,8 +110,8 @@ def test_every_command_of_the_readme_works(installed: Run) -> None:
 
 
 def test_03_opens_on_the_results_that_come_with_it(installed: Run) -> None:
-    readme = (ROOT / "README.md").read_text()
-    (analysis,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "al.analyse" in block)
+    page = (ROOT / "data/results/README.md").read_text()
+    (analysis,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "al.analyse" in block)
     assert "%" in succeed(installed("python", "-c", f"import acertlab as al\n{analysis}"))
     succeed(installed("acertlab", "notebooks", "copy"))
     succeed(installed("python", "-m", "papermill", "copy/03_pareto.ipynb", "03.ipynb", "--no-progress-bar"))

@@ -125,6 +125,21 @@ def test_table_and_notebook(report: Report) -> None:
     assert report._repr_html_().startswith("<table") and f"{100 * report.acr:.2f}" in report._repr_html_()
 
 
+def test_it_is_told_in_words(report: Report, tmp_path: Path) -> None:
+    said = str(report)
+    assert said.startswith(f"Of 150 samples {100 * report.accuracy:.1f} % are classified correctly, and ")
+    whole = (report.radii["status"] == RadiusStatus.AT_EPS_MAX).mean()
+    assert (
+        f" {100 * whole:.1f} % provably stay so" in said and f" {100 * report.acr:.1f} % of that (ACR), by ibp" in said
+    )
+    assert "Certified at eps_max" in said and "tensor(" not in said and len(said.splitlines()) < 20
+    report.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8").partition("<body>")[2]
+    assert report.sentence() in page
+    for status in report.radii["status"].unique():
+        assert page.count(RadiusStatus(status).sentence) == 1 + (report.worst["status"] == status).sum()
+
+
 def test_the_picture_holds_curve_histogram_and_images(digits_net: Trained, report: Report) -> None:
     figure = report.plot()
     kinds = [trace.type for trace in figure.data]

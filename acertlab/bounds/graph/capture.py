@@ -59,7 +59,7 @@ def capture(model: nn.Module, x: Tensor) -> Graph:
         try:
             program = torch.export.export(model, (blank,), dynamic_shapes=batch, strict=False)
             if not made_functional(program.graph):
-                program = program.run_decompositions({})  # three times dearer than what comes before
+                program = program.run_decompositions({})  # three times as slow as what comes before
         except Exception as error:  # forward is anybody's code, and torch.export raises many kinds
             program, why = None, _why_not(model, error)
         if program is None:

@@ -1,4 +1,9 @@
-"""One interval rule for every operator, and those of users for modules of their own."""
+"""One interval rule for every operator, and those of users for modules of their own.
+
+Example:
+    >>> al.rules.rule(torch.nn.ReLU(), al.Box.around(x, 0.1)).upper
+    tensor([[0.3000, 0.8000]])
+"""
 
 from acertlab.bounds.rules.affine import (
     Affine as Affine,

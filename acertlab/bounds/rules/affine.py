@@ -235,6 +235,10 @@ class Normalize(nn.Module):
 
     Raises:
         ValueError: lengths differ, or a std that is not positive.
+
+    Example:
+        >>> al.Normalize(mean=[0.5], std=[0.25])(torch.full((1, 1, 1, 2), 0.75))
+        tensor([[[[1., 1.]]]])
     """
 
     mean: Tensor

@@ -25,6 +25,10 @@ def rule(layer: nn.Module, box: Box) -> Box:
             return acertlab.Box(lower, upper)
 
     Further arguments of its forward are handed on, boxes where they depend on the input.
+
+    Example:
+        >>> al.rule(torch.nn.ReLU(), al.Box(torch.tensor([-2.0]), torch.tensor([3.0])))
+        Box(lower=tensor([0.]), upper=tensor([3.]))
     """
     raise TypeError(f"layer: must be a torch.nn.Module, not {type(layer).__name__}")
 

@@ -27,6 +27,10 @@ def bisect(
 
     Stopping rule, asked after each evaluation of a midpoint: f(root) == 0, or the halved width < xtol + rtol |root|,
     where root is that midpoint. At MAXITER root is the end of the bracket on a's side, as in scipy.
+
+    Example:
+        >>> al.bisect(lambda t: t**2 - 2, 0.0, 2.0).root
+        tensor([1.4142], dtype=torch.float64)
     """
     return solve(_Bisect, f, (a, b, fa, fb), args, StoppingRule(xtol, rtol, maxiter), compact)
 

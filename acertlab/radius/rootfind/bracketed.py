@@ -33,7 +33,12 @@ class Status(IntEnum):
 
 
 class RootStatus(Status):
-    """How the search of one element ended; `.sentence` says it in words."""
+    """How the search of one element ended; `.sentence` says it in words.
+
+    Example:
+        >>> al.RootStatus.SIGN_ERROR.sentence
+        'f has the same sign at both ends of the bracket.'
+    """
 
     CONVERGED = 0, "The root was found to the requested tolerance, or f is exactly 0 there."
     SIGN_ERROR = -1, "f has the same sign at both ends of the bracket."
@@ -57,6 +62,11 @@ class RootResult:
         f_root, f_lower, f_upper: f evaluated at root, lower and upper.
         iterations, function_calls: int64, counted as scipy counts them (known `fa`, `fb` are no calls).
         status: int8, a `RootStatus`.
+
+    Example:
+        >>> found = al.bisect(lambda t: t**2 - 2, 0.0, 2.0)
+        >>> found.lower <= 2**0.5 <= found.upper
+        tensor([True])
     """
 
     root: Tensor

@@ -55,6 +55,11 @@ def brentq(
 
     Source: R. P. Brent, Algorithms for Minimization without Derivatives (1973), ch. 4; P. O. J. Scherer, Computational
         Physics, "Roots and Extremal Points"; decisions checked against scipy.optimize.brentq.
+
+    Example:
+        >>> squares = torch.tensor([2.0, 9.0], dtype=torch.float64)
+        >>> al.brentq(lambda t: t**2 - squares, torch.zeros_like(squares), squares).root  # both at once
+        tensor([1.4142, 3.0000], dtype=torch.float64)
     """
     return solve(_Brent, f, (a, b, fa, fb), args, StoppingRule(xtol, rtol, maxiter), compact)
 

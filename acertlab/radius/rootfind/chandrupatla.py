@@ -34,6 +34,10 @@ def chandrupatla(
 
     Source: T. R. Chandrupatla, Advances in Engineering Software 28(3), 145-149 (1997), Figure 1; P. O. J. Scherer,
         Computational Physics, "Roots and Extremal Points".
+
+    Example:
+        >>> al.chandrupatla(lambda t: t**2 - 2, 0.0, 2.0).root
+        tensor([1.4142], dtype=torch.float64)
     """
     return solve(_Chandrupatla, f, (a, b, fa, fb), args, StoppingRule(xtol, rtol, maxiter), compact)
 

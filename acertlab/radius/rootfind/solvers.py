@@ -63,7 +63,7 @@ class FromBothEnds:
             return found
         a, fa, b, fb = (end[inside] for end in found[:4])
         args = tuple(arg[inside] for arg in problem.args)
-        # an eighth of the tolerance for the method, hardly dearer at its speed; the rest is for moving the ends later
+        # an eighth of the tolerance for the method, hardly slower at its speed; the rest is for moving the ends later
         how = {"xtol": stop.xtol / 8, "rtol": stop.rtol / 8, "maxiter": stop.maxiter}
         root = self.method(problem.f, a, b, args=args, fa=fa, fb=fb, **how)
         ends = (root.lower, root.f_lower, root.upper, root.f_upper, root.converged)

@@ -70,6 +70,12 @@ def clean_pass(model: nn.Module, x: Tensor) -> tuple[Tensor, Statistics]:
     Returns:
         logits (B, classes), and a dict from each such BatchNorm's name to its batch (mean, biased variance), attached
         to the autograd graph: the robust loss differentiates through them (Shi et al. 2021).
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(2)).train()
+        >>> logits, statistics = al.clean_pass(net, torch.rand(8, 2))
+        >>> al.propagate(net, al.Box.around(torch.rand(8, 2), 0.1), statistics=statistics).lower.shape
+        torch.Size([8, 2])
     """
     norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training}
     fused = {name: norm for name, norm in norms.items() if torch.is_grad_enabled() and _is_plain(norm)}

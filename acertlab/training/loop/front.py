@@ -42,6 +42,12 @@ class Front:
         path: the folder, in which `load_runs` finds a run a knot and a run half way between neighbours.
         kappas: of the knots, in the order in which they were trained.
         knots, between: the runs, by kappa.
+
+    Example:
+        >>> config, data = al.preset("digits", "acert", budget="smoke"), al.load_dataset("digits")
+        >>> front = al.train_front(config, data, "runs/front", (0.0, 1.0), epochs=1, progress=False)
+        >>> front.network(0.3)(al.to_float(data.test_x[:2])).shape
+        torch.Size([2, 10])
     """
 
     path: Path
@@ -101,6 +107,12 @@ def train_front(
     Raises:
         ValueError: a method without kappa, kappas that neither rise nor fall, or ``run_dir`` holds another front (the
             message names what differs; nothing is overwritten). And as `train`.
+
+    Example:
+        >>> config, data = al.preset("digits", "acert", budget="smoke"), al.load_dataset("digits")
+        >>> front = al.train_front(config, data, "runs/front", (0.0, 1.0), epochs=1, progress=False)
+        >>> sorted(front.knots)
+        [0.0, 1.0]
     """
     kappas, run_dir = _checked(config, kappas, epochs, lr), Path(run_dir)
     asked = {"kappas": list(kappas), "epochs": epochs, "lr": lr, "parts": PARTS, "images": IMAGES}
@@ -131,9 +143,18 @@ def train_front(
 def load_front(path: str | Path) -> Front:
     """A finished front from its folder, or from a folder into which it was packed with its weights.
 
+    Args:
+        path: the folder that `train_front` wrote, or a packed one.
+
     Raises:
         FileNotFoundError: there is no front, or it lacks a network; the message says which.
         ValueError: a file cannot be read.
+
+    Example:
+        >>> config, data = al.preset("digits", "acert", budget="smoke"), al.load_dataset("digits")
+        >>> _ = al.train_front(config, data, "runs/front", (0.0, 1.0), epochs=1, progress=False)
+        >>> sorted(al.load_front("runs/front").knots)
+        [0.0, 1.0]
     """
     path = Path(path)
     if not (path / FILE).is_file():

@@ -2,6 +2,10 @@
 
 The widgets keep no state of their own; what they show at any position of the controls is what `pareto_figures`,
 `pareto_texts` and `radius_figures` return for it, and those draw the static pictures, too.
+
+Example:
+    >>> al.widgets.certificate_at(model, x, y, eps=0.1).sentence
+    'R_cert = -0.3, by Eq. (3) -0.3: certified'
 """
 
 from acertlab._optional import need

@@ -1,0 +1,42 @@
+"""`make docs`: the pages of the public names, with the handouts as tutorials; they need no network.
+
+python docs/build.py handouts docs/html
+"""
+
+import re
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import pdoc
+
+import acertlab as al
+from acertlab.visualization.report import mathml
+
+FORMULA = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
+
+
+def build(handouts: Path, out: Path) -> None:
+    """Writes the pages of `acertlab`'s public names and modules into ``out``, and links the handouts from the first."""
+    for name in al.__all__:  # loaded when they are asked for, so that pdoc finds them
+        getattr(al, name)
+    pages = sorted(handouts.glob("*.html"))
+    tutorials = "".join(f"- [{page.stem}](tutorials/{page.name})\n" for page in pages)
+    names = "".join(f"- [`al.{n}`](acertlab/{m.replace('.', '/')}.html)\n" for n, m in al._MODULES.items())
+    al.__doc__ = f"{al.__doc__}\n\n## Tutorials\n\n{tutorials}\n\n## Modules\n\n{names}"
+    pdoc.render.configure(docformat="google")
+    plain = pdoc.render.env.filters["to_html"]
+    pdoc.render.env.filters["to_html"] = lambda text: plain(FORMULA.sub(lambda tex: mathml(tex[1], "block"), text))
+    modules = [f"acertlab.{module}" for module in al._MODULES.values()]
+    others = [module for name, module in al._MODULES.items() if name != module]  # not found below the first page
+    private = f"!acertlab\\.(?!({'|'.join(modules).replace('acertlab.', '')})$)"
+    warnings.filterwarnings("ignore", "The module specification")  # a package's modules come with it, and are not shown
+    pdoc.pdoc("acertlab", *(f"acertlab.{module}" for module in others), private, output_directory=out)
+    for page in pages:
+        (out / "tutorials").mkdir(exist_ok=True)
+        shutil.copy(page, out / "tutorials")
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]), Path(sys.argv[2]))
