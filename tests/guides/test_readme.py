@@ -1,11 +1,15 @@
 """The README's Python examples run as they stand, one after the other; training on MNIST is left to a person."""
 
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
+import nbformat
 import pytest
 
 import acertlab as al
+from acertlab.__main__ import _parser
 from acertlab.data.run import PACKED, SHIPPED
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +60,31 @@ def test_the_snippets_beside_the_data_run(page: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(ROOT)
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(block, {"al": al})
+
+
+def test_every_command_is_understood() -> None:
+    commands = re.findall(r"(?m)(?:^|`)((?:acertlab|papermill) [^`#\n]+)", README)
+    for program, *words in map(shlex.split, commands):
+        if program == "acertlab":
+            _parser().parse_args(words)  # ends the process where it does not know one
+            continue
+        notebook, *_ = words
+        cells = nbformat.read(ROOT / "notebooks" / Path(notebook).name, as_version=4).cells
+        (parameters,) = (cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+        for given, name in pairwise(words):
+            assert given != "-p" or re.search(rf"(?m)^{name} = ", parameters), (notebook, name)
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"(?m)(?:^|`)make ([a-z-]+)", README)
+    assert len(commands) > 8 and set(targets) >= {"demo", "test", "docs", "handouts"}
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+STOPPED_READERS = r"dearer|dearest|belongs into|networks of others|got for nothing|compare nothing|the words:"
+
+
+@pytest.mark.parametrize("folder", ["*.md", "notebooks/*.ipynb", "data/*/README.md", "tests/*/README.md"])
+def test_plain_words(folder: str) -> None:
+    pages = [page for page in ROOT.glob(folder) if page.name != "CHANGELOG.md"]
+    assert pages
+    for page in pages:
+        assert re.search(STOPPED_READERS, page.read_text(), re.IGNORECASE) is None, page
