@@ -33,6 +33,11 @@ class Domain:
 
     Raises:
         ValueError: NaN, negative scales, or an end beyond the other.
+
+    Example:
+        >>> held = al.Domain(eps_scale=torch.tensor([1.0, 0.0]))  # the second pixel stays as it is
+        >>> al.certified_radius(model, x, y, eps_max=0.7, domain=held).radius  # where 0.2 + eps meets 0.7
+        tensor([0.5000])
     """
 
     low: Any = 0.0

@@ -79,6 +79,13 @@ def select_output(model: nn.Module, output: str | int | None = None, *, threshol
 
     Raises:
         TypeError, ValueError: naming the argument, what was wrong and what is accepted.
+
+    Example:
+        >>> class Pair(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return x.sum(1), x
+        >>> al.select_output(Pair().eval(), 1)(x)
+        tensor([[0.2000, 0.7000]])
     """
     check_module(model)
     if isinstance(output, bool) or not isinstance(output, (str, int, type(None))):
