@@ -18,6 +18,7 @@ from acertlab.visualization.widgets.choice import (
     load_beside_shipped as load_beside_shipped,
 )
 from acertlab.visualization.widgets.explorer import pareto_explorer as pareto_explorer
+from acertlab.visualization.widgets.front import FrontView as FrontView, front_explorer as front_explorer
 from acertlab.visualization.widgets.gallery import (
     gallery_figure as gallery_figure,
     gallery_of as gallery_of,
