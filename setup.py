@@ -3,4 +3,5 @@
 from setuptools import find_packages, setup
 
 CARRIED = {"acertlab._shipped.notebooks": "notebooks", "acertlab._shipped.data.results": "data/results"}
+CARRIED |= {"acertlab._shipped.data.fronts": "data/fronts"}
 setup(packages=[*find_packages(include=["acertlab*"]), *CARRIED], package_dir=CARRIED)

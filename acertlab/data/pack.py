@@ -56,7 +56,8 @@ def pack_runs(
         held[name] = {"result": read_json(run.path / "result.json"), "config": run.config}
         radii.append(run.radii.assign(run=name))
         histories.append(run.history.assign(run=name))
-        networks |= {name: run.load_model().state_dict()} if weights else {}
+        if weights and not run.result.get("interpolated"):  # those between the knots of a front follow from them
+            networks[name] = run.load_model().state_dict()
     samples = pd.concat(radii, ignore_index=True)
     first = ["run", *RADII_COLUMNS]
     samples = samples.reindex(columns=[*first, *(name for name in samples if name not in first)])

@@ -11,6 +11,7 @@ import acertlab as al
 from acertlab.data.datasets import load_dataset, to_float
 from acertlab.data.files import read_json, write_json
 from acertlab.data.pack import pack_runs
+from acertlab.data.run import SHIPPED_FRONTS
 from acertlab.data.run_table import load_runs
 from acertlab.training.config import preset
 from acertlab.training.loop import front as fronts, train as loop
@@ -129,6 +130,16 @@ def test_packed_with_its_weights_it_is_the_same_front(front, tmp_path):
     bare = pack_runs(front.path, tmp_path / "bare")
     with pytest.raises(FileNotFoundError, match="holds no front.json"):
         load_front(bare)
+
+
+def test_the_front_that_comes_with_acertlab_moves():
+    front = load_front(SHIPPED_FRONTS / "digits-acert")
+    data = load_dataset("digits")
+    x, y = to_float(data.test_x[:100]), data.test_y[:100]
+    for kappa, run in (front.knots | front.between).items():
+        found = al.certified_radius(front.network(kappa), x, y, run.result["radius_cap"])
+        assert found.radius.tolist() == pytest.approx(run.radii.radius[:100].tolist(), abs=1e-5)
+    assert al.accuracy(front.network(0.33), x, y) > 0.9
 
 
 @pytest.mark.parametrize(
