@@ -149,24 +149,30 @@ def _art_map(x_low: float, x_high: float, y_low: float, y_high: float) -> dict:
     }
 
 
-def _labels(x: np.ndarray, y: np.ndarray, texts: Sequence[str], width: float, height: float) -> tuple[np.ndarray, ...]:
+def _labels(
+    x: np.ndarray, y: np.ndarray, texts: Sequence[str], width: float, height: float, widest: float = 1600
+) -> tuple[np.ndarray, ...]:
     """Each point's label and its place: the first of `PLACES` that is free; "" where none is, for the mouse to tell.
 
     Args:
         x, y: (P,) places of the points, as shares of the plot.
         texts: P labels.
-        width, height: Of the plot in pixels, as small as it may be: in a larger one labels are further apart.
+        width, height: Of the plot in pixels, as small as it may be.
+        widest: Up to this width no label may meet another one, either.
     """
-    centres, half = np.column_stack([width * x, height * y]), np.array([7.0, 7.0])  # markers
-    low, high = np.concatenate([centres - half, centres]), np.concatenate([centres + half, centres])  # then labels
+    columns, rows, half = np.outer((width, widest), x), height * y, np.tile([7.0, 7.0], (len(x), 1))  # of markers
     labels, places = [""] * len(texts), ["top right"] * len(texts)
-    for i, (centre, text) in enumerate(zip(centres, texts, strict=True)):
+    for i, text in enumerate(texts):
         size = np.array([3.2 * len(text), 6.0])
         for place, side in PLACES.items():
-            middle = centre + side * (half + 1 + size)
-            if not ((low < middle + size) & (high > middle - size)).all(axis=1).any():
+            away = side * (8 + size)
+            column, row = columns[:, i] + away[0], rows[i] + away[1]
+            apart, reach = columns - column[:, None], half + size  # it changes in proportion to the width
+            meets = (np.abs(apart).min(0) < reach[:, 0]) | (apart[0] * apart[1] < 0)
+            if not (meets & (np.abs(rows - row) < reach[:, 1])).any():
                 labels[i], places[i] = text, place
-                low[len(texts) + i], high[len(texts) + i] = middle - size, middle + size
+                columns, rows = np.column_stack([columns, column]), np.append(rows, row)
+                half = np.vstack([half, size])
                 break
     return np.array(labels), np.array(places)
 

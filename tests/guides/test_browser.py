@@ -29,7 +29,7 @@ import torch
 
 import acertlab as al
 from acertlab.analysis import tradeoff
-from acertlab.data.run import load_run
+from acertlab.data.run import SHIPPED_FRONTS, load_run
 from acertlab.data.run_table import load_radii, load_runs
 from acertlab.visualization import widgets
 from tests.helpers.browser import CHROMIUM, EMPTY_SCRIPT, FAULTS, SETTINGS, WAIT, Opened, Shown, answers, until
@@ -203,6 +203,7 @@ def test_the_pareto_explorer(opened: Callable[[str, str], Shown], synthetic_runs
     assert lab.figures() != before
     open_tab("Its images")
     the_shipped_runs(lab)
+    the_front(lab)
 
 
 def the_shipped_runs(lab: Shown) -> None:
@@ -236,6 +237,35 @@ def the_shipped_runs(lab: Shown) -> None:
         lab.open_tab(name)
         lab.page.wait_for_timeout(500)
         assert lab.page.evaluate(FAULTS) == [], name
+
+
+def the_front(lab: Shown) -> None:
+    """The slider that moves a real network, at the end of the same page."""
+    front, data = al.load_front(SHIPPED_FRONTS / "digits-acert"), al.load_dataset("digits")
+    here, view = widgets.front_explorer(front, data), widgets.FrontView(front, data)
+    stops = [kappa for _, kappa in here.controls["kappa"].options]
+    place = {"kappa": here.controls["kappa"].value, "attack": False}
+
+    def wanted() -> dict[str, go.Figure]:
+        kappa, eps = place["kappa"], here.controls["eps"].value
+        figures = {"tradeoff": go.Figure(view.tradeoff(kappa)), "curves": go.Figure(view.curves(kappa, eps))}
+        return figures | {"images": view.images(kappa, place["attack"])}
+
+    cell = lab.page.locator(".jp-CodeCell", has_text="widgets.front_explorer(")
+    shown = Shown(lab.page, lab.notebook, lab.folder, lab.errors, cell)
+    lab.page.set_viewport_size({"width": 1400, "height": 800})
+    shown.to_the_point()
+    shown.wait_for(wanted)
+    for key, times in (("ArrowRight", 7), ("Home", 1), ("End", 1), ("ArrowLeft", 20)):
+        shown.press(cell.locator(".noUi-handle").first, key, times)
+        place["kappa"] = stops[round(shown.values()[0])]
+        shown.wait_for(wanted)
+        assert squeezed(view.text(place["kappa"], here.controls["eps"].value)) in squeezed(cell.inner_html())
+    shown.press(cell.get_by_role("button", name="attack these images"), "Enter")
+    place["attack"] = True
+    shown.wait_for(wanted)
+    for theme, width in LOOKS:
+        shown.look(theme, width, "front")
 
 
 def test_the_radius_explorer(opened: Callable[[str, str], Shown], folder: Path) -> None:
