@@ -40,7 +40,7 @@ from acertlab.analysis.paper.tables import beside, nearby
 from acertlab.analysis.seeds import mean_over_seeds, rescore
 from acertlab.analysis.tradeoff import front, means
 from acertlab.data.run import HISTORY_COLUMNS
-from acertlab.data.run_table import load_histories
+from acertlab.data.run_table import load_histories, load_radii
 from acertlab.radius.metrics import mean_of_batches, summarise
 from acertlab.visualization.comparison import PANELS, art_over_caps, difference, fronts
 from acertlab.visualization.report import write_report
@@ -265,11 +265,22 @@ def published() -> dict[str, Any]:
 
 
 def test_all_that_is_shipped_is_covered() -> None:
-    shipped = {path.parent.relative_to(DATA).as_posix() for path in DATA.glob("**/packed.json")}
+    elsewhere = {"results/standard"}  # networks of the trials once more; fronts: tests/training/test_front.py
+    shipped = {path.parent.relative_to(DATA).as_posix() for path in DATA.glob("[rt]*/**/packed.json")} - elsewhere
     covered = SWEEPS + ONE_METHOD
     assert shipped == {folder for sweep in covered for folder in sweep.folders}
     assert sum(len(al.load_runs(DATA / folder)) for folder in shipped) == sum(len(sweep.runs) for sweep in covered)
     assert set(COMPUTED) == set(published())
+
+
+def test_the_standard_networks_of_the_results_are_those_of_the_trials() -> None:
+    copies = al.load_runs(DATA / "results/standard")
+    trials = al.load_runs(DATA / "trials")
+    copied = load_radii(copies)
+    for run in copies.itertuples():
+        same = trials[(trials.dataset == run.dataset) & (trials.method == "standard") & (trials.seed == run.seed)]
+        assert any((radii == copied[run.path]).all() for radii in load_radii(same).values() if len(radii) == run.n)
+    assert len(copies) == 6
 
 
 @pytest.mark.parametrize("name", COMPUTED)

@@ -65,7 +65,8 @@ class Front:
         i = next(i for i, pair in enumerate(_pairs(self.kappas)) if min(pair) <= kappa <= max(pair))
         first, second = self.kappas[i], self.kappas[i + 1]
         model = self.knots[first].load_model()
-        model.load_state_dict(_mixed(*self._states[i : i + 2], (kappa - first) / (second - first), self._stored[i]))
+        t = (kappa - first) / (second - first)
+        model.load_state_dict(_mixed(self._states[i], self._states[i + 1], t, self._stored[i]))
         return model
 
     @cached_property
@@ -231,9 +232,9 @@ def _write_statistics(knots: dict[float, Run], data: ImageData, run_dir: Path, d
     kept = [n for n in states[0] if n.rpartition(".")[0] in norms and n.endswith(("running_mean", "running_var"))]
     found = {}
     with session(device):
-        for i, pair in enumerate(pairwise(states)):
+        for i, (first, second) in enumerate(pairwise(states)):
             for part in range(1, PARTS):
-                model.load_state_dict(_mixed(*pair, part / PARTS))
+                model.load_state_dict(_mixed(first, second, part / PARTS))
                 update_bn(x.split(BATCH), model, device)
                 state = model.state_dict()
                 found |= {f"{i}.{part}.{name}": state[name].clone() for name in kept}

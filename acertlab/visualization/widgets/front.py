@@ -70,8 +70,9 @@ class FrontView:
 
     def _of_run(self, kappa: float) -> Measured:
         """The same images as a stored run found them."""
-        table = (self.front.knots | self.front.between)[kappa].radii.sort_values("index")[: len(self.y)]
-        return Measured(table["predicted"].to_numpy(), table["radius"].clip(upper=self.eps_max).to_numpy(float))
+        table = (self.front.knots | self.front.between)[kappa].radii.sort_values(by="index").head(len(self.y))
+        predicted, radii = table["predicted"].to_numpy(), table["radius"].to_numpy(float)
+        return Measured(predicted, np.minimum(radii, self.eps_max))
 
     def _measured(self, kappa: float) -> Measured:
         model = self.network(kappa)
@@ -128,7 +129,9 @@ class FrontView:
     def _row(self, what: str, kappa: float, of: Measured, eps: float) -> dict[str, object]:
         scores = of.scores(self.labels, self.eps_max, eps)
         certified = f"certified at {eps_words(self.eps_max)(eps)}"
-        named = {certified if name == "certified" else name: 100 * value for name, value in scores.items()}
+        named: dict[str, object] = {
+            certified if name == "certified" else name: 100 * value for name, value in scores.items()
+        }
         return {"network": what, "kappa": float(f"{kappa:.4g}")} | named
 
     def images(self, kappa: float, attack: bool) -> go.Figure:
