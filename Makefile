@@ -23,6 +23,7 @@ test: $(READY)  ## lint, unit and property tests, and every notebook (under 15 m
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal tests
+	ACERTLAB_RUNS=$$(mktemp -d) $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
 
 test-fast: $(READY)  ## after an edit: lint, layout and what needs neither training nor notebooks (under a minute)
 	$(BIN)/ruff check .

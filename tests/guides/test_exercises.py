@@ -1,6 +1,6 @@
 """Every exercise of the course: untouched it is not solved, typical wrong answers are refused, its solution is right.
 
-The notebooks run here in this process, small and without pictures; `test_handouts.py` runs them as they stand.
+The notebooks run here in this process, small and without pictures; nbval runs them as they stand.
 """
 
 import re
