@@ -45,18 +45,20 @@ class Domain:
     eps_scale: Any = 1.0
     _ends: dict[tuple[torch.dtype, torch.device], Ends] = field(default_factory=dict, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        for name, missing in (("low", -math.inf), ("high", math.inf), ("eps_scale", 1.0)):
-            object.__setattr__(self, name, _numbers(name, missing if (v := getattr(self, name)) is None else v))
-        if not ((scale := torch.as_tensor(self.eps_scale)) >= 0).all() or scale.isinf().any():
-            raise ValueError(f"eps_scale: {_first(scale, ~(scale >= 0) | scale.isinf())} is not a finite number >= 0")
-        low, high = (torch.as_tensor(end, dtype=torch.float64) for end in (self.low, self.high))
+    def __post_init__(self) -> None:  # in numpy, on the host: a training step that makes one waits for no device
+        missing = {"low": -math.inf, "high": math.inf, "eps_scale": 1.0}
+        parts = {n: _numbers(n, none if getattr(self, n) is None else getattr(self, n)) for n, none in missing.items()}
+        for name, part in parts.items():
+            object.__setattr__(self, name, torch.from_numpy(part) if part.ndim else part.item())
+        low, high, scale = parts.values()
+        if (wrong := ~(scale >= 0) | np.isinf(scale)).any():
+            raise ValueError(f"eps_scale: {_first(scale, wrong)} is not a finite number >= 0")
         try:
             wrong = ~(low <= high)
-        except RuntimeError as error:
-            raise ValueError(f"high: shape {tuple(high.shape)} does not go with low's {tuple(low.shape)}") from error
+        except ValueError as error:
+            raise ValueError(f"high: shape {high.shape} does not go with low's {low.shape}") from error
         if wrong.any():
-            low, high = low.expand_as(wrong), high.expand_as(wrong)
+            low, high = np.broadcast_to(low, wrong.shape), np.broadcast_to(high, wrong.shape)
             raise ValueError(f"low: {_first(low, wrong)} is not <= high, {_first(high, wrong)}")
 
     @classmethod
@@ -123,25 +125,23 @@ def _told(part: Tensor) -> Any:
 DomainLike = Domain | tuple[float, float] | None
 
 
-def _numbers(name: str, value: ArrayLike | Tensor) -> float | Tensor:
-    """A number as float, an array as tensor in float64, on the CPU."""
+def _numbers(name: str, value: ArrayLike | Tensor) -> np.ndarray:
+    """A number or an array, in float64."""
     try:
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
         if array.dtype.kind not in "fiu":
             raise TypeError
-        found = torch.from_numpy(array.astype(np.float64))
+        found = array.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: must be a number or an array of real numbers, not {value!r}") from error
-    if found.isnan().any():
+    if np.isnan(found).any():
         raise ValueError(f"{name}: holds NaN")
-    return found if found.dim() else found.item()
+    return found
 
 
-def _first(values: Tensor, where: Tensor) -> str:
-    index = where.nonzero()[0].tolist()
-    return f"{values[tuple(index)].item():.6g}" + (
-        f" at {index[0] if len(index) == 1 else tuple(index)}" if index else ""
-    )
+def _first(values: np.ndarray, where: np.ndarray) -> str:
+    index = tuple(np.argwhere(where)[0].tolist())
+    return f"{values[index]:.6g}" + (f" at {index[0] if len(index) == 1 else index}" if index else "")
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,8 @@ def check_input(x: Tensor, domain: DomainLike) -> None:
         outside = x < (-math.inf if ends.low is None else ends.low)
         outside |= x > (math.inf if ends.high is None else ends.high)
         if outside.any():
-            raise ValueError(f"x: {_first(x, outside)} lies outside the domain; give inputs in it, or another domain")
+            first = _first(x.detach().cpu().numpy(), outside.cpu().numpy())
+            raise ValueError(f"x: {first} lies outside the domain; give inputs in it, or another domain")
     elif (ends.low is not None and low < ends.low) or (ends.high is not None and high > ends.high):
         raise ValueError(
             f"x: values from {low:.4g} to {high:.4g} lie outside the domain {Domain.of(domain).plain()}; give pixels "

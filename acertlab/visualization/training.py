@@ -13,8 +13,8 @@ def training_history(history: pd.DataFrame) -> go.Figure:
     """A run, epoch by epoch: the scores on validation, whose boxes were how large, and the loss under eps_{max,t}."""
     specs = [[{}], [{}], [{"secondary_y": True}]]
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.05, specs=specs)
-    figure.update_layout(base_layout("Training, epoch by epoch", height=640), hovermode="x unified")
-    figure.update_layout(legend_traceorder="normal")
+    figure.update_layout(base_layout("Training, epoch by epoch", height=690), hovermode="x unified")
+    figure.update_layout(legend_traceorder="normal", margin_t=135)  # four rows of the legend in a narrow window
     epoch = history.epoch + 1
     scores = [("Acc", BLUE, "square"), ("ACR", GREEN, "diamond"), ("ART", VERMILLION, "star")]
     for name, colour, symbol in scores:

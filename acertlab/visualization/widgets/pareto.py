@@ -245,7 +245,10 @@ def _command_text(points: Tradeoff, view: View) -> str:
 def _command(path: str) -> str:
     """What trains a run again, or why that cannot be told."""
     try:
-        return training_command(config_of(load_run(path).config))
+        config = load_run(path).config
+        if config.get("front"):
+            return "# a network of a front: acertlab.train_front trains all of them in one walk"
+        return training_command(config_of(config))
     except (FileNotFoundError, ValueError, TypeError) as error:
         return f"# {error}"
 
