@@ -19,7 +19,7 @@ help:  ## this list
 demo: $(READY)  ## train on the embedded digits, draw the Pareto picture, print the table (under 5 minutes)
 	$(BIN)/acertlab demo
 
-test: $(READY)  ## lint, unit and property tests, and every notebook (under 15 minutes)
+test: $(READY)  ## lint, unit and property tests, and every notebook (about 20 minutes on two cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal tests
