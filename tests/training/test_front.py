@@ -180,6 +180,15 @@ def test_another_front_in_the_folder_a_missing_knot_and_a_kappa_outside_are_name
         load_front(tmp_path)
 
 
+def test_a_front_of_another_version_and_device_goes_on(front, few, tmp_path):
+    older = shutil.copytree(front.path, tmp_path / "older")
+    told = read_json(older / "front.json")
+    first = {name: value for name, value in told["first"].items() if name != "relu_shrinkage"}  # not named by 0.1.0
+    write_json(older / "front.json", told | {"first": first | {"version": "0.0.9", "device": "cuda"}})
+    again = train_front(SMALL, few, older, KAPPAS, epochs=1, progress=False)
+    same(again.network(0.3), front.network(0.3))
+
+
 def test_methods_have_their_own_kappas(few, tmp_path):
     config = replace(preset("digits", "fast-ibp", budget="smoke"), width=2)
     front = train_front(config, few, tmp_path / "front", epochs=1, progress=False)

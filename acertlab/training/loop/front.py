@@ -22,7 +22,7 @@ from acertlab._lock import locked
 from acertlab._validation import Within, check, refuse
 from acertlab.data.datasets import ImageData, to_float
 from acertlab.data.files import read_json, write_json, write_weights
-from acertlab.data.run import FRONT_FILES, LOCK_WAIT, Run, load_run, open_folder
+from acertlab.data.run import FRONT_FILES, LOCK_WAIT, NOT_IDENTIFYING, Run, as_today, load_run, open_folder
 from acertlab.training.config import TrainConfig
 from acertlab.training.loop.step import session
 from acertlab.training.loop.train import Start, described_run, train_from, write_results
@@ -62,7 +62,7 @@ class Front:
             ValueError: kappa is outside of the front.
         """
         check("kappa", kappa, Within(min(self.kappas), max(self.kappas)))
-        i = next(i for i, pair in enumerate(_pairs(self.kappas)) if min(pair) <= kappa <= max(pair))
+        i = next(i for i, pair in enumerate(pairwise(self.kappas)) if min(pair) <= kappa <= max(pair))
         first, second = self.kappas[i], self.kappas[i + 1]
         model = self.knots[first].load_model()
         t = (kappa - first) / (second - first)
@@ -117,7 +117,7 @@ def train_front(
     """
     kappas, run_dir = _checked(config, kappas, epochs, lr), Path(run_dir)
     asked = {"kappas": list(kappas), "epochs": epochs, "lr": lr, "parts": PARTS, "images": IMAGES}
-    asked |= {"first": described_run(replace(config, kappa=kappas[0]), data)}
+    asked |= {"first": _identifying(described_run(replace(config, kappa=kappas[0]), data))}
     with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT):
         _begin(run_dir, asked)
         knots: dict[float, Run] = {}
@@ -131,7 +131,7 @@ def train_front(
         if not (run_dir / STATISTICS).is_file():
             _write_statistics(knots, data, run_dir, config.torch_device())
         front = Front(run_dir, kappas, knots, {})
-        for i, pair in enumerate(_pairs(kappas)):
+        for i, pair in enumerate(pairwise(kappas)):
             kappa = _half_way(pair)
             front.between[kappa] = _measured(
                 front, replace(this, kappa=kappa), data, run_dir / f"between-{i:02d}", pair
@@ -167,12 +167,8 @@ def load_front(path: str | Path) -> Front:
         raise ValueError(f"path: {path / FILE} lacks kappas; it was not written by this version")
     kappas = tuple(told["kappas"])
     knots = {kappa: load_run(path / f"knot-{i:02d}") for i, kappa in enumerate(kappas)}
-    middle = {_half_way(pair): load_run(path / f"between-{i:02d}") for i, pair in enumerate(_pairs(kappas))}
+    middle = {_half_way(pair): load_run(path / f"between-{i:02d}") for i, pair in enumerate(pairwise(kappas))}
     return Front(path, kappas, knots, middle)
-
-
-def _pairs(kappas: Sequence[float]) -> list[tuple[float, float]]:
-    return list(pairwise(kappas))
 
 
 def _half_way(pair: tuple[float, float]) -> float:
@@ -189,10 +185,14 @@ def _checked(config: TrainConfig, kappas: Sequence[float] | None, epochs: int, l
     if kappas is None:
         kappas = KAPPAS if config.objective().searches else KAPPAS_OF_FIXED_EPS
     walk = tuple(float(check("kappas", kappa, Within(0, 1))) for kappa in kappas)
-    steps = [b - a for a, b in _pairs(walk)]
+    steps = [b - a for a, b in pairwise(walk)]
     if not steps or not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
         refuse("kappas", kappas, "two or more, all rising or all falling")
     return walk
+
+
+def _identifying(described: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in as_today(described).items() if name not in NOT_IDENTIFYING}
 
 
 def _begin(run_dir: Path, asked: dict[str, Any]) -> None:
@@ -201,6 +201,7 @@ def _begin(run_dir: Path, asked: dict[str, Any]) -> None:
         write_json(file, asked)
         return
     before = read_json(file)
+    before |= {"first": _identifying(before.get("first", {}))}
     differs = [
         f"{key} = {before.get(key)!r} there, {asked[key]!r} here" for key in asked if before.get(key) != asked[key]
     ]
