@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,17 @@ from acertlab.bounds.box import ball
 from acertlab.bounds.ibp import freeze
 from acertlab.models.initialisation import ibp_init_
 from acertlab.training.loop.batch_statistics import clean_pass
+
+
+class Program(nn.Module):
+    """A function of x and layers as a module's forward."""
+
+    def __init__(self, function: Callable[..., Any], *layers: nn.Module) -> None:
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x, *self.layers)
 
 
 @dataclass(frozen=True)

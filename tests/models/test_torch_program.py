@@ -28,6 +28,7 @@ from tests.helpers.checkpoints import (
     script,
     write_bytes,
 )
+from tests.helpers.networks import Program
 
 
 @pytest.fixture(autouse=True)
@@ -132,17 +133,6 @@ def test_other_bounds_take_a_program(tmp_path: Path) -> None:
     for settings in ({"bound": "crown", "rtol": 1e-3}, {"sound": True}, {"sound": "float32"}):
         radii = [certified_radius(model, x, y, 0.5, **settings).radius for model in (ours, theirs.eval())]
         assert (radii[0] > 0).all() and torch.allclose(*radii, rtol=1e-2)
-
-
-class Program(nn.Module):
-    """A function as a forward that `torch.export` takes."""
-
-    def __init__(self, function: Callable[..., Any], *layers: nn.Module) -> None:
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x, *self.layers)
 
 
 class Decides(nn.Module):

@@ -20,25 +20,14 @@ from acertlab.radius.certified import certified_radius
 from acertlab.radius.exact import relu_network
 from acertlab.radius.exact.relu_network import as_relu_network
 from acertlab.radius.search import RadiusStatus
-from tests.helpers.networks import Trained, linear
-
-
-class Layers(nn.Module):
-    """Layers, and a function of them and x."""
-
-    def __init__(self, f: Callable[..., Tensor], *layers: nn.Module) -> None:
-        super().__init__()
-        self.f, self.layers = f, nn.ModuleList(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.f(x, *self.layers)
+from tests.helpers.networks import Program, Trained, linear
 
 
 def of_pixels(f: Callable[[Tensor], Tensor]) -> nn.Module:
     """A convolution, f, and a linear layer."""
     conv = nn.Conv2d(1, 2, 3, padding=1)
     width = f(torch.zeros(2, 2, 5, 5)).flatten(1).shape[1]
-    return Layers(lambda x, conv, head: head(f(conv(x)).flatten(1)), conv, nn.Linear(width, 3))
+    return Program(lambda x, conv, head: head(f(conv(x)).flatten(1)), conv, nn.Linear(width, 3))
 
 
 def batch_norm(channels: int) -> nn.Module:
@@ -129,7 +118,7 @@ def _own(layer: Own, box: al.Box) -> al.Box:
 def test_what_is_not_piecewise_linear_is_named(f: Callable[[Tensor], Tensor], named: str) -> None:
     conv, head = nn.Conv2d(1, 2, 3, padding=1), nn.LazyLinear(3)
     layers = (conv, head, f) if isinstance(f, nn.Module) else (conv, head)
-    model = Layers(lambda x, conv, head, *rest: head((rest[0] if rest else f)(conv(x)).flatten(1)), *layers)
+    model = Program(lambda x, conv, head, *rest: head((rest[0] if rest else f)(conv(x)).flatten(1)), *layers)
     x, y = torch.rand(2, 1, 5, 5), torch.tensor([0, 1])
     model.eval()(x)
     with pytest.raises(TypeError, match=rf"{named}.*accepted are affine operators"):
@@ -160,7 +149,7 @@ def random_networks(seed: int, inputs: int, count: int) -> Iterator[nn.Module]:
     width = inputs
     for _ in range(1 + seed % 3):
         to, kind = int(torch.randint(2, 7, ())), kinds[int(torch.randint(len(kinds), ()))]
-        layers.append(Layers(lambda x, layer, kind=kind: kind(layer(x)), nn.Linear(width, to)))
+        layers.append(Program(lambda x, layer, kind=kind: kind(layer(x)), nn.Linear(width, to)))
         width = layers[-1](torch.zeros(1, width)).shape[1]
     model = nn.Sequential(*layers, nn.Linear(width, int(torch.randint(2, 5, ())))).double().eval()
     for _ in range(count):
