@@ -141,15 +141,18 @@ def find_radii(
     def search(part: slice) -> RadiusResult:
         check_chunk(model, graph, x[part], settings.domain, eps_max)
         xs, ys = x[part].double() if sound else x[part], y[part].long()
+        logits = None
         if sound:
             clean = margin_at(networks[0], xs, ys, 0.0, merged=settings.merged, domain=settings.domain)
         else:
-            clean = clean_margin(clean_logits(model, xs), ys)
+            logits = clean_logits(model, xs)
+            clean = clean_margin(logits, ys)
         result = None
         for network in networks[:-1]:
             result = search_radius(network, xs, ys, clean, eps_max, settings, start=result)
         guess = None if warm_start is None else warm_start[part]
-        return search_radius(networks[-1], xs, ys, clean, eps_max, settings, warm_start=guess, start=result)
+        last = networks[-1]
+        return search_radius(last, xs, ys, clean, eps_max, settings, warm_start=guess, start=result, logits=logits)
 
     with torch.no_grad(), memory_kept(), full_precision(x.device):
         names = list(BOUNDS)

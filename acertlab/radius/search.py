@@ -23,6 +23,7 @@ RANGE = 3e-2  # the smallest of them, relative to eps_max
 PERIOD = 14  # pixels from one blob to the next
 STEEPEST = 20.0  # exponents between 1 / STEEPEST and this are believed
 MOST = 100.0  # factors between 1 / MOST and this are believed
+SUMMED = 16  # times a logit's rounding: its terms are larger than their sum; between two batches 30 roundings were seen
 CLOSE = 0.7  # of eps_max: from there on a search begins at eps_max itself
 
 # What is accepted of arguments that several functions have
@@ -221,11 +222,13 @@ def search_radius(
     *,
     warm_start: Tensor | None = None,
     start: RadiusResult | None = None,
+    logits: Tensor | None = None,
 ) -> RadiusResult:
     """`certified_radius` of one batch on a prepared network, without checks.
 
-    ``clean`` (B,) is its clean margin; ``start`` the result of a cheaper bound of the same samples, to begin from. The
-    network decides the bound and its soundness, not the settings.
+    ``clean`` (B,) is its clean margin; ``start`` the result of a cheaper bound of the same samples, to begin from;
+    ``logits`` (B, classes) tell how coarsely margins are rounded. The network decides the bound and its soundness, not
+    the settings.
     """
     with torch.no_grad():
         clean = clean.detach()
@@ -246,7 +249,8 @@ def search_radius(
         grown = None if start or not solver.extrapolates else MarginGrowth.of(network, x, eps_max, merged, domain)
         margin = margin_function(network, merged, domain)
         first = first_guess(grown, clean[correct], guess)
-        problem = RootProblem(margin, (x[correct], y[correct]), clean[correct], eps_max, *first)
+        rounding = 0.0 if logits is None else SUMMED * torch.finfo(clean.dtype).eps * logits[correct].abs().amax(1)
+        problem = RootProblem(margin, (x[correct], y[correct]), clean[correct], eps_max, *first, rounding)
         found = solver.narrow(problem, Bracket.above(lower, at_lower), settings.stop)
         found = polish_bracket(problem, found, settings.stop)
         status = torch.where(found.converged, int(RadiusStatus.CONVERGED), int(RadiusStatus.MAXITER))
@@ -288,7 +292,7 @@ def polish_bracket(problem: RootProblem, found: Bracket, stop: StoppingRule) -> 
     that are there already are not evaluated again.
     """
     for _ in range(3):  # once, but where f has a kink in the bracket
-        root, away, tolerance = _crossing(found, stop)
+        root, away, tolerance = _crossing(problem, found, stop)
         below = root - away
         far = root - found.lower > torch.maximum(2 * away, tolerance / 256)
         close = found.lower > root - away / 2
@@ -304,15 +308,16 @@ def polish_bracket(problem: RootProblem, found: Bracket, stop: StoppingRule) -> 
             f_upper=torch.where(high, value, found.f_upper),
             calls=found.calls + ask,
         )
-    root, away, _ = _crossing(found, stop)
+    root, away, _ = _crossing(problem, found, stop)
     above = root + away
     ask = found.converged & (found.upper < above)
     broken = problem.evaluate(above, ask) > 0
     return found._replace(upper=torch.where(broken, above, found.upper), calls=found.calls + ask)
 
 
-def _crossing(found: Bracket, stop: StoppingRule) -> tuple[Tensor, Tensor, Tensor]:
+def _crossing(problem: RootProblem, found: Bracket, stop: StoppingRule) -> tuple[Tensor, Tensor, Tensor]:
     """Where the line through the ends of each bracket meets zero, the guard there and the tolerance."""
     root = found.lower + (found.upper - found.lower) * (found.f_lower / (found.f_lower - found.f_upper))
     tolerance = stop.xtol + max(stop.rtol, 8 * torch.finfo(root.dtype).eps) * root
-    return root, rounding_guard(root, tolerance), tolerance
+    unit = problem.rounding * root / -problem.at_zero  # margins rise at least about so fast on the way to their root
+    return root, rounding_guard(root, tolerance, unit), tolerance

@@ -5,7 +5,7 @@ import copy
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from torch import Tensor, nn
 
 from acertlab.bounds.box import Box, ball
@@ -129,6 +129,7 @@ def differences(logits: Tensor, y: Tensor) -> Tensor:
 
 @few
 @pytest.mark.filterwarnings("ignore:eps_max = ")
+@example(Network("BatchNorm", 947, 1.0, "edge"), 0.01, "brentq", True)  # its logits are 100 times the margin
 @given(net=networks, eps_max=limits, solver=st.sampled_from(sorted(SOLVERS)), merged=st.booleans())
 def test_no_point_of_a_certified_box_changes_the_label(net: Network, eps_max: float, solver: str, merged: bool) -> None:
     result = certified_radius(net.model, net.x, net.y, eps_max, solver=solver, merged=merged)

@@ -27,6 +27,7 @@ class RootProblem(NamedTuple):
     cap: float
     guess: Tensor | None = None  # (B,) where roots are expected, and where a search may begin
     slope: Tensor | None = None  # (B,) d log eps / d log(f(eps) - f(0)) there
+    rounding: Tensor | float = 0.0  # (B,) a rounding of f near its root
 
     def evaluate(self, eps: Tensor, where: Tensor) -> Tensor:
         """(B,) f at ``eps`` (B,) of the elements ``where`` (B,) asks; NaN for the others."""

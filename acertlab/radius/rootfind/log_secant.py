@@ -33,9 +33,12 @@ GUARD = 32  # units of rounding that the certified end keeps from the root
 SLACK = 4  # evaluations of an estimate more than a bisection would take, at most: it may be lucky at first
 
 
-def rounding_guard(eps: Tensor, tolerance: Tensor) -> Tensor:
-    """How far both ends of a bracket should be from a root at ``eps``: roundings must not decide their signs."""
-    return torch.minimum(GUARD * torch.finfo(eps.dtype).eps * eps, 0.3 * tolerance)
+def rounding_guard(eps: Tensor, tolerance: Tensor, unit: Tensor | float = 0.0) -> Tensor:
+    """How far both ends of a bracket should be from a root at ``eps``: roundings must not decide their signs.
+
+    ``unit`` (B,) is one rounding of f as a distance in eps; one of eps itself counts in any case.
+    """
+    return torch.minimum(GUARD * (torch.finfo(eps.dtype).eps * eps).clamp(min=unit), 0.3 * tolerance)
 
 
 class SecantState(NamedTuple):
