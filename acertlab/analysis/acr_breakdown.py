@@ -171,12 +171,12 @@ def acr_breakdown(
     share, radii = samples.share(eps_max)[rows].astype(float), samples.radius[rows].astype(float)
     easiest_first = np.sort(share, axis=None)[::-1]
     made = np.concatenate([[0.0], np.cumsum(easiest_first)]) / max(easiest_first.sum(), np.finfo(float).tiny)
-    at_end = radii >= eps_max * (1 - metrics.FLOAT32_ROUNDING)
+    at_end = radii >= metrics.least_certified(eps_max)
     seeds = resamples.seeds[:, chosen[0], rows]  # (1 + B, S)
     certified = {}
     for eps in eps_grid:
-        holds = (radii > 0) & (radii >= eps * (1 - metrics.FLOAT32_ROUNDING))
-        certified[float(eps)] = confidence_interval((image_means(holds, resamples) * seeds).sum(1))
+        holds = image_means(radii >= metrics.least_certified(eps), resamples)
+        certified[float(eps)] = confidence_interval((holds * seeds).sum(1))
     return ACRBreakdown(
         method=method,
         kappa=float(kappa),

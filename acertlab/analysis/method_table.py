@@ -17,7 +17,7 @@ from acertlab.data.datasets import ImageData, load_dataset, to_float
 from acertlab.data.files import read_json, write_json
 from acertlab.data.run import Run, check_tested_on, load_run
 from acertlab.radius.attack import adversarial_accuracy
-from acertlab.radius.metrics import FLOAT32_ROUNDING, correct
+from acertlab.radius.metrics import correct, least_certified
 from acertlab.training.methods.catalogue import name_of
 
 SCORES = {"acc": "Acc", "acr": "ACR", "art": "ART"}
@@ -81,7 +81,7 @@ def attack_run(
         model, table, known = run.load_model(), run.radii, dict(known)
         x, y = to_float(data.test_x), data.test_y
         for value in missing:
-            certified = (table.radius > 0) & (table.radius >= value * (1 - FLOAT32_ROUNDING))
+            certified = table.radius >= least_certified(value)
             undecided = (correct(table) & ~certified).to_numpy()
             at = table["index"].to_numpy()[undecided]
             share = adversarial_accuracy(model, x[at], y[at], value, steps=steps, restarts=restarts) if len(at) else 0.0

@@ -50,8 +50,7 @@ class TradeoffPoint:
 
     def certified(self, eps: ArrayLike) -> np.ndarray:
         """(E,) share of the samples of all seeds certified at each eps, as `metrics.certified_accuracy`."""
-        at = np.asarray(eps, dtype=float) * (1 - metrics.FLOAT32_ROUNDING)
-        below = [np.maximum(np.searchsorted(r, at), np.searchsorted(r, 0.0, side="right")) for r in self.radii]
+        below = [np.searchsorted(radii, metrics.least_certified(eps)) for radii in self.radii]
         return 1 - np.sum(below, axis=0) / sum(map(len, self.radii))
 
 

@@ -97,10 +97,8 @@ def art(acc: Any, acr: Any) -> Any:
 def certified_accuracy(radii: ArrayLike, eps_grid: ArrayLike) -> np.ndarray:
     """Share of samples that are certified at each eps (Fig. 3); the area under it up to eps_max is acr * eps_max.
 
-    A sample is certified at eps if its radius is positive and at least eps: the returned radius is one that was
-    evaluated. At eps = 0 this is the share of positive radii: the accuracy, unless a search failed. An eps is met by a
-    radius that differs from it by float32 rounding (6e-8 relatively), because a search in float32 that ends at eps_max
-    returns float32(eps_max), which may lie below eps_max.
+    What a radius must be to count as certified at eps says `least_certified`. At eps = 0 this is the share of positive
+    radii: the accuracy, unless a search failed.
 
     Args:
         radii: Certified radii (N,), pixel units.
@@ -116,8 +114,16 @@ def certified_accuracy(radii: ArrayLike, eps_grid: ArrayLike) -> np.ndarray:
     radii, eps = _radii(radii), _array(eps_grid)
     if eps.size == 0 or not np.all(eps >= 0):
         raise ValueError(f"eps_grid must hold numbers >= 0, got {eps_grid!r}")
-    positive = np.sort(radii[radii > 0])
-    return (len(positive) - np.searchsorted(positive, eps * (1 - FLOAT32_ROUNDING), side="left")) / len(radii)
+    return (len(radii) - np.searchsorted(np.sort(radii), least_certified(eps))) / len(radii)
+
+
+def least_certified(eps: ArrayLike) -> np.ndarray:
+    """The least radius with which a sample counts as certified at eps, elementwise; always positive.
+
+    That is eps itself, for a returned radius is one that was evaluated; less float32's rounding, because a search in
+    float32 that ends at eps_max returns float32(eps_max), which may lie below.
+    """
+    return np.maximum(np.asarray(eps, dtype=float) * (1 - FLOAT32_ROUNDING), np.nextafter(0.0, 1.0))
 
 
 def summarise(table: pd.DataFrame, eps_max: float, eps_grid: Sequence[float], radius_cap: float) -> dict[str, Any]:
