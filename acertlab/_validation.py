@@ -17,21 +17,14 @@ class WrongTypeError(TypeError, ValueError):
 
 @dataclass(frozen=True)
 class Within:
-    """A finite number between two ends, both accepted unless open.
-
-    Attributes:
-        low, high: the ends.
-        kind: float or int.
-        open_low, open_high: whether the end itself is refused.
-        says: what is accepted, in words, where the ends alone do not say it.
-    """
+    """A finite number between two ends, both accepted unless open."""
 
     low: float = -math.inf
     high: float = math.inf
     kind: type = float
-    open_low: bool = False
+    open_low: bool = False  # whether the end itself is refused
     open_high: bool = False
-    says: str = ""
+    says: str = ""  # what is accepted, in words, where the ends alone do not say it
 
     def holds(self, value: Any) -> bool:
         above = self.low < value if self.open_low else self.low <= value

@@ -107,30 +107,6 @@ class Interpolation:
         return {"acc": float(acc.mean()), "acr": float(acr.mean()), "art": float(art.mean()), "certified": certified}
 
 
-def select_runs(runs: pd.DataFrame, dataset: str = "", trained_eps_max: float = 0.0) -> pd.DataFrame:
-    """The runs of one dataset that were trained for one eps_max (pixel units).
-
-    Without a dataset the one with most runs, the first by name among several; without an eps_max there must be one.
-    ValueError, saying what there is, where there are none or several eps_max.
-    """
-    there = runs.dataset.value_counts().sort_index()
-    dataset = dataset or str(there.idxmax() if len(there) else "")
-    chosen = runs.loc[runs.dataset == dataset]
-    found = ", ".join(f"{eps:.6g}" for eps in sorted(chosen.eps_max.unique()))
-    if trained_eps_max:
-        chosen = chosen.loc[np.isclose(chosen.eps_max, trained_eps_max)]
-    if chosen.empty:
-        wanted = f" trained for eps_max = {trained_eps_max:g}; there is {found}" if found else ""
-        raise ValueError(
-            f"no finished run of {dataset or 'any dataset'}{wanted}. Datasets: {', '.join(there.index) or 'none'}"
-        )
-    if chosen.eps_max.nunique() > 1:
-        raise ValueError(
-            f"the runs of {dataset} were trained for several eps_max: set trained_eps_max to one of {found}"
-        )
-    return chosen
-
-
 def pool_seeds(runs: pd.DataFrame, radii: Mapping[str, np.ndarray]) -> Tradeoff:
     """The tradeoff of a table of runs and their radii (`load_radii`): seeds pooled, radii sorted and summed.
 

@@ -65,18 +65,11 @@ class IntervalNetwork:
         model: any module whose forward can be captured.
         statistics: see `freeze`.
         graph: the model's, where it is known; else it is captured at the first pass, for samples like that one's.
-
-    Attributes:
-        monotone: a larger box never has smaller bounds.
-        tile: batches of a multiple of it are computed alike, see `pad`; on a CPU matrix products see to
-            themselves (`batch_invariant`), and convolutions only have another kernel for a single row.
-        shapes: of each node's box in the last pass, without the batch.
-        graph, plan: what is bounded, and in which order.
-        head: the final linear operator; None if the network ends otherwise.
-        works: what does the work of affine operators and BatchNorms, by node; `affine` are those with a weight.
     """
 
-    monotone = True
+    monotone = True  # a larger box never has smaller bounds
+    # batches of a multiple of it are computed alike, see `pad`; on a CPU matrix products see to themselves
+    # (`batch_invariant`), and convolutions only have another kernel for a single row
     tile = TILE
     graph: Graph
     plan: Plan
@@ -85,7 +78,7 @@ class IntervalNetwork:
         check_module(model)
         self.model, self.statistics = model, statistics or {}
         self.gradients = torch.is_grad_enabled()
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}  # of each box in the last pass, without the batch
         self.head: fx.Node | None = None
         self.ready, self.held = graph is not None, _tensors(model)
         if graph is not None:
@@ -115,7 +108,7 @@ class IntervalNetwork:
             self.graph, self.plan, self.constants = graph, plan, self._constants(graph)
             self.works = self._works(plan)
         self.affine = {node: work for node, work in self.works.items() if isinstance(work, Affine)}
-        self.head = plan.head
+        self.head = plan.head  # the final linear operator; None if the network ends otherwise
         self.steps = [self._step(node) for node in plan.nodes]
         self.own_input = {node for node in plan.owners if isinstance(self.works[arguments_of(node)[0]], IntervalAffine)}
         weights = [work.weight for work in self.affine.values()]

@@ -294,17 +294,14 @@ def _new(constants: dict[str, np.ndarray], name: str, value: np.ndarray) -> str:
 
 
 class Network(nn.Module):
-    """The operators of an ONNX file, one after the other; its constants are parameters and buffers.
-
-    Attributes:
-        apart: whether each sample keeps the file's batch dimension, of 1, behind that of the batch.
-    """
+    """The operators of an ONNX file, one after the other; its constants are parameters and buffers."""
 
     def __init__(
         self, nodes: list[Node], constants: dict[str, np.ndarray], entry: str, result: str, apart: bool
     ) -> None:
         super().__init__()
-        self.nodes, self.entry, self.result, self.apart = nodes, entry, result, apart
+        self.nodes, self.entry, self.result = nodes, entry, result
+        self.apart = apart  # whether each sample keeps the file's batch dimension, of 1, behind that of the batch
         self.held: dict[str, str] = {}  # from a constant's name in the file to the attribute's
         for node in nodes:
             for position, name in enumerate(node.inputs[: 1 if node.operator in ONE_TENSOR else None]):

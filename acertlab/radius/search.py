@@ -54,13 +54,6 @@ EXACT = "exact"  # the bound that is no pass through the network, but a program 
 class SearchSettings:
     """How certified radii are searched for: what `certified_radius`, `certify` and training share, defaults included.
 
-    Attributes:
-        bound, merged, domain, sound: what certifies, as in `acertlab.certified_margin`.
-        solver: a key of `SOLVERS`.
-        xtol, rtol: absolute (pixel units) and relative tolerance of the brackets.
-        maxiter: iterations of the solver at most.
-        time_limit: seconds a sample of bound="exact".
-
     Raises:
         TypeError, ValueError: naming the setting, what was wrong and what is accepted.
     """
@@ -68,12 +61,12 @@ class SearchSettings:
     bound: str = "ibp"
     merged: bool = True
     domain: DomainLike = (0.0, 1.0)
-    sound: Sound = False
-    solver: str = "log-secant"
-    xtol: float = 1e-8
-    rtol: float = 1e-5
-    maxiter: int = 100
-    time_limit: float = 60.0
+    sound: Sound = False  # these four: what certifies, as in `acertlab.certified_margin`
+    solver: str = "log-secant"  # a key of `SOLVERS`
+    xtol: float = 1e-8  # of the brackets, pixel units
+    rtol: float = 1e-5  # of the brackets
+    maxiter: int = 100  # iterations of the solver at most
+    time_limit: float = 60.0  # seconds a sample of bound="exact"
 
     def __post_init__(self) -> None:
         check_bound(self.bound, self.sound, (EXACT,))

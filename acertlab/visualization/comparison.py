@@ -15,7 +15,7 @@ from acertlab.analysis.bootstrap import ConfidenceInterval, confidence_interval
 from acertlab.analysis.fronts import Analysis, Comparison, Curve
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import name_of
-from acertlab.visualization.style import EPS_AXIS, GREY, dashes, empty_figure, faded, method_style, panels
+from acertlab.visualization.style import EPS_AXIS, GREY, dashes, empty_figure, faded, method_style
 
 LINE = {"color": GREY, "dash": "dash", "width": 1.5}
 
@@ -205,17 +205,6 @@ PANELS = {  # the parts of an ACR, and what to see in each
     class_radii: "The mean radius of each class. Where methods change places, the ACR hides it.",
     fixed_eps: "What a user who needs one eps asks for, with its interval over seeds and images.",
 }
-
-
-def acr_picture(breakdowns: Sequence[ACRBreakdown], sensitivity: CapSensitivity) -> go.Figure:
-    """What is said against the ACR, answered in one picture: its area, its samples, its classes, its eps, its cap."""
-    areas, *others = (draw(breakdowns) for draw in PANELS)
-    caps = art_over_caps(sensitivity, breakdowns[0].eps_max)
-    others.append(caps.update_layout(annotations=[], overwrite=True))  # "trained for": there is no room for it
-    for part in others:
-        part.update_traces(showlegend=False)  # one entry a network, for all panels
-    figure = panels([areas, *others], "", 1100)
-    return figure.update_layout(barmode="group", legend_y=1.04, margin_t=110)
 
 
 def _styled(breakdowns: Sequence[ACRBreakdown]) -> Iterator[tuple[ACRBreakdown, tuple[str, str, str]]]:

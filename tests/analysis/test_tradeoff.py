@@ -56,24 +56,6 @@ class TestPoolSeeds:
             tradeoff.pool_seeds(runs.assign(n=range(4)), load_radii(runs))
 
 
-class TestSelectRuns:
-    def test_of_which_there_are_most(self, runs):
-        mixed = runs.assign(dataset=["b", "a", "b", "b"])
-        assert set(tradeoff.select_runs(mixed).dataset) == {"b"}
-        assert set(tradeoff.select_runs(runs.assign(dataset=["b", "a", "b", "a"])).dataset) == {"a"}
-        assert len(tradeoff.select_runs(mixed, "a")) == 1
-
-    def test_what_is_not_there(self, runs):
-        with pytest.raises(ValueError, match=r"no finished run of mnist\. Datasets: digits"):
-            tradeoff.select_runs(runs, "mnist")
-        with pytest.raises(ValueError, match=r"no finished run of digits trained for eps_max = 0\.3; there is 0\.2"):
-            tradeoff.select_runs(runs, "digits", 0.3)
-        with pytest.raises(ValueError, match=r"set trained_eps_max to one of 0\.1, 0\.2"):
-            tradeoff.select_runs(runs.assign(eps_max=[0.1, 0.2, 0.2, 0.2]))
-        with pytest.raises(ValueError, match="no finished run of any dataset"):
-            tradeoff.select_runs(runs[:0])
-
-
 class TestInterpolation:
     def test_a_trained_kappa_is_that_network(self, networks):
         mix = tradeoff.at_kappa(networks, "acert", 0.0)

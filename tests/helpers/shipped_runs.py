@@ -11,7 +11,7 @@ import pandas as pd
 import acertlab as al
 from acertlab.analysis.acr_breakdown import ACRBreakdown, CapSensitivity, acr_breakdown, cap_sensitivity
 from acertlab.analysis.equal_accuracy import ratios_by_seed
-from acertlab.analysis.tradeoff import Tradeoff, pool_seeds, select_runs
+from acertlab.analysis.tradeoff import Tradeoff, pool_seeds
 from acertlab.data.run_table import load_finished, load_radii, load_samples
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
@@ -37,7 +37,7 @@ class Sweep:
         if self.where:
             runs = al.load_runs(DATA / self.folders[0], settings=[key for key, _ in self.where])
             runs = runs[np.logical_and.reduce([runs[key] == value for key, value in self.where])]
-        return select_runs(runs, self.dataset)
+        return runs[runs.dataset == self.dataset]
 
     @cached_property
     def samples(self) -> dict[str, pd.DataFrame]:

@@ -26,7 +26,7 @@ from acertlab.training.methods.base import Standard, Step
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.methods.ibp import CROWNIBP, IBP, FastIBP
 from acertlab.training.methods.pgd import RULES, training_attack
-from acertlab.training.methods.regularisers import l1_norm, relu_balance, tightness
+from acertlab.training.methods.regularisers import box_sums, l1_norm, regulariser, relu_balance, tightness
 from acertlab.training.schedules import linear_ramp, smooth_ramp
 
 STD = 0.5
@@ -610,11 +610,11 @@ def test_a_config_s_objective_has_every_field():
 @given(seed=st.integers(0, 10_000), width=st.floats(0.01, 3.0), shift=st.floats(-1.0, 1.0), layers=st.integers(1, 3))
 def test_regularisers_follow_their_formulas(seed, width, shift, layers):
     rng = np.random.default_rng(seed)
-    boxes, tight, balance, d0 = [], 0.0, 0.0, 0.1
+    sums, tight, balance, d0 = [], 0.0, 0.0, 0.1
     for _ in range(layers):
         c, r = rng.normal(shift, 1.0, (5, 7)), width * rng.uniform(0, 1, (5, 7))
         lower, upper = c - r, c + r
-        boxes.append(Box(torch.tensor(lower), torch.tensor(upper)))
+        sums.append(box_sums(torch.tensor(lower), torch.tensor(upper)))
         tight += max(0.0, 0.5 - d0 / max(r.mean(), 1e-12)) / 0.5
         with np.errstate(divide="ignore", invalid="ignore"):
             r_mean = np.mean(c * (lower > 0)) / -np.mean(np.where(upper < 0, c, 0.0))  # x / -0.0 where none is inactive
@@ -622,15 +622,15 @@ def test_regularisers_follow_their_formulas(seed, width, shift, layers):
             ratios = [np.minimum(r, 1 / np.float64(r)) for r in (r_mean, r_var)]
         term = sum(np.maximum(0.0, 0.5 - r) / 0.5 for r in ratios)
         balance += term if np.isfinite(term) else 0.0
-    assert tightness(boxes, torch.tensor(d0, dtype=torch.float64)).item() == pytest.approx(tight / layers, rel=1e-9)
-    assert relu_balance(boxes).item() == pytest.approx(balance / layers, rel=1e-9, abs=1e-12)
+    assert tightness(sums, torch.tensor(d0, dtype=torch.float64)).item() == pytest.approx(tight / layers, rel=1e-9)
+    assert relu_balance(sums).item() == pytest.approx(balance / layers, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("ends", [(-1.0, 1.0), (0.5, 1.0), (-1.0, -0.5)])  # unstable, all active, all inactive
 def test_regularisers_have_finite_gradients_where_ratios_are_undefined(ends):
     lower = torch.full((4, 3), ends[0], requires_grad=True)
     upper = torch.full((4, 3), ends[1], requires_grad=True)
-    total = relu_balance([Box(lower, upper)]) + tightness([Box(lower, upper)], torch.tensor(0.01))
+    total = regulariser([Box(lower, upper)], torch.tensor(0.01))
     total.backward()
     assert total.isfinite()
     assert lower.grad.isfinite().all()
@@ -638,8 +638,8 @@ def test_regularisers_have_finite_gradients_where_ratios_are_undefined(ends):
 
 
 def test_an_undefined_layer_counts_zero_in_the_mean_over_all():
-    even = Box(torch.tensor([[1.0, -1.2, 3.0, -9.0]]), torch.tensor([[1.2, -1.0, 3.2, -8.8]]))
-    unstable = Box(-torch.ones(1, 4), torch.ones(1, 4))
+    even = box_sums(torch.tensor([[1.0, -1.2, 3.0, -9.0]]), torch.tensor([[1.2, -1.0, 3.2, -8.8]]))
+    unstable = box_sums(-torch.ones(1, 4), torch.ones(1, 4))
     assert relu_balance([even, unstable]) == pytest.approx(relu_balance([even]).item() / 2)
     assert relu_balance([even]) > 0
 

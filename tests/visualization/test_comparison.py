@@ -89,16 +89,6 @@ def test_the_parts_of_an_acr(breakdowns: list[ACRBreakdown]) -> None:
     assert [*fixed.y] == [100 * share.estimate for share in breakdowns[1].certified.values()]
 
 
-def test_all_in_one_picture(breakdowns: list[ACRBreakdown], sensitivity: CapSensitivity) -> None:
-    parts = [*(panel(breakdowns) for panel in figures.PANELS)]
-    parts.append(figures.art_over_caps(sensitivity, EPS_MAX))
-    figure = figures.acr_picture(breakdowns, sensitivity)
-    assert len(figure.data) == sum(len(part.data) for part in parts)
-    assert [note.text for note in figure.layout.annotations] == [part.layout.title.text for part in parts]
-    assert sum(trace.showlegend for trace in figure.data) == len(breakdowns)
-    assert {shape.xref for shape in figure.layout.shapes} == {"x6"}
-
-
 def test_one_method_twice_differs_by_its_dash(analysis: Analysis) -> None:
     twice = [
         acr_breakdown(analysis.samples, analysis.resamples, "acert", kappa, EPS_MAX, [0.1]) for kappa in (0.0, 0.9)

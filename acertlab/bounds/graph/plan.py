@@ -20,29 +20,18 @@ from acertlab.bounds.rules.shapes import SIZES
 
 @dataclass(frozen=True)
 class Plan:
-    """How bounds go through a graph.
+    """How bounds go through a graph."""
 
-    Attributes:
-        constants: nodes that are the same in each pass, in order; their values are computed once.
-        nodes: those that each pass computes, in order.
-        affine, norms, standard: affine operators with constant weights, BatchNorms, and (x - mean) / std.
-        folded: from a BatchNorm to the affine operator whose work it does as well.
-        boxed: the nodes whose values are boxes.
-        last_uses: from a node to those whose values nobody asks for after it.
-        owners: ReLUs of what an affine operator made for them alone, where they may work in place.
-        head: the final linear operator, where the network ends in one.
-    """
-
-    constants: tuple[fx.Node, ...]
-    nodes: tuple[fx.Node, ...]
-    affine: dict[fx.Node, AffineCall]
+    constants: tuple[fx.Node, ...]  # the same in each pass, in order; computed once
+    nodes: tuple[fx.Node, ...]  # those that each pass computes, in order
+    affine: dict[fx.Node, AffineCall]  # with constant weights
     norms: dict[fx.Node, NormCall]
-    standard: dict[fx.Node, StandardCall]
-    folded: dict[fx.Node, fx.Node]
-    boxed: frozenset[fx.Node]
-    last_uses: dict[fx.Node, list[fx.Node]]
-    owners: frozenset[fx.Node]
-    head: fx.Node | None
+    standard: dict[fx.Node, StandardCall]  # (x - mean) / std
+    folded: dict[fx.Node, fx.Node]  # from a BatchNorm to the affine operator whose work it does as well
+    boxed: frozenset[fx.Node]  # whose values are boxes
+    last_uses: dict[fx.Node, list[fx.Node]]  # from a node to those whose values nobody asks for after it
+    owners: frozenset[fx.Node]  # ReLUs of what an affine operator made for them alone, where they may work in place
+    head: fx.Node | None  # the final linear operator, where the network ends in one
 
     @classmethod
     def of(cls, graph: Sequence[fx.Node], entry: fx.Node, output: fx.Node, dependent: frozenset[fx.Node]) -> "Plan":

@@ -43,23 +43,14 @@ class WholeCall:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """What a network computes, as a functional graph of ATen operators for batches of any size.
+    """What a network computes, as a functional graph of ATen operators for batches of any size."""
 
-    Attributes:
-        nodes: operators in the order of execution, those on which the output depends; of BatchNorm the first output.
-        input, output: the sample's placeholder, and the node whose value is the network's.
-        sources: from the other placeholders to what they stand for in the model: the dotted name of a parameter or
-            buffer, or a tensor that forward came by otherwise.
-        dependent: the nodes that depend on the input; the others are the same in each pass.
-        whole: the calls of modules that stay whole, by their operator's index.
-    """
-
-    nodes: tuple[fx.Node, ...]
-    input: fx.Node
-    output: fx.Node
-    sources: dict[fx.Node, str | Tensor]
-    dependent: frozenset[fx.Node]
-    whole: tuple[WholeCall, ...]
+    nodes: tuple[fx.Node, ...]  # in order, those on which the output depends; of BatchNorm the first output
+    input: fx.Node  # the sample's placeholder
+    output: fx.Node  # whose value is the network's
+    sources: dict[fx.Node, str | Tensor]  # of other placeholders: a dotted name, or a tensor found otherwise
+    dependent: frozenset[fx.Node]  # on the input; the others are the same in each pass
+    whole: tuple[WholeCall, ...]  # calls of modules that stay whole, by their operator's index
 
     def __deepcopy__(self, memo: dict) -> "Graph":
         return self  # never changed, and of its nodes' values only shapes are known

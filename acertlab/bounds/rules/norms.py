@@ -99,18 +99,8 @@ def _group_norm(
     return _affine(out, *per_channel)
 
 
-def _instance_norm(
-    op: Any,
-    box: Box,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    var: Any,
-    use_input: bool,
-    momentum: float,
-    eps: float,
-    *_: Any,
-) -> Box:
+def _instance_norm(op: Any, box: Box, weight: Any, bias: Any, *rest: Any) -> Box:
+    _mean, _var, use_input, _momentum, eps, *_ = rest
     if not use_input:
         raise TypeError("model: InstanceNorm with running statistics has no interval rule")
     return _group_norm(op, box, box.lower.shape[1], weight, bias, eps)

@@ -43,17 +43,11 @@ COLUMNS = 2**17  # numbers in the table that a convolution is unrolled into: as 
 
 @dataclass(frozen=True)
 class Rounding:
-    """What is known of the arithmetic that the bounds must cover.
+    """What is known of the arithmetic that the bounds must cover."""
 
-    Attributes:
-        units: unit roundoffs whose errors add up: float64's, of this pass, and that of the evaluation it speaks for.
-        smallest: least normal number.
-        limit: a quarter of the largest number.
-    """
-
-    units: tuple[float, ...]
-    smallest: float
-    limit: float
+    units: tuple[float, ...]  # unit roundoffs: float64's, of this pass, and that of the evaluation it speaks for
+    smallest: float  # least normal number
+    limit: float  # a quarter of the largest number
 
     def gamma(self, roundings: int) -> float:
         """Relative error after so many roundings, and `SPARE` more."""

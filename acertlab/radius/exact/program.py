@@ -17,7 +17,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from acertlab.radius.exact.relu_network import AffineMap, ReluNetwork
 
 TOLERANCE = 1e-6  # of the solver: feasibility, integrality and the absolute gap at which it calls itself done
-DONE, LIMIT, INFEASIBLE = 0, 1, 2  # statuses of scipy.optimize.milp
+DONE, INFEASIBLE = 0, 2  # statuses of scipy.optimize.milp
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,7 @@ class Solution:
 
 
 class BoxProgram:
-    """The programs of all classes over one ball: its relaxation, made once.
-
-    Attributes:
-        margins: (classes,) upper bounds of logit_i - logit_y over the ball; class y has -inf.
-        binaries: ReLUs that may be on or off within it.
-    """
+    """The programs of all classes over one ball: its relaxation, made once."""
 
     def __init__(self, network: ReluNetwork, ball: Ball, y: int) -> None:
         self.network, self.ball = network, ball
@@ -68,11 +63,11 @@ class BoxProgram:
         self.ranges: list[tuple[np.ndarray, np.ndarray]] = []
         for layer in network.layers:
             self.ranges.append((self._lower(layer), self._upper(layer)))
-        self.margins = self._upper(self.difference)
+        self.margins = self._upper(self.difference)  # of logit_i - logit_y over the ball
         self.margins[y] = -np.inf
         low, high = (np.concatenate([r[i] for r in self.ranges] or [np.zeros(0)]) for i in (0, 1))
         self.open = (low < 0) & (high > 0)
-        self.binaries = int(self.open.sum())
+        self.binaries = int(self.open.sum())  # ReLUs that may be on or off within it
         self._write(low, high)
 
     # ---- bounds of affine maps of the ReLUs so far

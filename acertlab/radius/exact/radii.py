@@ -30,21 +30,14 @@ STRETCHES = (0.0, *np.logspace(-7, -2, 21))  # by which a solver's point is move
 class ExactSettings:
     """How the programs are solved.
 
-    Attributes:
-        domain: (low, high) of valid pixels, or None.
-        time_limit: seconds a sample, attack excluded.
-        gap: relative width of the bracket at which the solver may stop.
-        steps, restarts, seed: of the attack that gives the first upper bound.
-        progress: show progress bars over the samples.
-
     Raises:
         ValueError: naming the setting, what was wrong and what is accepted.
     """
 
     domain: DomainLike = (0.0, 1.0)
-    time_limit: float = 60.0
-    gap: float = 1e-4
-    steps: int = 6
+    time_limit: float = 60.0  # seconds a sample, attack excluded
+    gap: float = 1e-4  # relative width of the bracket at which the solver may stop
+    steps: int = 6  # these three: of the attack that gives the first upper bound
     restarts: int = 4
     seed: int = 0
     progress: bool = False

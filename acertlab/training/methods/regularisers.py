@@ -18,8 +18,9 @@ ROWS = 32  # a CPU's cache holds what is made of so many samples; a GPU takes al
 class _BoxSums(torch.autograd.Function):
     """All sums in one look at the box, and their gradients in another.
 
-    By torch's own graph a step of FastIBP on the ramp takes 1.01 (small CNN) and 1.045 (CNN7 of width 16) of this:
-    medians on two x86-64 cores, one thread, contenders taking turns.
+    By torch's own graph a step of FastIBP on the ramp takes 1.01 (small CNN) to 1.045 (CNN7 of width 16) of this on two
+    free x86-64 cores, and 1.20 to 1.22 (both) where others compute beside it: medians of processor time, one thread,
+    contenders taking turns.
     """
 
     @staticmethod
@@ -76,10 +77,11 @@ def box_sums(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     return _BoxSums.apply(lower, upper)
 
 
+Sums = tuple[Tensor, Tensor]  # of one ReLU's box, by `box_sums`
 TAU = 0.5  # tolerance of both regularisers (Shi et al. 2021, section 3.3)
 
 
-def tightness(relu_inputs: list[Box], input_radius: Tensor) -> Tensor:
+def tightness(sums: list[Sums], input_radius: Tensor) -> Tensor:
     """Bound tightness, mean over ReLUs of relu(tau - d0 / max(d, 1e-12)) / tau: bounds should not blow up with depth.
 
     d is the mean of the half width (u - l) / 2 of the box at a ReLU's input, d0 = ``input_radius`` that of the box at
@@ -87,19 +89,11 @@ def tightness(relu_inputs: list[Box], input_radius: Tensor) -> Tensor:
 
     Source: Shi et al. 2021, "Fast certified robust training with short warmup".
     """
-    return _tightness(_sums(relu_inputs), input_radius)
-
-
-def _sums(relu_inputs: list[Box]) -> list[tuple[Tensor, Tensor]]:
-    return [box_sums(box.lower, box.upper) for box in relu_inputs]
-
-
-def _tightness(sums: list[tuple[Tensor, Tensor]], input_radius: Tensor) -> Tensor:
     terms = [F.relu(TAU - input_radius / means[0].clamp(min=1e-12)) / TAU for means, _ in sums]
     return torch.stack(terms).mean() if terms else input_radius.new_zeros(())
 
 
-def relu_balance(relu_inputs: list[Box]) -> Tensor:
+def relu_balance(sums: list[Sums]) -> Tensor:
     """ReLU balance, mean over ReLUs of (relu(tau - r_mean) + relu(tau - r_var)) / tau: as much active as inactive.
 
     With c the centres, r_mean = mean(c [l>0]) / -mean(c [u<0]) and
@@ -110,10 +104,6 @@ def relu_balance(relu_inputs: list[Box]) -> Tensor:
 
     Source: Shi et al. 2021.
     """
-    return _relu_balance(_sums(relu_inputs))
-
-
-def _relu_balance(sums: list[tuple[Tensor, Tensor]]) -> Tensor:
     terms = []
     for (_, active, inactive, spread_active, spread_inactive), n_inactive in sums:
         r_mean, _ = _symmetric_ratio(active, -inactive)
@@ -132,8 +122,8 @@ def _symmetric_ratio(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def regulariser(relu_inputs: list[Box], input_radius: Tensor) -> Tensor:
     """() `tightness` + `relu_balance`, which look at every box once together."""
-    sums = _sums(relu_inputs)
-    return _tightness(sums, input_radius) + _relu_balance(sums)
+    sums = [box_sums(box.lower, box.upper) for box in relu_inputs]
+    return tightness(sums, input_radius) + relu_balance(sums)
 
 
 L1_REACH = {"weights": 2, "parameters": 0}  # fewest dimensions of a parameter that counts

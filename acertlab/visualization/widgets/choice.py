@@ -20,16 +20,11 @@ FIRST = "cifar10"  # the dataset that teaches most, where it is there
 
 @dataclass(frozen=True)
 class Choice:
-    """One position of the pickers of `pareto_explorer`.
-
-    Attributes:
-        dataset, eps_max: Of the runs; pixel units.
-        origin: "shipped", "mine" or "both".
-    """
+    """One position of the pickers of `pareto_explorer`."""
 
     dataset: str
-    eps_max: float
-    origin: str
+    eps_max: float  # pixel units
+    origin: str  # "shipped", "mine" or "both"
 
     def of(self, runs: pd.DataFrame) -> pd.DataFrame:
         """The chosen runs; where others stand beside them, the methods of yours are called so."""

@@ -28,15 +28,10 @@ Content = dict | go.Figure | str  # a figure, by its traces ("data") and "layout
 
 @dataclass(frozen=True)
 class Part:
-    """A figure or a text of an explorer.
+    """A figure or a text of an explorer."""
 
-    Attributes:
-        draw: Called with the controls in `reads`, by name; returns a figure or HTML.
-        reads: The controls that it depends on: a movement of another one leaves it as it is.
-    """
-
-    draw: Callable[..., Content]
-    reads: tuple[str, ...]
+    draw: Callable[..., Content]  # called with the controls in `reads`, by name
+    reads: tuple[str, ...]  # the controls that it depends on: a movement of another one leaves it as it is
 
 
 def _as_json(value: Any) -> Any:
@@ -57,17 +52,13 @@ class Plot(anywidget.AnyWidget):
 
     A FigureWidget brings 5 MB of plotly.js each, and anywidget gives each model two seconds to load: on a busy machine
     several of them fail. Here one plotly.js serves the page, and comes when the models have loaded.
-
-    Attributes:
-        spec: The figure's "data" and "layout".
-        clicked: The trace and the point that was clicked last.
     """
 
     _esm = Path(__file__).with_name("plot.js")
     _css = DARK + STYLE
-    spec = traitlets.Dict().tag(sync=True, to_json=lambda value, _widget: _as_json(value))
+    spec = traitlets.Dict().tag(sync=True, to_json=lambda value, _widget: _as_json(value))  # data, layout
     config = traitlets.Dict(CONFIG).tag(sync=True)
-    clicked = traitlets.List().tag(sync=True)
+    clicked = traitlets.List().tag(sync=True)  # the trace and the point that was clicked last
 
     def __init__(self, content: dict | go.Figure) -> None:
         super().__init__(layout=ipw.Layout(width="100%", margin="0"))

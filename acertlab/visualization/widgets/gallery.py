@@ -24,25 +24,15 @@ EACH = 4  # images of either kind
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """The images of one run with the largest certified radii, then those with the smallest above 0.
+    """The images of one run with the largest certified radii, then those with the smallest above 0."""
 
-    Attributes:
-        best: How many are of the first kind.
-        images: (K, C, H, W) in [0, 1]; None without the dataset.
-        titles: (K,) what each shows.
-        certified: (K,) radii, pixel units.
-        attacked: (K,) distances at which the attack succeeded, inf where it did not up to `cap`; None without weights.
-        cap: Up to where radii were searched.
-        note: What is missing, or "".
-    """
-
-    best: int
-    images: np.ndarray | None
-    titles: tuple[str, ...]
-    certified: np.ndarray
-    attacked: np.ndarray | None
-    cap: float
-    note: str
+    best: int  # how many are of the first kind
+    images: np.ndarray | None  # (K, C, H, W) in [0, 1]; None without the dataset
+    titles: tuple[str, ...]  # (K,) what each shows
+    certified: np.ndarray  # (K,) radii, pixel units
+    attacked: np.ndarray | None  # (K,) where the attack succeeded, inf where it did not; None without weights
+    cap: float  # up to where radii were searched
+    note: str  # what is missing
 
     @property
     def ranges(self) -> list[str]:

@@ -26,24 +26,15 @@ HEIGHT = 340  # of a figure, in pixels: the whole explorer is to fit a laptop's 
 
 @dataclass(frozen=True)
 class View:
-    """One position of every control of `pareto_explorer`.
+    """One position of every control of `pareto_explorer`."""
 
-    Attributes:
-        kappa: Whose networks are circled, and whose curves are drawn; between trained ones they are interpolated.
-        eps_max: Largest radius that counts, pixel units.
-        eps: Where certified accuracies are read off, pixel units; beyond eps_max it counts as eps_max.
-        picked: Place of a network in `Tradeoff.points`.
-        first, second: Two methods to compare.
-        accuracy: At which accuracy, a fraction.
-    """
-
-    kappa: float
-    eps_max: float
-    eps: float
-    picked: int
-    first: str
+    kappa: float  # whose networks are circled, and whose curves are drawn; between trained ones they are interpolated
+    eps_max: float  # largest radius that counts, pixel units
+    eps: float  # where certified accuracies are read off, pixel units; beyond eps_max it counts as eps_max
+    picked: int  # place of a network in `Tradeoff.points`
+    first: str  # of the two methods to compare
     second: str
-    accuracy: float
+    accuracy: float  # at which they are compared, a fraction
 
     @property
     def at(self) -> float:

@@ -30,17 +30,11 @@ NARROW = {"height": 345, "margin_t": 105, "legend_font_size": 11}  # room for th
 
 @dataclass(frozen=True)
 class Certificate:
-    """What IBP proves of one image at one eps.
+    """What IBP proves of one image at one eps."""
 
-    Attributes:
-        logits: Bounds of the logits, (1, C).
-        margin: R_cert with the last layer merged, which decides: < 0 is certified.
-        margin_eq3: R_cert by Eq. (3), from the bounds of the logits; never smaller.
-    """
-
-    logits: Box
-    margin: float
-    margin_eq3: float
+    logits: Box  # (1, C)
+    margin: float  # R_cert with the last layer merged, which decides: < 0 is certified
+    margin_eq3: float  # R_cert by Eq. (3), from the bounds of the logits; never smaller
 
     @property
     def sentence(self) -> str:
