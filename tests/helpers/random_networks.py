@@ -231,7 +231,9 @@ def convolution(op: Any) -> Maker:
         elif turned:
             args = (stride, padding, [s - 1 for s in stride], groups, [1] * d)
         else:
-            args = (stride, padding, [r.choice([1, 1, 2]) if side < 3 else 1] * d, groups)
+            dilation = r.choice([1, 1, 2]) if side < 3 else 1
+            wide = dilation * (side - 1) >= min(h.shape[2:])  # wider than a small volume
+            args = (stride, [1] * d if wide else padding, [dilation] * d, groups)
         return Weighted(lambda h, w, b: op(h, w, b, *args), weight, bias)
 
     return maker
