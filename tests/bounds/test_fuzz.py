@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from torch import Tensor, fx
 
 from acertlab.bounds import ibp
@@ -38,7 +38,7 @@ fuzzed = settings(
     deadline=None,
     database=None,
     derandomize=not MODELS,
-    phases=[Phase.generate, Phase.shrink] if MODELS else [Phase.generate],
+    phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if MODELS else [])],
     suppress_health_check=list(HealthCheck),
 )
 # weight_norm by hooks is deprecated, and still in use
@@ -154,7 +154,9 @@ def test_a_network_of_one_operator(name: str, seed: int) -> None:
 
 @settings(fuzzed, max_examples=MODELS // 2 or 100)
 @given(operators=st.lists(st.sampled_from(sorted(NAMES)), min_size=2, max_size=4), seed=st.integers(0, 2**30))
+@example(operators=["sym_numel", "upsample_bilinear2d"], seed=0)  # arithmetic of sizes: once it was taken apart
 def test_a_network_of_several_operators(operators: list[str], seed: int) -> None:
+    assume(not {"in place", "upsample_bilinear2d"} <= set(operators))  # refused: torch.export takes that apart
     judge(operators, seed)
 
 

@@ -503,7 +503,7 @@ def in_place(r: Random, h: Tensor) -> Work:
     view = r.choice(
         [
             *(lambda h: h, lambda h: h[:, :1], lambda h: h.flatten(1), lambda h: h[..., 0]),
-            *(lambda h: h.detach(), lambda h: h.unbind(1)[0], lambda h: h.view(h.shape[0], -1)),
+            *(lambda h: h.detach(), lambda h: h.view(h.shape[0], -1)),
         ]
     )
     change = r.choice(

@@ -135,7 +135,8 @@ def check_operators(model: nn.Module, graph: Graph, x: Tensor) -> None:
         if a.name != b.name:
             raise TypeError(
                 f"model: runs '{a.name}' where its captured graph has {_named(b)}; forward asks whether it is "
-                "being captured, or for something else that differs then"
+                "being captured, or for something else that differs then; or it changes a view in place, beside which "
+                "torch.export takes some operators apart: write h = f(h) instead"
             )
         for value, own in zip(a.values, b.values, strict=True):
             if not same(value, own):

@@ -25,6 +25,8 @@ def made_functional(graph: fx.Graph) -> bool:
     for node in graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem:
             continue
+        if isinstance(node.meta.get("val"), (int, torch.SymInt)):
+            continue  # arithmetic of sizes
         if not isinstance(node.target, torch._ops.OpOverload):
             return False
         if packet(node) is aten.batch_norm and node.args[5] and any(len(b.users) > 1 for b in node.args[3:5] if b):
