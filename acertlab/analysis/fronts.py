@@ -25,7 +25,7 @@ from acertlab.analysis.bootstrap import (
     joint_samples,
     resampled_scores,
 )
-from acertlab.analysis.seeds import tuned_kappa, validation_art
+from acertlab.analysis.seeds import interpolated, tuned_kappa, validation_art
 from acertlab.analysis.tradeoff import front_acr
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import name_of
@@ -72,7 +72,7 @@ def tuned(samples: Samples, scores: Scores, eps_max: float) -> tuple[Tuned, ...]
     found = []
     for method in samples.methods:
         places, of_method = samples.of(method), runs.loc[runs.method == method]
-        chosen_on = "test" if of_method.val_art.isna().any() else "validation"
+        chosen_on = "test" if of_method.val_art[~interpolated(of_method)].isna().any() else "validation"
         kappa = tuned_kappa(of_method, "art" if chosen_on == "test" else "val_art")
         acc, acr, art = (values[:, places] for values in (scores.acc, scores.acr, scores.art))
         best = int(np.argmax(settings.kappa.iloc[places] == kappa))

@@ -44,9 +44,11 @@ def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of each method at the kappa with the highest ART on the validation images (`tuned_kappa`).
 
     ValueError where runs do not compare, are no seeds of one setting, or were not validated; the message names it.
+    Networks that were interpolated in a front are left out.
     """
     seeds.check_comparable(runs, "dataset", "eps_max", "verifier", "merged", "domain", "split")
     seeds.check_seeds(runs)
+    runs = runs.loc[~seeds.interpolated(runs)]
     runs = runs.assign(val_art=seeds.validation_art(runs))
     if runs.val_art.isna().any():
         unknown = runs.path[runs.val_art.isna()].iloc[0]

@@ -41,9 +41,17 @@ def mean_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
 def check_seeds(runs: pd.DataFrame, by: Sequence[str] = SETTING) -> None:
     """Refuse, by a ValueError, runs of a setting (the columns ``by``) that differ in more than their seed or not in it.
 
-    The message names what differs. What a run does not say, as one of an earlier version, is let pass.
+    The message names what differs. What a run does not say, as one of an earlier version, is let pass. A method's
+    networks are those of fronts, each of which is one training, or each trained by itself, not both.
     """
     runs = runs.reset_index(drop=True)
+    if "one_training" in runs:
+        for (dataset, method), of in runs.groupby(["dataset", "method"]):
+            if (of.one_training == "").nunique() > 1:
+                raise ValueError(
+                    f"runs: of {method} on {dataset} some are networks of a front, one training together, and some "
+                    'were trained by themselves; choose one kind: runs[runs.one_training == ""], or != ""'
+                )
     of_result = [name for name in (*TRAINING, *MEASURED) if name in runs and name not in by]
     skipped = {*FREE, *MEASURED, *by, *of_result}
     configs = runs["config"] if "config" in runs else [{}] * len(runs)
@@ -78,12 +86,19 @@ def tuned_kappa(runs: pd.DataFrame, score: str) -> float:
 
     The mean is over those seeds alone with which all kappas were trained, so that a kappa is not chosen for its seeds;
     over all seeds where there are none in common. ``runs`` are one method's; ``score`` is "art", on the test images, or
-    "val_art", on the validation images (`validation_art`).
+    "val_art", on the validation images (`validation_art`): of those that were trained, not interpolated in a front.
     """
+    if score == "val_art":
+        runs = runs.loc[~interpolated(runs)]
     common = set.intersection(*(set(seeds) for _, seeds in runs.groupby("kappa").seed))
     runs = runs.loc[runs.seed.isin(common)] if common else runs
     means = runs.groupby("kappa", as_index=False).agg(score=(score, "mean"))
     return float(means.kappa[means.score.argmax()])
+
+
+def interpolated(runs: pd.DataFrame) -> pd.Series:
+    """(R,) whether a network lies between two that were trained in a front, so that no validation chose its weights."""
+    return runs["interpolated"].eq(True) if "interpolated" in runs else pd.Series(False, runs.index)
 
 
 def validation_art(runs: pd.DataFrame) -> np.ndarray:

@@ -18,6 +18,7 @@ from acertlab.data.run import (
     read_packed,
 )
 
+FRONT = " (front)"  # behind the names of methods whose fronts stand beside separate trainings
 INSIDE_RUN = ("checkpoint", "certify")  # folders of a run that hold no runs
 
 
@@ -30,7 +31,8 @@ def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
 
     Returns:
         A row a run, in the order of the paths: `path` (str), everything in `result.json` (`cert_acc` as a dict
-        from eps to a fraction) and `config`, the content of `config.json`. Folders with a run's `config.json` and no
+        from eps to a fraction), `config`, the content of `config.json`, and `one_training`: of the networks of a front,
+        which are one training together, its folder, of all others "". Folders with a run's `config.json` and no
         `result.json` are unfinished runs: they are left out and listed in `.attrs["unfinished"]`. No finished run: an
         empty table with the same columns.
 
@@ -63,12 +65,17 @@ def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
         for path, result, config in found
     ]
     table = pd.DataFrame(rows, columns=None if rows else ["path", *RESULT_KEYS, "config"])
+    parents = [str(path.parent) for path, _, _ in found]  # the first network of a front began as any other training
+    walked = {parent for parent, (_, _, config) in zip(parents, found, strict=True) if config.get("front")}
+    table["one_training"] = [parent if parent in walked else "" for parent in parents]
     table.attrs["unfinished"] = unfinished
     return table
 
 
 def load_finished(*roots: str | Path) -> pd.DataFrame:
     """`load_runs` of several folders as one table, for a command whose argument RUNS they are: at least one run.
+
+    Fronts stand beside separate trainings as methods of their own (`fronts_apart`).
 
     Raises:
         FileNotFoundError: There is no such folder, or no finished run in any of them; the message says what to do.
@@ -78,14 +85,26 @@ def load_finished(*roots: str | Path) -> pd.DataFrame:
     runs = pd.concat(tables)
     twice = runs.path.map(os.path.realpath).duplicated()  # a folder given twice counts once
     runs = runs.loc[~twice].reset_index(drop=True)
-    runs.attrs["unfinished"] = unfinished = [path for table in tables for path in table.attrs["unfinished"]]
+    unfinished = [path for table in tables for path in table.attrs["unfinished"]]
     if runs.empty:
         more = f" ({len(unfinished)} unfinished)" if unfinished else ""
         raise FileNotFoundError(
             f"RUNS: there is no finished run below {', '.join(map(str, roots))}{more}; train with "
             "notebooks/02_training.ipynb or `make demo`, or give a folder of packed runs"
         )
+    runs = fronts_apart(runs)
+    runs.attrs["unfinished"] = unfinished
     return runs
+
+
+def fronts_apart(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs, with the methods of fronts called so ("acert (front)") where others were trained network by network."""
+    if "one_training" not in runs:
+        return runs
+    in_front = runs.one_training != ""
+    of = runs.dataset + " " + runs.method
+    apart = in_front & of.isin(of[~in_front])
+    return runs.assign(method=runs.method.where(~apart, runs.method + FRONT))
 
 
 def load_radii(runs: pd.DataFrame) -> dict[str, np.ndarray]:

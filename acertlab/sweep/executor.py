@@ -8,7 +8,6 @@ command again goes on: jobs that are done are kept, the others resume from their
 must see the output folder under the same path; `acertlab.sweep.clusters` has examples for Slurm, SSH and Kubernetes.
 """
 
-import json
 import logging
 import os
 import queue
@@ -75,7 +74,8 @@ def run(
 
     Returns:
         A row a job: the parameters that vary, acc, acr and art (fractions) where the result has them, state ("done",
-        "failed"), reason, seconds (of this execution; None where the job was done before), path.
+        "failed"), reason, seconds (of this execution; None where the job was done before), path. A front is a job
+        of many networks, whose scores `load_runs(path)` has.
 
     Raises:
         ValueError, FileNotFoundError: the specification; nothing was started or written.
@@ -254,22 +254,19 @@ def _stop(client: Client, futures: Sequence[Future]) -> None:
 
 
 # ---- results
-def _result(job: Job) -> dict[str, Any]:
-    try:
-        return json.loads((job.folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
 def _scores(job: Job) -> str:
-    result = _result(job)
+    result = job.result
+    if networks := result.get("networks"):
+        ends = {shown: [100 * of[name] for of in networks] for name, shown in SCORES.items()}
+        ranges = (f"{shown} {min(values):.2f} to {max(values):.2f}" for shown, values in ends.items())
+        return f"{len(networks)} networks, {', '.join(ranges)}"
     return ", ".join(f"{shown} {100 * result[name]:.2f}" for name, shown in SCORES.items() if name in result)
 
 
 def _table(progress: ProgressTable) -> pd.DataFrame:
     rows = []
     for row in progress.rows.values():
-        result = _result(row.job) if row.state == "done" else {}
+        result = row.job.result if row.state == "done" else {}
         found = {name: row.job.parameters[name] for name in progress.sweep.varied}
         found |= {name: result.get(name) for name in SCORES}
         found |= {"state": row.state, "reason": row.note if row.state == "failed" else ""}

@@ -4,6 +4,7 @@ This module is loaded in every worker, so it stays clear of torch: only the kern
 """
 
 import gc
+import json
 import logging
 import os
 import shutil
@@ -44,12 +45,25 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether `result.json` was renamed into place and no notebook beside it tells of an interruption since.
+        """Whether there is a result, and no notebook beside it tells of an interruption since.
 
         The second: a notebook may check its result after it was written (02 does), and a check may fail.
         """
         unfinished = any((self.folder / name).exists() for name in (RUNNING, FAILED))
-        return (self.folder / "result.json").is_file() and not unfinished
+        return self.has_result and not unfinished
+
+    @property
+    def has_result(self) -> bool:
+        """Whether `result.json` was renamed into place, or `front.json` tells of a front's networks: both come last."""
+        return (self.folder / "result.json").is_file() or "networks" in self.result
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the notebook has written, `result.json` or of a front `front.json`; nothing where it cannot be read."""
+        for name in ("result.json", "front.json"):
+            with suppress(OSError, ValueError):
+                return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        return {}
 
 
 def dask_setup(worker: Worker) -> None:
@@ -106,7 +120,7 @@ def run_job(job: Job, topic: str) -> Outcome:
             return Outcome(f"{error.ename}: {error.evalue}", time.perf_counter() - started)
         except RuntimeError as error:  # nbclient's DeadKernelError, and what is raised while the kernel comes up
             raise KernelDiedError(f"the kernel died: {error}{_last_words(job, began)}") from None
-    if not (job.folder / "result.json").is_file():
+    if not job.has_result:
         os.replace(running, job.folder / FAILED)
         return Outcome("the notebook ended without writing result.json into run_dir", time.perf_counter() - started)
     os.replace(running, job.folder / DONE)

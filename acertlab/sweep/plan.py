@@ -78,10 +78,11 @@ def read_plan(spec: str | Path | Mapping[str, Any], out: str | Path = "", show: 
 def _seconds_of_finished(out: Path) -> list[float]:
     """Training and test of each job in the folder that has a result, whatever sweep asked for it."""
     found = []
-    for path in out.glob("cells/*/result.json"):
-        with suppress(OSError, ValueError, TypeError, AttributeError):
+    for path in (*out.glob("cells/*/result.json"), *out.glob("cells/*/front.json")):
+        with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
             result = json.loads(path.read_text(encoding="utf-8"))
-            found.append(float(result.get("seconds", 0)) + float(result.get("test_seconds", 0)))
+            parts = result["networks"] if path.name == "front.json" else [result]  # which it has once it is done
+            found.append(sum(float(part.get("seconds", 0)) + float(part.get("test_seconds", 0)) for part in parts))
     return found
 
 

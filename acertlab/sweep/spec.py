@@ -6,6 +6,9 @@
       - {method: fast-ibp, kappa: [0, 0.8, 0.95], seed: [0, 1, 2]}
       - {method: acert, kappa: [0, 0.25, 0.5], seed: [0, 1, 2], eps_max: [0.1, 8/255]}
 
+A grid with `front: true` has one job a front, for one training along kappa: `{method: acert, front: true, seed: [0]}`;
+kappas other than the method's own are `kappas: "0 0.25 0.5"`.
+
 What is no parameter of 02 goes into its `settings`: `settings: [{}, {ramp_epochs: 4}, {scheduler: step, lr: 5e-4}]`.
 
 Three names are not parameters: `grid`, `notebook` (relative to the file; default: this project's 02_training.ipynb)
@@ -36,6 +39,7 @@ from acertlab._validation import did_you_mean, tidy
 from acertlab.sweep.job import Job
 from acertlab.sweep.plan import Plan, read_plan
 
+OF_FRONTS = ("front", "kappas")  # parameters of 02 that say nothing of one network
 NOT_KEYED = ("run_dir", "data_root")  # where things are on a machine, not what is computed
 # One thread of arithmetic a job: jobs run side by side, and results depend on the number of threads, bit for bit.
 # Freed memory is kept for the next step: Dask has its workers' children return every 64 kB at once, which made an epoch
@@ -139,12 +143,14 @@ def _checked(job: Mapping[str, Any], defaults: Mapping[str, Any], notebook: Path
 
 def _check_training(parameters: Mapping[str, Any]) -> dict[str, Any]:
     # loads torch: where it is needed only
-    from acertlab.training.parameters import PARAMETERS, check_parameters, config_from_parameters
+    from acertlab.training.parameters import PARAMETERS, check_parameters, config_from_parameters, front_kappas
 
     known = {name: accepted for name, accepted in PARAMETERS.items() if name in parameters}
     checked = dict(parameters) | check_parameters(parameters, known)
     config = config_from_parameters(checked)
-    return checked | {"kappa": config.kappa}  # 1 for standard training, whatever is asked: not several jobs alike
+    kappas = front_kappas(checked, config)
+    kappa = kappas[0] if kappas else config.kappa  # which nothing depends on: else several jobs would be alike
+    return checked | {"kappa": kappa}  # and 1 for standard training, whatever is asked
 
 
 def _computed(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,16 +158,19 @@ def _computed(parameters: Mapping[str, Any]) -> dict[str, Any]:
     named = {name: tidy(value) for name, value in parameters.items() if name not in NOT_KEYED}
     if not is_training(parameters):
         return named
-    from acertlab.training.parameters import config_from_parameters
+    from acertlab.training.parameters import config_from_parameters, front_kappas
 
-    config = asdict(config_from_parameters(parameters))
-    return {name: value for name, value in named.items() if name not in ("budget", "settings")} | config
+    config = config_from_parameters(parameters)
+    kappas = front_kappas(parameters, config)
+    told = {name: value for name, value in named.items() if name not in ("budget", "settings", *OF_FRONTS)}
+    return told | asdict(config) | ({"kappas": kappas} if kappas else {})
 
 
 # ---- jobs
 def _sweep(out: Path, notebook: Path, code: str, given: list[dict[str, Any]]) -> Sweep:
     names = list(given[0])
-    varied = tuple(n for n in names if n in ("method", "kappa", "seed") or len({repr(job[n]) for job in given}) > 1)
+    always = {"method", "kappa", "seed"} | ({"front"} if any(job.get("front") for job in given) else set())
+    varied = tuple(n for n in names if n in always or len({repr(job[n]) for job in given}) > 1)
     shown = tuple(name for name in names if name in varied or name == "dataset")
     jobs, earlier = {}, 0
     environment = ENVIRONMENT | {n: os.path.abspath(os.environ[n]) for n in ("ACERTLAB_DATA",) if n in os.environ}
@@ -196,12 +205,14 @@ def _earlier_name(label: str, notebook: Path, parameters: Mapping[str, Any]) -> 
 
     new = defaults_before(parameters)
     settings = {name: value for name, value in parameters.get("settings", {}).items() if name not in new}
-    keyed = {name: value for name, value in parameters.items() if name not in (*NOT_KEYED, "settings")}
+    keyed = {name: value for name, value in parameters.items() if name not in (*NOT_KEYED, "settings", *OF_FRONTS)}
     return _name(label, [notebook.stem, "0.1.0", keyed | ({"settings": settings} if settings else {})])
 
 
 def _began_this(folder: Path, parameters: Mapping[str, Any]) -> bool:
     """Whether a training that was begun there is the one asked for: presets and defaults have changed since."""
+    if parameters.get("front"):
+        return False  # that version had none
     if not is_training(parameters) or not (folder / "config.json").is_file():
         return True
     from acertlab.data.files import read_json

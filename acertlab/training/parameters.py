@@ -9,10 +9,11 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from acertlab._validation import Accepted, Within, check, did_you_mean
+from acertlab._validation import Accepted, Within, check, did_you_mean, number, refuse
 from acertlab.data.run import as_today, runs_folder
 from acertlab.models.architectures import MODELS
 from acertlab.training.config import ACCEPTED, DEVICES, SEED, TrainConfig, preset
+from acertlab.training.loop.front import checked_walk
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.presets import BUDGETS
 
@@ -77,11 +78,22 @@ def _settings(given: Any) -> dict[str, Any]:
     return {**given, **{n: check(f"{accepted}; {n}", given[n], ACCEPTED[n], parse=True) for n in known}}
 
 
+def _kappas(given: Any) -> str:
+    """A front's kappas as text, since a list is a sweep's own: several jobs."""
+    written = given.replace(",", " ").split() if isinstance(given, str) else given
+    try:
+        return " ".join(f"{number(kappa):.12g}" for kappa in written)
+    except (TypeError, ValueError):
+        raise ValueError('numbers with blanks between them, such as "0 0.25 0.5", or "" for the method\'s') from None
+
+
 # What a training notebook's parameters may be, for `check_parameters`; 0, "" and {} stand for the preset's value
 PARAMETERS: dict[str, Any] = {
     "dataset": str,
     "method": tuple(METHODS),
     "kappa": Within(0, 1),
+    "front": bool,
+    "kappas": _kappas,
     "eps_max": Within(0, 1),
     "seed": SEED,
     "model": _model_or_preset,
@@ -120,6 +132,18 @@ def config_from_parameters(parameters: Mapping[str, Any]) -> TrainConfig:
     return replace(config, **chosen | check("settings", parameters.get("settings", {}), _settings))
 
 
+def front_kappas(parameters: Mapping[str, Any], config: TrainConfig) -> tuple[float, ...] | None:
+    """The kappas of the front that a notebook's parameters ask for; None where they ask for one network.
+
+    ``parameters`` are as `check_parameters` returns them, ``config`` what they come to. ValueError where the method or
+    the kappas make no front, or kappas are given and no front.
+    """
+    given = parameters.get("kappas", "")
+    if not parameters.get("front"):
+        return None if not given else refuse("kappas", given, '"", unless front = True')
+    return checked_walk(config, [float(kappa) for kappa in given.split()] or None)
+
+
 def with_epochs(config: TrainConfig, epochs: int) -> TrainConfig:
     """The same schedule, stretched or shrunk to ``epochs``."""
     clean = min(config.clean_epochs, epochs - 1)
@@ -128,12 +152,13 @@ def with_epochs(config: TrainConfig, epochs: int) -> TrainConfig:
     return replace(config, epochs=epochs, clean_epochs=clean, ramp_epochs=ramp, milestones=milestones)
 
 
-def default_run_dir(config: TrainConfig, root: str | Path = "") -> Path:
-    """Default folder of a run: below `runs_folder`, named by its main settings and a hash of all of them."""
+def default_run_dir(config: TrainConfig, root: str | Path = "", kappas: Sequence[float] | None = None) -> Path:
+    """Default folder of a run, or of a front along ``kappas``: below `runs_folder`, named by settings and a hash."""
     dataset = Path(config.dataset).name
     settings = json.dumps({name: value for name, value in asdict(config).items() if name != "device"})
-    key = hashlib.sha256(settings.encode()).hexdigest()[:6]
-    name = f"{dataset}-{config.method}-kappa{config.kappa:g}-eps{config.eps_max:.4g}-seed{config.seed}-{key}"
+    key = hashlib.sha256(f"{settings}{kappas or ''}".encode()).hexdigest()[:6]
+    walked = f"kappa{config.kappa:g}" if kappas is None else "front"
+    name = f"{dataset}-{config.method}-{walked}-eps{config.eps_max:.4g}-seed{config.seed}-{key}"
     folder = runs_folder(root) / name  # with a colon where version 0.1.0 was given folder:NAME
     return folder if folder.is_dir() else folder.with_name(name.replace(":", "_"))  # which Windows has no files with
 

@@ -88,12 +88,12 @@ _PAGES = Environment(
 def method_style(method: str) -> tuple[str, str, str]:
     """Name, colour and marker of a method in figures; a method of your own is grey.
 
-    One as `name_of` calls it, with `MINE` behind, has the method's colour and an open marker.
+    One of which more is said behind (`MINE`, or that it is a front) has the method's colour and an open marker.
     """
-    of = next((one for one in METHODS if method in (one, name_of(one) + MINE)), None)
+    named = name_of(method)
+    of = next((one for one in METHODS if method == one or named.startswith(f"{name_of(one)} (")), None)
     if of is None:
         return method, GREY, "circle-open"
-    named = method if method != of else name_of(of)
     return named, PALETTE[METHODS[of].colour], METHODS[of].marker + "-open" * (method != of)
 
 

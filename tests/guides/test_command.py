@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from acertlab.data.run import load_run
 from acertlab.sweep import executor
 from acertlab.sweep.plan import Plan
 from acertlab.sweep.spec import read_spec
+from acertlab.training.loop.front import KAPPAS, KAPPAS_OF_FIXED_EPS
+from acertlab.training.parameters import config_from_parameters, front_kappas
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("demo", "notebooks", "handouts", "sweep", "certify", "report", "table", "compare", "pack", "estimate")
@@ -66,11 +67,15 @@ def test_certify_takes_a_program_and_writes_a_page(tmp_path: Path, capsys: pytes
     assert "none.pt2" in capsys.readouterr().err
 
 
-def test_the_demo_reaches_from_unprotected_to_robust() -> None:
+def test_the_demo_is_two_fronts_from_robust_to_accurate() -> None:
     jobs = read_spec(ROOT / "notebooks" / "demo.yaml").jobs
-    assert len(jobs) == 9
-    pairs = {(job.parameters["method"], job.parameters["kappa"]) for job in jobs}
-    assert pairs >= {("standard", 1.0), ("acert", 0.0)}
+    assert [(job.parameters["method"], job.parameters["front"]) for job in jobs] == [
+        ("acert", True),
+        ("fast-ibp", True),
+    ]
+    for job, kappas in zip(jobs, (KAPPAS, KAPPAS_OF_FIXED_EPS), strict=True):
+        config = config_from_parameters(job.parameters)
+        assert front_kappas(job.parameters, config) == kappas and min(kappas) <= 0.8 and max(kappas) >= 0.9
 
 
 def test_the_demo_ends_where_its_sweep_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,12 +93,12 @@ def test_the_demo_draws_03_of_its_own_runs_and_says_what_they_show(
 
     def run_command(plan: Plan) -> int:
         for method in ("acert", "fast-ibp"):
-            config = replace(al.preset("digits", method, budget="smoke"), kappa=0.0)
-            al.train(config, al.load_dataset("digits"), plan.out / "cells" / method, progress=False)
+            config = al.preset("digits", method, budget="smoke")
+            al.train_front(config, al.load_dataset("digits"), plan.out / "cells" / method, (0.0, 0.9), progress=False)
         return swept.append((Path(plan.where).name, plan.out)) or 0
 
     def execute(notebook: Path, out: Path, parameters: dict[str, Any], **_: Any) -> None:
-        drawn.append((notebook.name, out, parameters["runs_root"]))
+        drawn.append((notebook.name, out, parameters["runs_root"], parameters["front_dir"]))
         shutil.copy(notebook, out)
 
     monkeypatch.setattr(executor, "run_command", run_command)
@@ -101,11 +106,15 @@ def test_the_demo_draws_03_of_its_own_runs_and_says_what_they_show(
     assert main(["demo"]) == 0
     out = tmp_path / "demo"
     assert swept == [("demo.yaml", out)]
-    assert drawn == [("03_pareto.ipynb", out / "03_pareto.ipynb", str(out / "cells"))]
+    assert drawn == [("03_pareto.ipynb", out / "03_pareto.ipynb", str(out / "cells"), str(out / "cells/acert"))]
     said, page = capsys.readouterr().out, (out / "03_pareto.html").read_text()
     assert said.startswith(str(ROOT / "notebooks" / "demo.yaml")) and "03_pareto.html" in said
-    share = 100 * load_run(out / "cells" / "acert").history.share_cap.iloc[-1]
-    for told in (f"{share:.0f} % of the digits", "12 % have the whole box"):  # of data/results: the second
+    share = 100 * load_run(out / "cells" / "acert" / "knot-00").history.share_cap.iloc[-1]
+    for told in (
+        "one training of 2 epochs: 3 networks",
+        f"{share:.0f} % of the digits",
+        "12 % have the whole box",
+    ):  # of data/results: the second
         assert told in said and told in page
 
 
@@ -134,7 +143,7 @@ SAYS = """if True:
         ("report runs", "all finished runs below runs, into report.html"),
         ("estimate cifar10 acert", "10 steps of each phase of acert on cifar10, budget paper"),
         ("handouts pages", "notebooks into pages"),
-        ("demo", "9 jobs of 02_training.ipynb"),
+        ("demo", "2 jobs of 02_training.ipynb"),
     ],
 )
 def test_a_command_says_what_it_will_do_before_it_loads_what_does_it(command: str, said: str, tmp_path: Path) -> None:

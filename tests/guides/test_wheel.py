@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-# Each command of the README in one process, which loads torch once; the demo trains two networks, for seconds.
+# Each command of the README in one process, which loads torch once; the demo trains two fronts, for seconds.
 COMMANDS = """if True:
     import sys
     from pathlib import Path
@@ -37,7 +37,7 @@ COMMANDS = """if True:
 
         executor.run_command = small
         assert main(["demo"]) == 0
-        (weights,) = Path("runs/demo/cells").glob("*acert*/model.safetensors")
+        (weights,) = Path("runs/demo/cells").glob("*acert*/knot-00/model.safetensors")
         assert main(["certify", str(weights.parent), "digits", "0.1", "--images", "9", "--output", "page.html"]) == 0
         compare = f"compare {run.SHIPPED}"  # of several seeds
         for line in ("report runs", "table runs", compare, "pack runs packed", "estimate digits acert"):
@@ -78,7 +78,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         assert found, command
         return subprocess.run([found, *command[1:]], cwd=folder, env=environment, capture_output=True, text=True)
 
-    (folder / "sweep.yaml").write_text("{dataset: digits, budget: smoke, grid: {method: [acert, fast-ibp]}}")
+    (folder / "sweep.yaml").write_text(
+        "{dataset: digits, budget: smoke, front: true, kappas: 0 0.9, grid: {method: [acert, fast-ibp]}}"
+    )
     return run
 
 
@@ -101,7 +103,7 @@ def test_the_notebooks_are_copied_and_nothing_is_overwritten(installed: Run) -> 
     assert "course" in copied
     again = installed("acertlab", "notebooks", "course")
     assert again.returncode == 1 and "01_certified_radius.ipynb" in again.stderr and again.stderr.count("\n") == 1
-    assert "9 jobs" in succeed(installed("acertlab", "sweep", "course/demo.yaml", "--dry-run"))
+    assert "2 jobs" in succeed(installed("acertlab", "sweep", "course/demo.yaml", "--dry-run"))
 
 
 def test_every_command_of_the_readme_works(installed: Run) -> None:

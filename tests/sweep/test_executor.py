@@ -26,14 +26,17 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
+import torch
 import yaml
 from distributed import LocalCluster
 
 from acertlab.data.datasets import load_dataset
+from acertlab.data.run_table import load_runs
 from acertlab.sweep import executor as sweep
 from acertlab.sweep.job import without_lesson
 from acertlab.sweep.spec import read_spec
-from acertlab.training.config import TrainConfig
+from acertlab.training.config import TrainConfig, preset
+from acertlab.training.loop.front import train_front
 from acertlab.training.loop.train import train
 from tests.helpers.notebooks import ROOT, WAIT, wait_for, write_notebook
 
@@ -250,6 +253,33 @@ class Scaling(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.told.append(record.getMessage())
         self.cluster.scale(1)
+
+
+def test_a_killed_job_of_a_front_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """02 itself, killed after its first network; its front is what `train_front` gives."""
+    spec = {"dataset": "digits", "budget": "smoke", "front": True, "kappas": "0 0.5 0.9", "out": str(tmp_path / "out")}
+    (tmp_path / "front.yaml").write_text(yaml.safe_dump(spec))
+    command = [sys.executable, "-m", "acertlab", "sweep", str(tmp_path / "front.yaml"), "--workers", "1"]
+    (job,) = read_spec(tmp_path / "front.yaml").jobs
+    dying = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    wait_for((job.folder / "knot-01" / "config.json").exists, "the second network")
+    dying.kill()
+    dying.wait()
+    assert not job.done
+    table = sweep.run(tmp_path / "front.yaml", workers=1, show=False)
+    assert table.state.tolist() == ["done"] and job.done
+    assert sweep.run(tmp_path / "front.yaml", workers=1, show=False).seconds.isna().all()  # nothing was executed
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # as a job has
+        config = preset("digits", "acert", budget="smoke")
+        alone = train_front(config, load_dataset("digits"), tmp_path / "alone", (0.0, 0.5, 0.9), progress=False)
+    finally:
+        torch.set_num_threads(threads)
+    for run in (alone.knots | alone.between).values():
+        assert hashes(job.folder / run.path.name) == hashes(run.path)
+    runs = load_runs(tmp_path / "out")
+    assert sorted(runs.kappa) == [0, 0.25, 0.5, 0.7, 0.9] and runs.one_training.eq(str(job.folder)).all()
 
 
 def test_a_cluster_without_workers_is_told_and_goes_on_once_there_is_one(

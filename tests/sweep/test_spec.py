@@ -15,8 +15,10 @@ import yaml
 
 import acertlab
 from acertlab.__main__ import main
+from acertlab.data.files import write_json
 from acertlab.sweep import executor as sweep
 from acertlab.sweep.job import FAILED, RUNNING
+from acertlab.sweep.plan import read_plan
 from acertlab.sweep.spec import describe, read_spec
 from acertlab.training.parameters import config_from_parameters
 from tests.helpers.notebooks import write_notebook
@@ -151,6 +153,37 @@ def test_other_settings_can_be_swept() -> None:
     assert "settings" in sweep.varied and len({job.name for job in sweep.jobs}) == 3
 
 
+def test_a_front_is_one_job() -> None:
+    """Its kappas are not the grid's, and kappa says nothing of it; jobs of one network are known as before."""
+    one = {"dataset": "digits", "method": "acert", "budget": "smoke"}
+    fronts = [one | {"front": True, "kappas": "", "seed": [0, 1]}, one | {"front": True, "kappas": "0 0.5", "seed": 0}]
+    sweep = read_spec({"grid": [*fronts, one | {"front": False, "kappas": "", "seed": 0}]})
+    assert [describe(job.parameters, sweep.varied) for job in sweep.jobs] == [
+        "acert kappa=0 front=True kappas= seed=0",
+        "acert kappa=0 front=True kappas= seed=1",
+        "acert kappa=0 front=True 0 0.5 seed=0",
+        "acert kappa=0 front=False kappas= seed=0",
+    ]
+    (alone,) = (job.name.rpartition("-")[2] for job in read_spec(one).jobs)
+    assert alone == sweep.jobs[3].name.rpartition("-")[2]
+    with pytest.raises(ValueError, match="is there twice"):
+        read_spec({"grid": one | {"front": True, "kappa": [0, 0.5]}})
+    with pytest.raises(ValueError, match="is there twice"):  # the method's own kappas, written out
+        read_spec({"grid": one | {"front": True, "kappas": ["", "0, 0.25, 0.5, 0.75, 0.9"]}})
+
+
+def test_a_front_is_done_once_all_its_networks_are_measured(tmp_path: Path) -> None:
+    (job,) = read_spec({"front": True}, out=tmp_path).jobs
+    write_json(job.folder / "front.json", {"kappas": [0.0, 0.5]})
+    assert not job.done and job.result
+    network = {"kappa": 0.0, "acc": 0.5, "acr": 0.25, "art": 0.3, "seconds": 20.0, "test_seconds": 1.0}
+    write_json(job.folder / "front.json", {"kappas": [0.0, 0.5], "networks": [network, network | {"acc": 0.75}]})
+    assert job.done
+    assert sweep._scores(job) == "2 networks, Acc 50.00 to 75.00, ACR 25.00 to 25.00, ART 30.00 to 30.00"
+    said = read_plan({"front": True}, tmp_path).sentence()
+    assert "where 1 are done, in 42 s each" in said
+
+
 def test_a_cell_keeps_its_memory_whatever_dask_tells_its_workers() -> None:
     told = dask.config.get("distributed.nanny.pre-spawn-environ")["MALLOC_TRIM_THRESHOLD_"]
     kept = read_spec({"dataset": "mnist"}).jobs[0].environment["MALLOC_TRIM_THRESHOLD_"]
@@ -196,6 +229,10 @@ def test_a_cell_is_done_when_its_result_is_there_and_was_checked(tmp_path: Path)
         ({3: 0}, "the name 3 is a int"),
         ({"grid": {3: [0]}}, "the name 3 is a int"),
         ({"seed": 2**64}, r"seed = 18446744073709551616: accepted is a whole number >= 0 and < 2\^64"),
+        ({"kappas": "0 0.5"}, "job .*kappas = '0 0.5': accepted is \"\", unless front = True"),
+        ({"front": True, "kappas": [0, 0.5]}, "job .*parameter kappas = 0: accepted is numbers with blanks"),
+        ({"front": True, "kappas": "0.5 0.5"}, "job .*kappas = .*all rising or all falling"),
+        ({"grid": {"method": ["acert", "standard"], "front": True}}, "config.method = 'standard'.*a method with kappa"),
         ({"notebook": "nowhere.ipynb"}, "notebook: .*nowhere.ipynb is not there"),
     ],
 )
@@ -250,7 +287,7 @@ def test_a_sweep_says_what_is_wanted_before_torch_is_loaded(tmp_path: Path) -> N
     code = f"import sys; sys.modules['torch'] = None; from acertlab.__main__ import main; sys.exit(main({command}))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 2 and "torch" in ran.stderr.splitlines()[-1]
-    assert f"demo.yaml: 9 jobs of 02_training.ipynb, in {tmp_path / 'out'}, none of them done; checking" in ran.stdout
+    assert f"demo.yaml: 2 jobs of 02_training.ipynb, in {tmp_path / 'out'}, none of them done; checking" in ran.stdout
 
 
 def test_the_command_refuses_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

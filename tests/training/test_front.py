@@ -2,20 +2,24 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.optim.swa_utils import update_bn
 
 import acertlab as al
+from acertlab import visualization as plots
+from acertlab.analysis.method_table import chosen_runs, tuned_table
+from acertlab.analysis.seeds import mean_over_seeds
 from acertlab.data.datasets import load_dataset, to_float
 from acertlab.data.files import read_json, write_json
 from acertlab.data.pack import pack_runs
-from acertlab.data.run import SHIPPED_FRONTS
-from acertlab.data.run_table import load_runs
+from acertlab.data.run import SHIPPED_FRONTS, load_run
+from acertlab.data.run_table import load_finished, load_runs
 from acertlab.training.config import preset
 from acertlab.training.loop import front as fronts, train as loop
-from acertlab.training.loop.front import BATCH, PARTS, _mixed, load_front, train_front
+from acertlab.training.loop.front import BATCH, PARTS, _mixed, epochs_after_first, load_front, train_front
 from acertlab.training.loop.train import train
 from tests.helpers.training import SMALL as MLP, Interrupted, assert_same_weights
 
@@ -119,7 +123,41 @@ def test_it_is_read_as_points_of_one_curve(front):
     assert sorted(runs.kappa) == [0.0, 0.25, 0.5, 0.7, 0.9]
     assert runs[runs.interpolated.eq(True)].kappa.tolist() == [0.25, 0.7]
     assert runs.set_index("kappa").front[0.9] == [0.0, 0.5]
-    al.analyse(runs)
+    assert runs.one_training.eq(str(front.path)).all()
+    assert al.analyse(runs).tuned[0].chosen_on == "validation"
+    assert chosen_runs(runs).interpolated.isna().all()
+
+
+def test_it_is_not_pooled_with_networks_trained_each_by_itself(front, few, tmp_path):
+    shutil.copytree(front.path, tmp_path / "front")
+    for kappa in (0.3, 0.6):  # kappas that the front has not, by which nothing would collide
+        train(replace(SMALL, kappa=kappa, seed=1), few, tmp_path / f"alone-{kappa}", progress=False)
+    runs = load_runs(tmp_path)
+    assert runs.one_training.value_counts().to_dict() == {str(tmp_path / "front"): 5, "": 2}
+    for table in (al.analyse, mean_over_seeds, chosen_runs, tuned_table, plots.tradeoff):
+        with pytest.raises(ValueError, match="runs: of acert on digits some are networks of a front, one training"):
+            table(runs)
+    apart = load_finished(tmp_path)
+    assert apart.method.value_counts().to_dict() == {"acert (front)": 5, "acert": 2}
+    assert al.analyse(apart, resamples=20).table().method.tolist() == ["ACERT", "ACERT (front)"]
+    assert plots.style.method_style("acert (front)")[:2] == ("ACERT (front)", plots.style.method_style("acert")[1])
+    packed = load_runs(pack_runs(tmp_path, tmp_path.parent / "packed-both"))
+    assert (packed.one_training != "").sum() == 5
+    assert {run.path for run in map(load_run, packed.path)} == {Path(path) for path in packed.path}
+
+
+def test_epochs_of_the_later_networks_come_with_the_budget(few, tmp_path):
+    """A fifth of the first one's, rounded up: of digits, MNIST and CIFAR-10, budgets smoke, fast and paper."""
+    found = {}
+    for dataset in ("digits", "mnist", "cifar10"):
+        for budget in ("smoke", "fast", "paper"):
+            config = preset(dataset, "acert", budget=budget)
+            found[dataset, budget] = (config.epochs, epochs_after_first(config))
+    assert found["digits", "fast"] == (20, 4) and found["mnist", "fast"] == (6, 2) == (found["mnist", "fast"])
+    assert found["cifar10", "fast"] == (20, 4) and found["cifar10", "paper"] == (200, 40)
+    assert found["mnist", "paper"] == (100, 20) and found["digits", "smoke"] == (1, 1)
+    front = train_front(replace(SMALL, epochs=6), few, tmp_path / "front", (0.0, 0.9), progress=False)
+    assert [front.knots[kappa].config["epochs"] for kappa in (0.0, 0.9)] == [6, 2]
 
 
 def test_packed_with_its_weights_it_is_the_same_front(front, tmp_path):
@@ -164,7 +202,9 @@ def test_bad_input_is_refused_before_anything_is_written(config, kappas, more, s
 def test_another_front_in_the_folder_a_missing_knot_and_a_kappa_outside_are_named(front, few, tmp_path):
     for change in ({"kappas": (0.0, 0.4, 0.9)}, {"epochs": 2}, {"config": replace(SMALL, seed=5)}):
         asked = {"config": SMALL, "kappas": KAPPAS, "epochs": 1} | change
-        with pytest.raises(ValueError, match=r"run_dir: .* holds another front: (kappas|epochs|first)"):
+        with pytest.raises(
+            ValueError, match=r"run_dir: .* holds another front: (kappas|epochs|first network's seed) = [^{]*here. Give"
+        ):
             train_front(asked.pop("config"), few, front.path, progress=False, **asked)
     for kappa in (-0.1, 0.95, float("nan"), "0.5"):
         with pytest.raises((ValueError, TypeError), match="kappa = "):

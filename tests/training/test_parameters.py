@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 from acertlab._validation import Within
 from acertlab.data.run import defaults_before
 from acertlab.training.config import TrainConfig, preset
+from acertlab.training.loop.front import KAPPAS
 from acertlab.training.methods.catalogue import METHODS
 from acertlab.training.parameters import (
     PARAMETERS,
@@ -21,6 +22,7 @@ from acertlab.training.parameters import (
     config_from_parameters,
     config_of,
     default_run_dir,
+    front_kappas,
     training_command,
 )
 from acertlab.training.presets import BUDGETS
@@ -140,6 +142,8 @@ def test_notebook_parameters_replace_a_preset_where_they_are_set():
         "method": "acert",
         "budget": "fast",
         "kappa": 0.0,
+        "front": False,
+        "kappas": "",
         "seed": 0,
         "eps_max": 0.0,
         "model": "",
@@ -170,6 +174,33 @@ def test_notebook_parameters_replace_a_preset_where_they_are_set():
     ):
         with pytest.raises(ValueError, match=f"{name} = {value!r}: accepted.*{accepted}"):
             config_from_parameters(check_parameters(unset | {name: value}, PARAMETERS))
+
+
+def test_a_front_is_asked_for_by_its_kappas():
+    asked = {"dataset": "digits", "method": "acert", "budget": "fast", "kappa": 0.0, "seed": 0}
+    config = config_from_parameters(asked)
+
+    def walk(given):
+        told = check_parameters(given, {name: PARAMETERS[name] for name in ("front", "kappas")})
+        return front_kappas(told, config)
+
+    assert walk({"front": False, "kappas": ""}) is None
+    assert walk({"front": "true", "kappas": ""}) == KAPPAS
+    for written in ("0 0.25 1/2", "0,0.25, 0.5", [0, 0.25, "1/2"]):
+        assert walk({"front": True, "kappas": written}) == (0.0, 0.25, 0.5)
+    one, other = (default_run_dir(config, "runs", kappas) for kappas in ((0.0, 0.5), (0.0, 0.6)))
+    assert "-front-" in one.name and one != other and "kappa0" in default_run_dir(config, "runs").name
+    for wrong, said in (
+        ({"front": False, "kappas": "0 0.5"}, "kappas = '0 0.5': accepted is \"\", unless front = True"),
+        ({"front": True, "kappas": "0 half"}, "parameter kappas = '0 half': accepted is numbers with blanks"),
+        ({"front": True, "kappas": 0.5}, "parameter kappas = 0.5: accepted is numbers with blanks"),
+        ({"front": True, "kappas": "0 0.5 0.2"}, r"kappas = \[0.0, 0.5, 0.2\]: accepted is two or more, all rising"),
+        ({"front": 2, "kappas": ""}, "parameter front = 2: accepted is True or False"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            walk(wrong)
+    with pytest.raises(ValueError, match="config.method = 'standard': accepted is a method with kappa"):
+        front_kappas({"front": True, "kappas": ""}, replace(config, method="standard"))
 
 
 def test_other_settings_are_a_mapping():
@@ -240,7 +271,7 @@ def followed(command: str) -> TrainConfig:
     texts = dict.fromkeys(("model", "data_root", "run_dir"), "")
     zeros = {"kappa": 0.0, "eps_max": 0.0} | dict.fromkeys(("seed", "width", "epochs", "batch_size"), 0)
     defaults = texts | zeros | {"dataset": "digits", "method": "acert", "device": "auto", "budget": "fast"}
-    defaults["settings"] = {}
+    defaults |= {"settings": {}, "front": False, "kappas": ""}
     assert given.keys() <= defaults.keys()
     return config_from_parameters(check_parameters(defaults | given, PARAMETERS))
 

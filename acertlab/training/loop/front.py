@@ -4,6 +4,7 @@ The first network is trained as always; each next one goes on from the one befor
 weights are interpolated; BatchNorm's statistics there are taken anew from training images and stored.
 """
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ KAPPAS_OF_FIXED_EPS = (0.8, 0.9, 0.95, 0.98)  # of the others, whose networks at
 PARTS = 4  # of the way between two neighbours: BatchNorm's statistics are stored at each
 IMAGES, BATCH = 5000, 500  # training images that give them, and how many at once
 FILE, STATISTICS = FRONT_FILES
+DONE = "networks"  # in `front.json`, once all are measured: their scores
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def train_front(
     run_dir: str | Path,
     kappas: Sequence[float] | None = None,
     *,
-    epochs: int = 4,
+    epochs: int | None = None,
     lr: float = 1e-3,
     progress: bool = True,
 ) -> Front:
@@ -94,14 +96,15 @@ def train_front(
 
     The first network is trained by ``config`` at the first kappa. Each next one begins with the weights of the one
     before and is trained for ``epochs`` more by its own kappa, at eps_max, without a ramp, by one cycle of the learning
-    rate. All networks, and those half way between neighbours, are measured on the test part.
+    rate. All networks, and those half way between neighbours, are measured on the test part; then `front.json` tells
+    their scores.
 
     Args:
         config: of the first network; its kappa is replaced.
         data: as of `train`.
         run_dir: the front's folder.
         kappas: rising or falling, in [0, 1]; None: the method's own, from robust to accurate.
-        epochs: of each network after the first.
+        epochs: of each network after the first; None: a fifth of the first one's.
         lr: the largest learning rate there.
         progress: show a bar a network.
 
@@ -115,7 +118,9 @@ def train_front(
         >>> sorted(front.knots)
         [0.0, 1.0]
     """
-    kappas, run_dir = _checked(config, kappas, epochs, lr), Path(run_dir)
+    kappas, run_dir = checked_walk(config, kappas), Path(run_dir)
+    epochs = epochs_after_first(config) if epochs is None else check("epochs", epochs, Within(1, kind=int))
+    check("lr", lr, Within(0, open_low=True))
     asked = {"kappas": list(kappas), "epochs": epochs, "lr": lr, "parts": PARTS, "images": IMAGES}
     asked |= {"first": _identifying(described_run(replace(config, kappa=kappas[0]), data))}
     with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT):
@@ -138,6 +143,10 @@ def train_front(
             )
         for run in knots.values():  # a front is many runs, and its disk should not hold each three times
             shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
+        scores = ("kappa", "acc", "acr", "art", "seconds", "test_seconds")
+        runs = [{name: run.result[name] for name in scores} for run in (knots | front.between).values()]
+        if DONE not in read_json(run_dir / FILE):
+            write_json(run_dir / FILE, asked | {DONE: sorted(runs, key=lambda of: of["kappa"])})
     return front
 
 
@@ -175,13 +184,17 @@ def _half_way(pair: tuple[float, float]) -> float:
     return round(sum(pair) / 2, 9)  # not .8500000000000001
 
 
-def _checked(config: TrainConfig, kappas: Sequence[float] | None, epochs: int, lr: float) -> tuple[float, ...]:
+def epochs_after_first(config: TrainConfig) -> int:
+    """Epochs of each network of a front after the first, whose budget is ``config``'s: a fifth, which is untuned."""
+    return math.ceil(config.epochs / 5)
+
+
+def checked_walk(config: TrainConfig, kappas: Sequence[float] | None) -> tuple[float, ...]:
+    """The kappas along which `train_front` walks; ValueError where these, or the method, cannot be walked."""
     if config.method == "standard":
         refuse("config.method", config.method, "a method with kappa")
     if config.protocol == "published":
         refuse("config.protocol", config.protocol, "held-out: a front's networks are not selected on the test part")
-    check("epochs", epochs, Within(1, kind=int))
-    check("lr", lr, Within(0, open_low=True))
     if kappas is None:
         kappas = KAPPAS if config.objective().searches else KAPPAS_OF_FIXED_EPS
     walk = tuple(float(check("kappas", kappa, Within(0, 1))) for kappa in kappas)
@@ -201,10 +214,10 @@ def _begin(run_dir: Path, asked: dict[str, Any]) -> None:
         write_json(file, asked)
         return
     before = read_json(file)
-    before |= {"first": _identifying(before.get("first", {}))}
-    differs = [
-        f"{key} = {before.get(key)!r} there, {asked[key]!r} here" for key in asked if before.get(key) != asked[key]
-    ]
+    first = _identifying(before.get("first", {}))
+    pairs = {name: (before.get(name), value) for name, value in asked.items() if name != "first"}
+    pairs |= {f"first network's {name}": (first.get(name), value) for name, value in asked["first"].items()}
+    differs = [f"{name} = {then!r} there, {now!r} here" for name, (then, now) in pairs.items() if then != now]
     if differs:
         raise ValueError(f"run_dir: {run_dir} holds another front: {'; '.join(differs)}. Give another folder")
 

@@ -36,5 +36,6 @@ METHODS: dict[str, Method] = {  # in the order of tables and legends
 
 
 def name_of(method: str) -> str:
-    """What a method is called in sentences and figures; a method of your own by its own name."""
-    return METHODS[method].label if method in METHODS else method
+    """What a method is called in sentences and figures, and what is said behind it; one of your own by its own name."""
+    name, bracket, more = method.partition(" (")
+    return METHODS[name].label + bracket + more if name in METHODS else method

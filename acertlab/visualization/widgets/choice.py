@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from acertlab.data.run import SHIPPED
-from acertlab.data.run_table import load_runs
+from acertlab.data.run_table import fronts_apart, load_runs
 from acertlab.training.methods.catalogue import name_of
 from acertlab.visualization.style import MINE
 
@@ -27,10 +27,11 @@ class Choice:
     origin: str  # "shipped", "mine" or "both"
 
     def of(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """The chosen runs; where others stand beside them, the methods of yours are called so."""
+        """The chosen runs; where others stand beside them, the methods of yours are called so, and those of fronts."""
         chosen = runs.loc[(runs.dataset == self.dataset) & np.isclose(runs.eps_max, self.eps_max)]
         if self.origin != "both":
-            return chosen.loc[chosen.origin == self.origin] if "origin" in chosen else chosen
+            return fronts_apart(chosen.loc[chosen.origin == self.origin] if "origin" in chosen else chosen)
+        chosen = fronts_apart(chosen)
         mine = [f"{name_of(method)}{MINE}" for method in chosen.method]
         return chosen.assign(method=chosen.method.where(chosen.origin == "shipped", mine))
 
