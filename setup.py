@@ -4,4 +4,5 @@ from setuptools import find_packages, setup
 
 CARRIED = {"acertlab._shipped.notebooks": "notebooks", "acertlab._shipped.data.results": "data/results"}
 CARRIED |= {"acertlab._shipped.data.fronts": "data/fronts"}
-setup(packages=[*find_packages(include=["acertlab*"]), *CARRIED], package_dir=CARRIED)
+LARGE = {"acertlab._shipped.data.fronts": ["mnist-acert/weights.safetensors"]}  # a clone has it, a wheel stays small
+setup(packages=[*find_packages(include=["acertlab*"]), *CARRIED], package_dir=CARRIED, exclude_package_data=LARGE)

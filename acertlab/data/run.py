@@ -189,6 +189,8 @@ def load_run(path: str | Path) -> Run:
         return _load_packed_run(packed, path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no run folder {path}")
+    if (path / FRONT_FILES[0]).is_file():
+        raise FileNotFoundError(f"{path} is a front's folder, no run's: acertlab.load_front reads it")
     if missing := [name for name in FILES if not (path / name).is_file()]:
         state = "is unfinished (result.json is written last)" if missing == ["result.json"] else "is not complete"
         holds = f"it lacks {', '.join(missing)}. A run's folder holds {', '.join(FILES)}"
@@ -267,6 +269,8 @@ def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run |
         ValueError: There is another run; the message names what differs. Nothing is overwritten.
     """
     path = run_dir / "config.json"
+    if (run_dir / FRONT_FILES[0]).exists():
+        raise ValueError(f"run_dir: {run_dir} holds a front, whose networks are runs in folders of their own")
     there = [name for name in FILES if (run_dir / name).exists()]
     if not there:
         write_json(path, described)

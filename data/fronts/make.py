@@ -13,10 +13,10 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 import acertlab as al
-from acertlab.data.files import write_weights
+from acertlab.data.files import read_json, write_json, write_weights
 from acertlab.data.pack import pack_runs
 from acertlab.data.run import WEIGHTS, load_run, runs_folder
-from acertlab.training.loop.front import Front, _half_way, _measured, _write_statistics
+from acertlab.training.loop.front import DONE, Front, _half_way, _measured, _write_statistics
 from acertlab.training.loop.train import write_results
 from acertlab.training.parameters import config_of
 
@@ -41,7 +41,8 @@ def rounded(front: Front, data: al.ImageData, out: Path) -> Front:
         shutil.copy(run.path / "config.json", folder)
         write_results(model, config_of(run.config), data, folder, lambda: None, rows, {"rounded": "float16"})
         knots[kappa] = load_run(folder)
-    shutil.copy(front.path / "front.json", out)
+    told = read_json(front.path / "front.json")
+    write_json(out / "front.json", {name: value for name, value in told.items() if name != DONE})
     _write_statistics(knots, data, out, config_of(run.config).torch_device())
     halves = Front(out, front.kappas, knots, {})
     for i, pair in enumerate(pairwise(front.kappas)):

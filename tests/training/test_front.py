@@ -15,7 +15,7 @@ from acertlab.analysis.seeds import mean_over_seeds
 from acertlab.data.datasets import load_dataset, to_float
 from acertlab.data.files import read_json, write_json
 from acertlab.data.pack import pack_runs
-from acertlab.data.run import SHIPPED_FRONTS, load_run
+from acertlab.data.run import FRONT_FILES, SHIPPED_FRONTS, load_run
 from acertlab.data.run_table import load_finished, load_runs
 from acertlab.training.config import preset
 from acertlab.training.loop import front as fronts, train as loop
@@ -170,9 +170,13 @@ def test_packed_with_its_weights_it_is_the_same_front(front, tmp_path):
         load_front(bare)
 
 
-def test_the_front_that_comes_with_acertlab_moves():
-    front = load_front(SHIPPED_FRONTS / "digits-acert")
-    data = load_dataset("digits")
+@pytest.mark.parametrize("dataset", ["digits", "mnist"])
+def test_a_front_that_comes_with_acertlab_moves(dataset):
+    front = load_front(SHIPPED_FRONTS / f"{dataset}-acert")
+    try:
+        data = load_dataset(dataset, download=False)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
     x, y = to_float(data.test_x[:100]), data.test_y[:100]
     for kappa, run in (front.knots | front.between).items():
         found = al.certified_radius(front.network(kappa), x, y, run.result["radius_cap"])
@@ -213,11 +217,29 @@ def test_another_front_in_the_folder_a_missing_knot_and_a_kappa_outside_are_name
     shutil.rmtree(broken / "knot-01")
     with pytest.raises(FileNotFoundError, match="knot-01"):
         load_front(broken)
+    write_json(broken / "front.json", {"kappas": [0.5, 0.0, 0.9]})
+    shutil.copytree(front.path / "knot-01", broken / "knot-01")
+    with pytest.raises(ValueError, match=r"front.json tells of other kappas than its networks"):
+        load_front(broken)
     write_json(broken / "front.json", {"of": "another version"})
     with pytest.raises(ValueError, match=r"front.json lacks kappas"):
         load_front(broken)
     with pytest.raises(FileNotFoundError, match=r"holds no front\.json; .*train_front"):
         load_front(tmp_path)
+
+
+def test_fronts_and_runs_keep_out_of_each_others_folders(front, few, tmp_path):
+    with pytest.raises(ValueError, match=r"run_dir: .*knot-00 holds a run \(config.json, .*\), no front"):
+        train_front(SMALL, few, front.knots[0.0].path, KAPPAS, epochs=1, progress=False)
+    with pytest.raises(ValueError, match="run_dir: .* holds a front"):
+        train(SMALL, few, front.path, progress=False)
+    with pytest.raises(FileNotFoundError, match="is a front's folder.*load_front"):
+        load_run(front.path)
+    assert {path.name for path in front.path.iterdir() if path.is_file()} <= {".lock", *FRONT_FILES}
+    broken = shutil.copytree(front.path, tmp_path / "broken")
+    (broken / "statistics.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"statistics.safetensors cannot be read"):
+        load_front(broken).network(0.3)
 
 
 def test_a_front_of_another_version_and_device_goes_on(front, few, tmp_path):

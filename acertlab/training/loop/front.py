@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,7 +24,7 @@ from acertlab._lock import locked
 from acertlab._validation import Within, check, refuse
 from acertlab.data.datasets import ImageData, to_float
 from acertlab.data.files import read_json, write_json, write_weights
-from acertlab.data.run import FRONT_FILES, LOCK_WAIT, NOT_IDENTIFYING, Run, as_today, load_run, open_folder
+from acertlab.data.run import FILES, FRONT_FILES, LOCK_WAIT, NOT_IDENTIFYING, Run, as_today, load_run, open_folder
 from acertlab.training.config import TrainConfig
 from acertlab.training.loop.step import session
 from acertlab.training.loop.train import Start, described_run, train_from, write_results
@@ -77,7 +78,10 @@ class Front:
 
     @cached_property
     def _stored(self) -> list[list[dict[str, Tensor]]]:
-        stored = load_file(self.path / STATISTICS)
+        try:
+            stored = load_file(self.path / STATISTICS)
+        except SafetensorError as error:
+            raise ValueError(f"{self.path / STATISTICS} cannot be read: {error}") from None
         keys = [[f"{i}.{part}." for part in range(1, PARTS)] for i in range(len(self.kappas) - 1)]
         return [[{n.removeprefix(k): v for n, v in stored.items() if n.startswith(k)} for k in row] for row in keys]
 
@@ -174,10 +178,16 @@ def load_front(path: str | Path) -> Front:
     told = read_json(path / FILE)
     if not isinstance(told.get("kappas"), list):
         raise ValueError(f"path: {path / FILE} lacks kappas; it was not written by this version")
-    kappas = tuple(told["kappas"])
-    knots = {kappa: load_run(path / f"knot-{i:02d}") for i, kappa in enumerate(kappas)}
-    middle = {_half_way(pair): load_run(path / f"between-{i:02d}") for i, pair in enumerate(pairwise(kappas))}
-    return Front(path, kappas, knots, middle)
+    try:
+        walked = [load_run(path / f"knot-{i:02d}") for i in range(len(told["kappas"]))]
+        middle = [load_run(path / f"between-{i:02d}") for i in range(len(walked) - 1)]
+    except FileNotFoundError as error:
+        again = "where it was trained the same call of acertlab.train_front makes again what is missing"
+        raise FileNotFoundError(f"path: {path} lacks a network ({error}); {again}") from None
+    if [run.config["kappa"] for run in walked] != told["kappas"]:
+        raise ValueError(f"path: {path / FILE} tells of other kappas than its networks were trained by")
+    knots, between = ({run.config["kappa"]: run for run in runs} for runs in (walked, middle))
+    return Front(path, tuple(told["kappas"]), knots, between)
 
 
 def _half_way(pair: tuple[float, float]) -> float:
@@ -210,6 +220,8 @@ def _identifying(described: dict[str, Any]) -> dict[str, Any]:
 
 def _begin(run_dir: Path, asked: dict[str, Any]) -> None:
     file = run_dir / FILE
+    if there := [name for name in FILES if (run_dir / name).exists()]:
+        raise ValueError(f"run_dir: {run_dir} holds a run ({', '.join(there)}), no front. Give another folder")
     if not file.is_file():
         write_json(file, asked)
         return
