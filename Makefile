@@ -16,7 +16,7 @@ FAST := $(addprefix tests/, test_lock.py test_memory.py test_text.py test_valida
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-demo: $(READY)  ## train on the embedded digits, draw the Pareto picture, print the table (under 5 minutes)
+demo: $(READY)  ## train on the embedded digits, draw the Pareto picture, print the table (2 minutes)
 	$(BIN)/acertlab demo
 
 test: $(READY)  ## lint, unit and property tests, and every notebook (about 20 minutes on two cores)
