@@ -148,9 +148,9 @@ def _check_training(parameters: Mapping[str, Any]) -> dict[str, Any]:
     known = {name: accepted for name, accepted in PARAMETERS.items() if name in parameters}
     checked = dict(parameters) | check_parameters(parameters, known)
     config = config_from_parameters(checked)
-    kappas = front_kappas(checked, config)
-    kappa = kappas[0] if kappas else config.kappa  # which nothing depends on: else several jobs would be alike
-    return checked | {"kappa": kappa}  # and 1 for standard training, whatever is asked
+    if kappas := front_kappas(checked, config):  # kappa says nothing then: else several jobs would be alike
+        return checked | {"kappa": kappas[0], "kappas": " ".join(f"{kappa:.12g}" for kappa in kappas)}
+    return checked | {"kappa": config.kappa}  # 1 for standard training, whatever is asked: likewise
 
 
 def _computed(parameters: Mapping[str, Any]) -> dict[str, Any]:

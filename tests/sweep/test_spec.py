@@ -159,8 +159,8 @@ def test_a_front_is_one_job() -> None:
     fronts = [one | {"front": True, "kappas": "", "seed": [0, 1]}, one | {"front": True, "kappas": "0 0.5", "seed": 0}]
     sweep = read_spec({"grid": [*fronts, one | {"front": False, "kappas": "", "seed": 0}]})
     assert [describe(job.parameters, sweep.varied) for job in sweep.jobs] == [
-        "acert kappa=0 front=True kappas= seed=0",
-        "acert kappa=0 front=True kappas= seed=1",
+        "acert kappa=0 front=True 0 0.25 0.5 0.75 0.9 seed=0",
+        "acert kappa=0 front=True 0 0.25 0.5 0.75 0.9 seed=1",
         "acert kappa=0 front=True 0 0.5 seed=0",
         "acert kappa=0 front=False kappas= seed=0",
     ]
