@@ -60,9 +60,9 @@ def _learnt_from_the_demo(root: Path) -> tuple[str, str]:
 
     runs = load_runs(root)
     (pair,) = analyse(runs).comparisons
-    walked = runs[runs.method == "acert"]
+    walked = runs.loc[runs.method == "acert"]
     ends = (100 * value for name in ("acc", "acr") for value in (walked[name].min(), walked[name].max()))
-    epochs = walked[walked.interpolated.isna()].epochs.sum()
+    epochs = walked.loc[walked.interpolated.isna()].epochs.sum()
 
     def shares(root: Path, dataset: str) -> list[float]:
         """Per cent of the training images without a box and with the whole one, in the last epoch at kappa = 0."""
@@ -76,8 +76,8 @@ def _learnt_from_the_demo(root: Path) -> tuple[str, str]:
         walked.one_training.iloc[0],
         f"""{told.format(epochs, len(walked), *ends)}
 {pair.sentence}
-That is what one expects of easy images. In the last epoch of ACERT at kappa = 0, {digits_whole:.0f} % of the digits
-have a box as large as FastIBP's, and {digits_none:.0f} % have none: both train on nearly the same boxes.
+Such easy images hardly tell methods apart: in the last epoch of ACERT at kappa = 0, {digits_whole:.0f} % of the digits
+have a box as large as FastIBP's, and {digits_none:.0f} % have none, so that both train on nearly the same boxes.
 Of the CIFAR-10 images whose results come with acertlab, {cifar_whole:.0f} % have the whole box and
 {cifar_none:.0f} % none: there a radius for each image changes much, and ACERT's front lies higher.
 See data/results/README.md.""",
