@@ -25,7 +25,7 @@ def build(handouts: Path, out: Path) -> None:
     tutorials = "".join(f"- [{page.stem}](tutorials/{page.name})\n" for page in pages)
     names = "".join(f"- [`al.{n}`](acertlab/{m.replace('.', '/')}.html)\n" for n, m in al._MODULES.items())
     al.__doc__ = f"{al.__doc__}\n\n## Tutorials\n\n{tutorials}\n\n## Modules\n\n{names}"
-    pdoc.render.configure(docformat="google")
+    pdoc.render.configure(docformat="google", template_directory=Path(__file__).parent)  # its custom.css
     plain = pdoc.render.env.filters["to_html"]
     pdoc.render.env.filters["to_html"] = lambda text: plain(FORMULA.sub(lambda tex: mathml(tex[1], "block"), text))
     modules = [f"acertlab.{module}" for module in al._MODULES.values()]

@@ -225,9 +225,10 @@ def check_input(x: Tensor, domain: DomainLike) -> None:
             first = _first(x.detach().cpu().numpy(), outside.cpu().numpy())
             raise ValueError(f"x: {first} lies outside the domain; give inputs in it, or another domain")
     elif (ends.low is not None and low < ends.low) or (ends.high is not None and high > ends.high):
+        grey = "; here domain=(0, 255), where eps counts grey levels" if low >= 0 and 1 < high <= 255 else ""
         raise ValueError(
             f"x: values from {low:.4g} to {high:.4g} lie outside the domain {Domain.of(domain).plain()}; give pixels "
-            "in that range (put the normalisation into the model: acertlab.models.Normalize), or another domain"
+            f"in that range (put the normalisation into the model: acertlab.models.Normalize), or another domain{grey}"
         )
 
 

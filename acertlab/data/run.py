@@ -126,6 +126,12 @@ class Run:
     radii: pd.DataFrame
     result: dict[str, Any]
 
+    def __repr__(self) -> str:
+        """What it is, in a line; its tables and settings would fill screens."""
+        of = {**self.config, **self.result}
+        scores = ", ".join(f"{name} {100 * of[name.lower()]:.1f} %" for name in ("Acc", "ACR", "ART"))
+        return f"Run({str(self.path)!r}: {of['method']} on {of['dataset']}, kappa {of['kappa']:g}, {scores})"
+
     def load_model(self) -> torch.nn.Module:
         """The trained network, in evaluation mode, rebuilt from `config.json` and `model.safetensors`.
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,12 @@ class Report:
             aside.write_text(certificate_page(self), encoding="utf-8")
 
     def _repr_html_(self) -> str:
-        return self.table().to_html(index=False, float_format="{:.2f}".format)
+        table = self.table()
+        aside = table["quantity"].isin(self.settings) | table["quantity"].str.startswith("samples ")
+        parts = (table[~aside], self.outcomes(), table[aside])
+        scores, outcomes, more = (part.to_html(index=False, float_format="{:.2f}".format, border=0) for part in parts)
+        said = f"<p>{escape(self.sentence())}</p>{outcomes}"
+        return f"{scores}{said}<details><summary>Settings and numbers</summary>{more}</details>"
 
     def __str__(self) -> str:
         """What one would tell a colleague: the scores in a sentence, and what became of the samples."""

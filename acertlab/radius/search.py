@@ -38,11 +38,15 @@ SECONDS = Within(0, open_low=True)
 
 
 def checked_limit(eps_max: float | str, domain: DomainLike) -> float:
-    """eps_max as a number, which "8/255" is, too; warns, once, where no box in the domain can be so large."""
-    limit, width = check("eps_max", eps_max, EPS_MAX, parse=True), Domain.of(domain).width
+    """eps_max as a number, which "8/255" is, too; warns, once, where it hardly means what it says in the domain."""
+    limit, width, said = check("eps_max", eps_max, EPS_MAX, parse=True), Domain.of(domain).width, ""
     if limit > width * (1 + 1e-6):
         hint = f"; for a domain of {width:g}, 8 mostly means 8/255" if limit > 1 else ""
         said = f"eps_max = {limit:g}: beyond {width:g} the box is the whole domain, and grows no more{hint}"
+    elif isinstance(eps_max, str) and eps_max.endswith("/255") and 255 <= width < math.inf:
+        grey = f"as many grey levels are eps_max={255 * limit:g}"
+        said = f"eps_max = {eps_max}: in units of the inputs, which span {width:g} here; {grey}"
+    if said:
         warnings.warn(said, stacklevel=1)  # told once: from here, whoever asks
     return limit
 

@@ -150,10 +150,13 @@ def _drawn(figure: go.Figure) -> Markup:
     return Markup(figure.to_html(full_html=False, include_plotlyjs=False, include_mathjax=False, config=config))
 
 
-# A figure's script stands in the page's head once; formulas are MathML, which browsers draw by themselves.
+# A figure's script stands in the page's head once; formulas are MathML, which browsers draw by themselves. What a cell
+# tells while it runs is no error and not shown as one.
 _NOTEBOOK = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js %}<script>{{ resources.plotly }}</script>{% endblock %}
-{% block html_head_js_mathjax %}<style>.highlight pre { white-space: pre-wrap }</style>{% endblock %}
+{% block html_head_js_mathjax %}<style>
+.highlight pre { white-space: pre-wrap }
+.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"] { background: none }</style>{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}"""
 
 
@@ -172,6 +175,7 @@ def notebook_page(notebook: str | Path, output: str | Path, preface: str = "") -
     import nbformat
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     class MathML(IPythonRenderer):
         def block_math(self, body: str) -> str:
@@ -181,6 +185,7 @@ def notebook_page(notebook: str | Path, output: str | Path, preface: str = "") -
             return mathml(body, "inline")
 
     def html(source: str) -> str:
+        source = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", source)  # the other notebooks are pages, too
         return MarkdownWithMath(renderer=MathML(escape=False)).render(source)
 
     content = nbformat.read(notebook, as_version=4)
@@ -200,10 +205,15 @@ def notebook_page(notebook: str | Path, output: str | Path, preface: str = "") -
         if cell.cell_type == "code":
             cell.outputs = outputs
     exporter = HTMLExporter(raw_template=_NOTEBOOK, filters={"markdown2html": html})
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # of a progress bar its last state
     resources = {"plotly": get_plotlyjs(), "metadata": {"name": Path(notebook).stem}}
     body, _ = exporter.from_notebook_node(content, resources)
     with written_aside(Path(output)) as aside:
         aside.write_text(body, encoding="utf-8")
+
+
+# Fonts that know where an index stands: what a browser takes by itself need not be one of them
+_FONTS = "font-family: 'Latin Modern Math', 'STIX Two Math', 'Cambria Math', 'DejaVu Math TeX Gyre', math"
 
 
 def mathml(latex: str, display: str) -> str:
@@ -215,4 +225,5 @@ def mathml(latex: str, display: str) -> str:
             return f"<mi>{unicodedata.lookup(f'MATHEMATICAL SCRIPT CAPITAL {letter[1]}')}</mi>"
         return f"<mi>{unicodedata.lookup(f'SCRIPT CAPITAL {letter[1]}')}</mi>"
 
-    return re.sub(r'<mi mathvariant="script">([A-Z])</mi>', script, convert(latex.strip(), display=display))
+    formula = convert(latex.strip(), display=display).replace("<mrow>", f'<mrow style="{_FONTS}">', 1)
+    return re.sub(r'<mi mathvariant="script">([A-Z])</mi>', script, formula)

@@ -27,17 +27,16 @@ DARK = "\n".join(
     for theme in ('body[data-jp-theme-light="false"]', "body.vscode-dark")
 )
 
-# In a Jupyter kernel plotly's default shows figures in JupyterLab only. With HTML beside it (plotly.js from its CDN)
-# they appear in nbviewer and in HTML copies too. PLOTLY_RENDERER=plotly_mimetype+notebook puts plotly.js itself into
-# the notebook (5 MB), for copies that are read without a network. Elsewhere the default is another one, and asking for
-# it would load nbformat and its grammars: seconds.
+# In a Jupyter kernel plotly's default shows figures in JupyterLab only. With HTML beside it, which names plotly.js on
+# its CDN, they appear in nbviewer and in HTML copies too; JupyterLab shows the first form and asks for nothing there.
+# PLOTLY_RENDERER=plotly_mimetype+notebook puts plotly.js itself into the notebook (5 MB), for copies that are read
+# without a network. Elsewhere the default is another one, and asking for it would load nbformat: seconds.
 if "ipykernel.zmqshell" in sys.modules:
     from IPython.display import HTML, display
     from plotly.io.base_renderers import NotebookRenderer
 
     class _FollowingTheme(NotebookRenderer):
-        def activate(self) -> None:  # with a kernel's first figure
-            super().activate()
+        def activate(self) -> None:  # with a kernel's first figure; plotly would load its script from the CDN here
             element = f"Object.assign(document.createElement('style'), {{ textContent: {json.dumps(DARK)} }})"
             display(HTML(f"<script>document.head.append({element})</script>"))
 

@@ -192,7 +192,10 @@ def test_a_limit_beyond_the_domain_is_warned_of_once() -> None:
         for call in CALLS:
             call(TABLE, X[:2], Y[:2], 7)
     assert len(seen) == 1
-    for limit, domain in ((8, (0, 255)), (8, None), (1, (0, 1)), (8, Domain(0, 1, 0.1)), ("8/255", (0, 1))):
+    fine = ((8, (0, 255)), (8, None), (1, (0, 1)), (8, Domain(0, 1, 0.1)), ("8/255", (0, 1)), ("8/255", None))
+    for limit, domain in fine:
         certified_radius(TABLE, X, Y, limit, domain=domain)
+    with pytest.warns(UserWarning, match="eps_max = 8/255: in units of the inputs, which span 255 here.*eps_max=8$"):
+        certified_radius(TABLE, X, Y, "8/255", domain=(0, 255))
     with pytest.warns(UserWarning, match=r"beyond 0\.5 the box"):
         certified_radius(TABLE, X, Y, 0.6, domain=Domain(0, 1, [2.0, 3.0, 0.0, 4.0]))

@@ -212,6 +212,7 @@ NO_BATCH = r"x: shape \(.*\) is not \(B, \.\.\.\), samples of at least one numbe
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     # x
     "x outside the domain": ({"x": X + 0.5}, ValueError, "x: values from .* outside the domain"),
+    "x in grey levels": ({"x": X * 255}, ValueError, r"or another domain; here domain=\(0, 255\), where eps counts"),
     "x NaN": ({"x": poisoned(NAN)}, ValueError, "x: holds 1 NaN"),
     "x infinite": ({"x": poisoned(INF)}, ValueError, "x: holds 1 NaN or infinite"),
     "x None": ({"x": None}, TypeError, "x: must be a floating-point tensor .* not NoneType"),

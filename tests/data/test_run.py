@@ -23,6 +23,7 @@ class TestRunFolder:
         rebuilt = run.load_model()
         assert torch.equal(rebuilt(x), model(x))
         assert not rebuilt.training
+        assert repr(run).startswith(f"Run({str(tmp_path / 'a')!r}: acert on digits, kappa ") and "\n" not in repr(run)
         with pytest.raises(dataclasses.FrozenInstanceError):
             run.result = {}
 

@@ -32,7 +32,7 @@ from acertlab.analysis import tradeoff
 from acertlab.data.run import SHIPPED_FRONTS, load_run
 from acertlab.data.run_table import load_radii, load_runs
 from acertlab.visualization import widgets
-from tests.helpers.browser import CHROMIUM, EMPTY_SCRIPT, FAULTS, SETTINGS, WAIT, Opened, Shown, answers, until
+from tests.helpers.browser import CHROMIUM, FAULTS, SETTINGS, WAIT, Opened, Shown, answers, until
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -109,8 +109,7 @@ def opened(browser: Any, lab: str, folder: Path) -> Iterator[Callable[..., Any]]
     errors: list[str] = []
     page = browser.new_page(viewport={"width": 1400, "height": 800})
     page.set_default_timeout(1000 * WAIT)
-    # plotly's figures name its script on a CDN, for readers outside of JupyterLab; here nothing is needed from there
-    page.route(lambda url: not url.startswith(lab), lambda route: route.fulfill(body="", headers=EMPTY_SCRIPT))
+    page.route(lambda url: not url.startswith(lab), lambda route: route.abort())  # no network: an error in the console
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda m: errors.append(f"{m.text} {m.location}") if m.type == "error" else None)
 

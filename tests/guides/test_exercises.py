@@ -23,7 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {  # parameters with which each notebook take
     "06_beyond_ibp": {},
 }
 ONLY = {  # cells that exercises build on
-    "00_start_here": ("00-02", "00-04"),
+    "00_start_here": ("00-02", "00-04", "00-06", "00-08"),
     "03_pareto": ("03-02",),
     "06_beyond_ibp": ("06-02", "06-27"),
 }
@@ -42,6 +42,19 @@ WRONG: dict[str, tuple[tuple[str, str], ...]] = {  # of each exercise: wrong ans
         ('answers = dict.fromkeys("abcde", "true")', "c is not true"),
         ('answers = dict.fromkeys("abcde", True)', "'true', 'false' or 'unknown'"),
         ('answers = dict(zip("abcde", ["unknown"] * 5))', "inside of what is proved"),
+    ),
+    "00-e4": (
+        ("def fast_gradient_sign(network, x, y, eps): return x + 2 * eps", "more than eps"),
+        ("def fast_gradient_sign(network, x, y, eps): return x + eps", "blacker than black or whiter"),
+        ("def fast_gradient_sign(network, x, y, eps): return x[0]", "not that of the images"),
+        ("def fast_gradient_sign(network, x, y, eps): return (x + noise).clamp(0, 1)", "no more than random noise"),
+        (
+            """def fast_gradient_sign(network, x, y, eps):
+                image = x.clone().requires_grad_()
+                loss = torch.nn.functional.cross_entropy(network(image), y)
+                return (x - eps * torch.autograd.grad(loss, image)[0].sign()).clamp(0, 1)""",
+            "the wrong direction",
+        ),
     ),
     "01-e1": (
         ("def absolute_value(lower, upper): return lower.abs(), upper.abs()", "the lower end is 3"),

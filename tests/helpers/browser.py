@@ -193,7 +193,6 @@ class Shown(Opened):
         Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
-EMPTY_SCRIPT = {"content-type": "text/javascript", "access-control-allow-origin": "*"}
 # Arrays come to plotly as typed arrays; a NaN has no JSON
 FIGURES = """cell => {
     const plain = value => value === null || typeof value === 'string' ? value :
