@@ -12,9 +12,10 @@ from acertlab.bounds.box import Box
 from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import certified_margin, clean_margin, margin_at
 from acertlab.radius.attack import attacked_radius, pgd
-from acertlab.radius.bracket import radius_bracket
+from acertlab.radius.bracket import exact_radius, radius_bracket
 from acertlab.radius.certificate import certify
 from acertlab.radius.certified import certified_radius
+from acertlab.radius.exact.radii import ExactSettings
 from acertlab.radius.rootfind.log_secant import EXPONENT
 from acertlab.radius.search import (
     CLOSE,
@@ -42,6 +43,8 @@ def defaults(function: Callable) -> dict[str, object]:
         (certified_radius, {"bound", "merged", "domain", "sound", "solver", "xtol", "rtol", "maxiter", "time_limit"}),
         (certify, {"bound", "merged", "domain", "sound", "solver", "xtol", "rtol", "maxiter", "time_limit"}),
         (radius_bracket, {"bound", "merged", "domain", "sound", "time_limit"}),
+        (exact_radius, {"domain", "time_limit"}),
+        (ExactSettings, {"domain", "time_limit"}),
         (certified_margin, {"bound", "merged", "domain", "sound"}),
         (margin_at, {"merged", "domain"}),
         (pgd, {"domain"}),
