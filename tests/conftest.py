@@ -1,6 +1,7 @@
 """Networks trained once a session, on the embedded digits and, where it is at hand, on real MNIST."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +20,29 @@ torch.set_num_threads(1)  # two-thread torch slows down many-fold where another 
 
 
 @pytest.fixture(scope="session")
-def digits_net() -> Trained:
+def everybodys(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder for what one of pytest-xdist's workers makes for all of them."""
+    mine = tmp_path_factory.getbasetemp()
+    return mine.parent if hasattr(request.config, "workerinput") else mine
+
+
+@pytest.fixture(scope="session")
+def digits_net(everybodys: Path) -> Trained:
     images = data.load_dataset("digits")
     x, y = data.to_float(images.train_x), images.train_y
-    model = train_quickly(lambda: small_cnn(images.in_shape, 10, width=8, linear=50), x, y, 0.15, 300, 5e-3)
+    build = partial(small_cnn, images.in_shape, 10, width=8, linear=50)
+    model = train_quickly(build, x, y, 0.15, 300, 5e-3, everybodys / "digits.pt")
     return Trained("digits", model, data.to_float(images.test_x), images.test_y, 0.2)
 
 
 @pytest.fixture(scope="session")
-def mnist_net() -> Trained:
+def mnist_net(everybodys: Path) -> Trained:
     root = Path(os.environ.get("ACERTLAB_DATA", "data/datasets"))
     if not (root / "MNIST" / "raw").is_dir():
         pytest.skip(f"no MNIST under {root}; set ACERTLAB_DATA to the folder that holds MNIST/raw")
     images = data.load_dataset("mnist", root=root)
     x, y = data.to_float(images.train_x), images.train_y
-    model = train_quickly(lambda: small_cnn(images.in_shape, 10), x, y, 0.15, 300, 2e-3)
+    model = train_quickly(partial(small_cnn, images.in_shape, 10), x, y, 0.15, 300, 2e-3, everybodys / "mnist.pt")
     return Trained("mnist", model, data.to_float(images.test_x[:1000]), images.test_y[:1000], 0.2)
 
 

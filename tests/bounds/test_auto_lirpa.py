@@ -90,8 +90,12 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple
     return warm_up(NETWORKS[name]().to(dtype), shape), shape
 
 
+def prepared(model: nn.Module) -> dict[str, AutoLirpaNetwork]:
+    return {bound: AutoLirpaNetwork(model, bound=bound) for bound in BOUNDS}
+
+
 def ladder(model: nn.Module, box: Box, y: Tensor, merged: bool = True) -> dict[str, Tensor]:
-    return {bound: AutoLirpaNetwork(model, bound=bound).margins(box, y, merged=merged) for bound in BOUNDS}
+    return {bound: network.margins(box, y, merged=merged) for bound, network in prepared(model).items()}
 
 
 @pytest.mark.parametrize("merged", [True, False])
@@ -205,21 +209,22 @@ def attacked(model: nn.Module, box: Box, y: Tensor, steps: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@settings(max_examples=3, deadline=None)
-@given(seed=st.integers(0, 2**16), eps=st.floats(0.0, 0.5), double=st.booleans(), merged=st.booleans())
-def test_no_point_of_the_box_exceeds_a_bound(name: str, seed: int, eps: float, double: bool, merged: bool) -> None:
-    dtype = torch.float64 if double else torch.float32
+@settings(max_examples=2, deadline=None)
+@given(seed=st.integers(0, 2**16), eps=st.floats(0.1, 0.5), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_no_point_of_the_box_exceeds_a_bound(name: str, seed: int, eps: float, dtype: torch.dtype) -> None:
     model, shape = build(name, seed, dtype)
     x, y = torch.rand(4, *shape, dtype=dtype), torch.randint(4, (4,))
-    box = ball(x, eps)
-    reached, margins = attacked(model, box, y), ladder(model, box, y, merged)
-    roundings = 1e-9 if double else 1e-4
+    box = ball(x, eps * torch.tensor([1.0, 0.3, 0.05, 0.0], dtype=dtype))
+    reached, networks = attacked(model, box, y), prepared(model)
+    roundings = 1e-9 if dtype == torch.float64 else 1e-4
     slack = roundings * (1 + reached.abs().max())
-    for bound in BOUNDS:
-        assert margins[bound].dtype == dtype
-        assert (margins[bound] >= reached - slack).all(), bound
-    for looser, tighter in pairwise(BOUNDS):
-        assert (margins[tighter] <= margins[looser] + slack).all()
+    for merged in (True, False):
+        margins = {bound: network.margins(box, y, merged=merged) for bound, network in networks.items()}
+        for bound in BOUNDS:
+            assert margins[bound].dtype == dtype
+            assert (margins[bound] >= reached - slack).all(), bound
+        for looser, tighter in pairwise(BOUNDS):
+            assert (margins[tighter] <= margins[looser] + slack).all()
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
@@ -369,10 +374,10 @@ def assert_ordered(radii: dict[str, Tensor]) -> None:
 
 def test_a_tighter_bound_never_loses_a_radius(digits_net: Trained) -> None:
     """Training against IBP makes IBP nearly as good as any; a network trained otherwise needs CROWN."""
-    certified = radii_by_bound(digits_net, 30)
+    certified = radii_by_bound(digits_net, 12)
     images = data.load_dataset("digits")
     model = train_against_attacks(data.to_float(images.train_x), images.train_y, 0.15, 200)
-    robust = radii_by_bound(replace(digits_net, name="digits against attacks", model=model), 30)
+    robust = radii_by_bound(replace(digits_net, name="digits against attacks", model=model), 12)
     assert_ordered(certified)
     assert_ordered(robust)
     assert certified["alpha-crown"].mean() < 1.3 * certified["ibp"].mean()
@@ -382,7 +387,7 @@ def test_a_tighter_bound_never_loses_a_radius(digits_net: Trained) -> None:
 def test_a_tighter_bound_never_loses_a_radius_on_mnist(mnist_net: Trained) -> None:
     images = data.load_dataset("mnist", root=Path(os.environ.get("ACERTLAB_DATA", "data/datasets")))
     model = train_against_attacks(data.to_float(images.train_x), images.train_y, 0.15, 150)
-    radii = radii_by_bound(replace(mnist_net, name="mnist against attacks", model=model, eps_max=0.1), 25)
+    radii = radii_by_bound(replace(mnist_net, name="mnist against attacks", model=model, eps_max=0.1), 10)
     assert_ordered(radii)
     assert radii["crown"].mean() > 1.2 * radii["ibp"].mean() > 0
 

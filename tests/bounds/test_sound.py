@@ -1,6 +1,7 @@
 """Sound margins against exact rational arithmetic, and against float32 evaluations in many orders of summation."""
 
 import copy
+import functools
 import math
 import re
 import warnings
@@ -169,6 +170,7 @@ def balance_(model: nn.Module) -> nn.Module:
     return model
 
 
+@functools.cache  # whose weights are drawn anew for each case: it is captured once
 def build(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Sequential, tuple[int, ...]]:
     if kind == "mlp":
         layers = [nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)]
@@ -252,6 +254,9 @@ def numbers_of(size: int, width: int, largest: float, least: float) -> st.Search
     )
 
 
+TWO_INPUTS, THREE_INPUTS = nn.Sequential(nn.Linear(2, 3)).double(), nn.Sequential(nn.Linear(3, 3))
+
+
 @settings(max_examples=400, deadline=None)
 @given(
     numbers=numbers_of(9, 64, 1e308, 2.0**-1022),
@@ -260,7 +265,7 @@ def numbers_of(size: int, width: int, largest: float, least: float) -> st.Search
 )
 def test_any_float64_weights(numbers: list[float], x: list[float], eps: float) -> None:
     """Denormal, huge, cancelling: the margin of a linear classifier holds, or is not finite."""
-    model = nn.Sequential(nn.Linear(2, 3)).double()
+    model = TWO_INPUTS
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor(numbers[:6], dtype=torch.float64).view(3, 2))
         model[0].bias.copy_(torch.tensor(numbers[6:], dtype=torch.float64))
@@ -376,7 +381,7 @@ def test_no_violation_by_float32_in_any_order(kind: str) -> None:
 )
 def test_any_float32_weights(numbers: list[float], x: list[float], flush: bool) -> None:
     """Denormals, flushed or kept; overflows: the computed label is as proved, or nothing is proved."""
-    model, y = nn.Sequential(nn.Linear(3, 3)), torch.tensor([1])
+    model, y = THREE_INPUTS, torch.tensor([1])
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor(numbers[:9]).view(3, 3))
         model[0].bias.copy_(torch.tensor(numbers[9:]))
@@ -422,9 +427,9 @@ def test_plain_float32_fails_where_numbers_cancel_and_sound_never() -> None:
             model[0].bias += 2.0 ** (18 + i % 6)
             model[2].bias -= model[2].weight.double().sum(1).float() * 2.0 ** (18 + i % 6)
             x = torch.rand(4, 3, generator=generator)
-            y = model.double()(x.double()).argmax(1)
+            y = copy.deepcopy(model).double()(x.double()).argmax(1)
             eps = torch.full((4,), 10.0 ** (-1 - i % 2))
-            plain = margin_at(freeze(model.float()), x, y, eps)
+            plain = margin_at(freeze(model), x, y, eps)
         sound = margin_at(prepare_sound(model), x.double(), y, eps.double())
         net, box = steps(model, (3,)), exact_box(x.double(), eps.double())
         points = [corners(*box, rng) for _ in range(5)]

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor, nn
 
 from acertlab.bounds.box import ball
@@ -25,6 +27,20 @@ class Program(nn.Module):
         return self.function(x, *self.layers)
 
 
+_CAPTURED: dict[object, nn.Module] = {}
+
+
+def captured_once(key: object, model: nn.Module) -> nn.Module:
+    """These weights in the one module that stands for all of a key, which have the same layers.
+
+    A graph is remembered by its module, and capturing costs more than the bounds of a small network: tests that draw
+    many networks ask for them one after the other.
+    """
+    known = _CAPTURED.setdefault(key, model)
+    known.load_state_dict(model.state_dict())
+    return known
+
+
 @dataclass(frozen=True)
 class Trained:
     """A certifiably trained network in evaluation mode, with test images it has not seen."""
@@ -36,11 +52,23 @@ class Trained:
     eps_max: float
 
 
-def train_quickly(build: Callable[[], nn.Module], x: Tensor, y: Tensor, eps: float, steps: int, lr: float) -> nn.Module:
+def train_quickly(
+    build: Callable[[], nn.Module], x: Tensor, y: Tensor, eps: float, steps: int, lr: float, weights: Path
+) -> nn.Module:
     """A few steps of IBP training with a linear ramp: enough for radii of 0, inside and at eps_max.
 
-    The network is built here, after seeding: whatever ran before, it is always the same one.
+    The network is built here, after seeding: whatever ran before, it is always the same one. Its weights are kept in a
+    file, for all processes that ask.
     """
+    with FileLock(weights.with_suffix(".lock")):
+        if not weights.exists():
+            torch.save(_trained(build, x, y, eps, steps, lr).state_dict(), weights)
+    model = build().eval()
+    model.load_state_dict(torch.load(weights))
+    return model
+
+
+def _trained(build: Callable[[], nn.Module], x: Tensor, y: Tensor, eps: float, steps: int, lr: float) -> nn.Module:
     torch.manual_seed(0)
     model = ibp_init_(build()).train()
     optimizer = torch.optim.Adam(model.parameters(), lr)
@@ -53,7 +81,7 @@ def train_quickly(build: Callable[[], nn.Module], x: Tensor, y: Tensor, eps: flo
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return model.eval()
+    return model
 
 
 def linear(n: int, classes: int, seed: int, dtype: torch.dtype = torch.float64) -> nn.Sequential:
