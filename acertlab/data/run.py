@@ -76,7 +76,7 @@ PACKED = "packed.json"  # a folder with this file holds packed runs
 WEIGHTS = "weights.safetensors"  # there, of all runs, where they were packed with them
 FRONT_FILES = ("front.json", "statistics.safetensors")  # what a front has beside its runs, see `acertlab.train_front`
 SHIPPED = files.SHIPPED / "data" / "results"  # the packed runs that come with the package
-SHIPPED_FRONTS = files.SHIPPED / "data" / "fronts"  # and fronts, of the digits with its weights
+SHIPPED_FRONTS = files.SHIPPED / "data" / "fronts"  # and fronts, of the digits and MNIST with their weights
 
 
 def runs_folder(given: str | Path = "") -> Path:
