@@ -143,7 +143,7 @@ class IntervalNetwork:
         return works
 
     def _affine(self, call: AffineCall, norm: Any = None) -> Affine:
-        return IntervalAffine.of(*self._weights(call), call.operation, norm)
+        return IntervalAffine.of(*self._weights(call), call.operation, norm, call.repeats)
 
     def _weights(self, call: AffineCall) -> tuple[Tensor, Tensor | None]:
         weight = self.constants[call.weight]

@@ -4,7 +4,10 @@ The truth is exact where there is a formula, else the largest value on a dense g
 over the truth's may not grow beyond what is stated here.
 """
 
+import copy
 from collections.abc import Callable
+from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acertlab.bounds.box import Box
-from acertlab.bounds.ibp import propagate
+from acertlab.bounds.ibp import freeze, propagate
+from acertlab.bounds.sound.network import prepare_sound
 from tests.bounds.test_ibp import Function
 
 GRID = 4001
@@ -35,6 +39,96 @@ def grid_of(box: Box, steps: int) -> Tensor:
 
 def flat(box: Box) -> Box:
     return Box(box.lower[0], box.upper[0])
+
+
+# ---- padding that repeats values, before a convolution -------------------------------------------------------------
+
+
+def padded_convolution(r: Random, dims: int) -> tuple[nn.Module, tuple[int, ...]]:
+    """A convolution after a padding of any mode, written in one of the ways there are, and the shape of a sample."""
+    own, mode = r.random() < 0.4, r.choice(["reflect", "replicate", "circular"])
+    kernel = [r.choice([1, 2, 3, 5]) for _ in range(dims)]
+    dilation = [r.choice([1, 1, 2]) for _ in range(dims)]
+    around = [
+        [k := r.randrange(3), k] if own else [r.randrange(-(mode == "replicate"), 3) for _ in "ab"] for _ in kernel
+    ]
+    size = [
+        max(3, (k - 1) * d + 1 - sum(sides) + r.randrange(3))
+        for k, d, sides in zip(kernel, dilation, around, strict=True)
+    ]
+    layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](
+        *(2, 2 * r.choice([1, 2]), kernel, [r.choice([1, 2, 3]) for _ in range(dims)]),
+        padding=[sides[0] for sides in around] if own else r.choice([0, 0, 0, "valid"]),
+        padding_mode=mode if own else "zeros",
+        dilation=dilation,
+        groups=r.choice([1, 2]),
+        bias=r.random() < 0.5,
+    )
+    model, flat_sides = nn.Sequential(layer), tuple(side for sides in reversed(around) for side in sides)
+    if not own and mode != "circular" and r.random() < 0.5:
+        name = f"{'Reflection' if mode == 'reflect' else 'Replication'}Pad{dims}d"
+        model.insert(0, getattr(nn, name)(flat_sides))
+    elif not own:
+        model.insert(0, Function(lambda x: F.pad(x, flat_sides, mode)))
+    if r.random() < 0.4:
+        norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1](layer.out_channels)
+        for tensor in (norm.running_mean, norm.weight, norm.bias):
+            nn.init.normal_(tensor)
+        model.append(norm)
+    return model.append(nn.Flatten()).double().eval(), (2, *size)
+
+
+def dense(model: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The matrix and the constant of an affine model, (outputs, inputs) and (outputs,)."""
+    basis = torch.eye(torch.Size(shape).numel(), dtype=torch.float64).view(-1, *shape)
+    constant = model(torch.zeros(1, *shape, dtype=torch.float64))
+    return (model(basis) - constant).T, constant[0]
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(40))
+def test_convolutions_of_repeated_pixels_are_exact(dims: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    model, shape = padded_convolution(Random(seed), dims)
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    radius = torch.rand(3, *shape, dtype=torch.float64)
+    box = Box(x - radius, x + radius)
+    matrix, constant = dense(model, shape)
+    center, width = x.flatten(1) @ matrix.T + constant, radius.flatten(1) @ matrix.abs().T
+    slack = 1e-12 * (1 + width.abs().max() + center.abs().max())
+    frozen, sound = freeze(model), prepare_sound(model)
+    for bounds in (propagate(model, box), frozen.propagate(box), frozen.propagate(box), sound.propagate(box)):
+        assert (bounds.lower - (center - width)).abs().max() < slack
+        assert (bounds.upper - (center + width)).abs().max() < slack
+    proved = sound.propagate(box)
+    assert (proved.lower <= center - width).all() and (center + width <= proved.upper).all()
+    single = prepare_sound(copy.deepcopy(model).float(), "float32").propagate(box)
+    assert (single.upper - center - width).abs().max() < 1e-4 * (1 + width.max() + center.abs().max())
+
+
+@pytest.mark.parametrize("zeros", [1, "same"])
+def test_zeros_around_repeated_pixels_are_left_to_the_looser_bound(zeros: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(1, 2, 3, padding=zeros), nn.Flatten()).double().eval()
+    box = random_box(36, 0.3, 0)
+    bounds = propagate(model, Box(box.lower.view(1, 1, 6, 6), box.upper.view(1, 1, 6, 6)))
+    matrix, constant = dense(model, (1, 6, 6))
+    center, width = box.center @ matrix.T + constant, box.radius @ matrix.abs().T
+    ratio = (bounds.upper - bounds.lower) / (2 * width)
+    assert torch.allclose(bounds.center, center) and ratio.min() > 1 - 1e-12 and 1.1 < ratio.max() < 4
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_training_moves_the_weights_of_repeated_pixels_by_the_exact_gradient(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, shape = padded_convolution(Random(seed), 2)
+    x, radius = torch.randn(2, *shape, dtype=torch.float64), torch.rand(2, *shape, dtype=torch.float64)
+    weights = list(model.parameters())
+    ours = torch.autograd.grad(propagate(model, Box(x - radius, x + radius)).upper.square().sum(), weights)
+    matrix, constant = dense(model, shape)
+    upper = x.flatten(1) @ matrix.T + constant + radius.flatten(1) @ matrix.abs().T
+    for a, b in zip(ours, torch.autograd.grad(upper.square().sum(), weights), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
 # ---- norms -----------------------------------------------------------------------------------------------------------

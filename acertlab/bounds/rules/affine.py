@@ -3,11 +3,12 @@
 Source: Gowal et al. 2019; Appendix A.1 of the ACERT paper, Eq. (16)-(17).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from acertlab.bounds.rules.operators import BATCH_NORMS, arguments_of, aten, pac
 CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d, aten._convolution_mode)
 TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 ANY_CONVOLUTION = (aten.convolution, aten._convolution)  # of any dimension, transposed or not
+REPEATING = {aten.pad, *(getattr(aten, f"{kind}_pad{d}d") for kind in ("reflection", "replication") for d in (1, 2, 3))}
 Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -40,6 +42,7 @@ class AffineCall:
     turned: bool = False  # the weight is the transposed of F.linear's
     transposed: bool = False  # a transposed convolution, whose weight has the outputs in dimension 1
     stride: int = 1  # of a convolution: the product over its dimensions
+    repeats: "Repeats | None" = None  # of a convolution after a padding by values of the input
 
     @property
     def foldable(self) -> bool:
@@ -68,6 +71,7 @@ def as_affine(node: fx.Node, dependent: frozenset[fx.Node]) -> AffineCall | None
             partial(_convolve, cast(Any, node.target), sizes),
             transposed=turned,
             stride=stride if isinstance(stride, int) else math.prod(stride),
+            repeats=None if turned else _repeats(args[0], size_of(args[1])[2:], sizes),
         )
     else:
         return None
@@ -77,6 +81,79 @@ def as_affine(node: fx.Node, dependent: frozenset[fx.Node]) -> AffineCall | None
 
 def _convolve(target: Callable[..., Tensor], sizes: tuple, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return target(x, weight, bias, *sizes)
+
+
+class Run(NamedTuple):
+    """Neighbouring outputs of a convolution, along one axis, whose windows repeat values alike."""
+
+    entering: slice  # what their windows read of the padded input
+    first: tuple[int, ...]  # for each tap of the kernel the first one that reads the same value
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Which outputs of a convolution read a value twice, since the padding before it repeats values of the input.
+
+    There |W| r of the padded radius is too wide: the weights of one value must be added before the magnitude is taken.
+    Blocks of outputs that repeat alike, 9 of a kernel of 3 x 3 after one reflected row and column, are convolutions
+    with weights of their own, so that each output is still computed once.
+    """
+
+    runs: tuple[tuple[Run, ...], ...]  # along each axis
+
+    def magnitudes(self, weight: Tensor) -> list[Tensor]:
+        """|A|, block by block: what reads one value is added, at the place of its first tap."""
+        blocks = []
+        for block in itertools.product(*self.runs):
+            merged = weight
+            for axis, run in enumerate(block, 2):
+                sums = [torch.zeros_like(tap) for tap in merged.unbind(axis)]
+                for tap, first in zip(merged.unbind(axis), run.first, strict=True):
+                    sums[first] = sums[first] + tap
+                merged = torch.stack(sums, axis)
+            blocks.append(merged.abs())
+        return blocks
+
+    def radius(self, operation: Operation, magnitudes: Sequence[Tensor], radius: Tensor) -> Tensor:
+        """|A| r of the padded radius, the blocks put together."""
+        places = [(..., *(run.entering for run in block)) for block in itertools.product(*self.runs)]
+        parts = [batch_invariant(operation, radius[p], m, None) for p, m in zip(places, magnitudes, strict=True)]
+        for axis, runs in reversed([*enumerate(self.runs, 2)]):
+            parts = [torch.cat(parts[i : i + len(runs)], axis) for i in range(0, len(parts), len(runs))]
+        return parts[0]
+
+
+def _repeats(padded: fx.Node, kernel: Sequence[int], sizes: tuple) -> Repeats | None:
+    """What the padding before a convolution of this kernel repeats inside its windows, if anything.
+
+    Args:
+        padded: what enters the convolution.
+        kernel: the size of its kernel.
+        sizes: its stride, padding and dilation, as far as they are given.
+    """
+    x, *how = arguments_of(padded) or (None,)
+    stride, zeros, dilation = (*sizes, *(1, 0, 1)[len(sizes) :])[:3]
+    constant = packet(padded) is aten.pad and how[1:2] in ([], ["constant"])
+    if (
+        packet(padded) not in REPEATING
+        or constant
+        or padded.kwargs
+        or zeros not in (0, [0], [0] * len(kernel), "valid")
+    ):
+        return None
+    inside, axes = size_of(x)[-len(kernel) :], []
+    for axis, size in enumerate(inside):
+        place = torch.arange(float(size), device="cpu").view(-1, *[1] * (len(inside) - axis - 1)).expand(1, 1, *inside)
+        source = cast(Any, padded.target)(place, *how).movedim(2 + axis, 0).flatten(1)[:, 0].tolist()
+        step, apart = (s if isinstance(s, int) else s[axis % len(s)] for s in (stride, dilation))
+        reach, runs = apart * (kernel[axis] - 1) + 1, []
+        windows = [source[i : i + reach : apart] for i in range(0, len(source) - reach + 1, step)]
+        firsts = [tuple(map(window.index, window)) for window in windows]
+        for first, alike in itertools.groupby(range(len(firsts)), firsts.__getitem__):
+            outputs = [*alike]
+            runs.append(Run(slice(outputs[0] * step, outputs[-1] * step + reach), first))
+        axes.append(tuple(runs))
+    return Repeats(tuple(axes)) if any(len({*run.first}) < len(run.first) for runs in axes for run in runs) else None
 
 
 @dataclass(frozen=True)
@@ -94,19 +171,33 @@ class IntervalAffine(Affine):
 
     half: Tensor  # W / 2
     half_magnitude: Tensor  # |W| / 2
+    repeats: Repeats | None = None
+    half_magnitudes: Sequence[Tensor] = ()  # |A| / 2, of each block of outputs that `repeats` tells apart
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None, operation: Operation, norm: "Scale | None" = None) -> Any:
+    def of(
+        cls,
+        weight: Tensor,
+        bias: Tensor | None,
+        operation: Operation,
+        norm: "Scale | None" = None,
+        repeats: Repeats | None = None,
+    ) -> Any:
         if norm is not None:
             weight = weight * norm.scale.view(-1, *[1] * (weight.dim() - 1))
             bias = norm.shift if bias is None else norm.shift + bias * norm.scale
         half = weight * 0.5
-        return cls(weight, bias, operation, half, half.abs())
+        blocks = () if repeats is None else repeats.magnitudes(half)
+        return cls(weight, bias, operation, half, half.abs(), repeats, blocks)
 
     def propagate(self, box: Box) -> Box:
-        """Eq. (16)-(17) in centre and radius form: c' = W c + b, r' = |W| r."""
+        """Eq. (16)-(17) in centre and radius form: c' = W c + b, r' = |W| r, see `Repeats`."""
+        width = box.upper - box.lower
         center = batch_invariant(self.operation, box.upper + box.lower, self.half, self.bias)
-        radius = batch_invariant(self.operation, box.upper - box.lower, self.half_magnitude, None)
+        if self.repeats is None:
+            radius = batch_invariant(self.operation, width, self.half_magnitude, None)
+        else:
+            radius = self.repeats.radius(self.operation, self.half_magnitudes, width)
         if center.requires_grad or radius.requires_grad:
             return Box(center - radius, center + radius)
         return Box(center - radius, center.add_(radius))

@@ -86,7 +86,7 @@ class SoundNetwork(IntervalNetwork):
             raise _refusal("a transposed convolution")
         is_linear = call.operation is F.linear
         operation = call.operation if is_linear else few_at_a_time(call.operation, call.stride)
-        return _SoundAffine.of(*self._weights(call), operation, self.rounding, norm)
+        return _SoundAffine.of(*self._weights(call), operation, self.rounding, norm, call.repeats)
 
     def _norm(self, norm: NormCall, statistics: tuple[Tensor, Tensor]) -> Any:
         if norm.by_batch:

@@ -12,8 +12,10 @@ the 18 also hold the roundings of W', of centre and radius, and of the ends of t
     c' = W' c + b',    r' = |W'| (r + g m) + g B,    g = gamma_{n+18}
 
 hold all results, at no third convolution. |W'| and g B are scaled up by 1 + 2 gamma_{n+18}, for the roundings of r'
-itself. Where the box must hold what float32 *computes*, g is the sum of float32's gamma, for the evaluation that is
-spoken of, and float64's, for this pass.
+itself. Where a padding repeats values, |W'| r becomes |A| r, A being W' with the weights of a value that is read
+twice added: their sums are rounded fewer than n times, by less than gamma_n |W'| r, for which g m is taken twice.
+Where the box must hold what float32 *computes*, g is the sum of float32's gamma, for the evaluation that is spoken
+of, and float64's, for this pass.
 
 Elsewhere (averages, sums, products, leaky ReLU) the ends move outwards by gamma_{k+18} times the size of what is
 rounded k times. ReLU, max pooling and changes of shape do not round.
@@ -26,6 +28,7 @@ Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.,
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -34,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from acertlab.bounds.box import Box
-from acertlab.bounds.rules.affine import Affine, Operation
+from acertlab.bounds.rules.affine import Affine, Operation, Repeats
 from acertlab.bounds.rules.dispatch import has_rule
 
 SPARE = 18  # roundings beyond those of the sum itself, see above
@@ -118,6 +121,8 @@ class RoundedAffine(Affine):
     gain: float  # g
     scale: float  # 1 + 2 gamma_{n+18} of float64: covers the roundings of a radius
     reach: float  # times 1 + the largest input: no intermediate result is larger
+    repeats: Repeats | None = None
+    magnitudes: Sequence[Tensor] = ()  # of the blocks of outputs that `repeats` tells apart
 
     @classmethod
     def of(
@@ -127,6 +132,7 @@ class RoundedAffine(Affine):
         operation: Operation,
         rounding: Rounding,
         norm: Norm | None = None,
+        repeats: Repeats | None = None,
     ) -> "RoundedAffine":
         weight, n = weight.double(), weight[0].numel()
         bias = weight.new_zeros(len(weight)) if bias is None else bias.double()
@@ -143,7 +149,9 @@ class RoundedAffine(Affine):
         scaled = weight * alpha.view(shape)
         magnitude = scaled.abs() * scale + rounding.flushed / gain * spread
         slack = (gain * (alpha.abs() * sizes + norm.bias.abs()) + rounding.flushed * total) * scale
-        return cls(scaled, shift, operation, magnitude, slack, gain, scale, float(total.max()) / rounding.limit)
+        blocks = () if repeats is None else [block * scale for block in repeats.magnitudes(scaled)]
+        reach = float(total.max()) / rounding.limit
+        return cls(scaled, shift, operation, magnitude, slack, gain, scale, reach, repeats, blocks)
 
     def split(self, box: Box) -> tuple[Tensor, Tensor, Tensor]:
         """Centre, radius and |c| + r; the radius of a sample that might overflow is NaN."""
@@ -177,10 +185,14 @@ def few_at_a_time(operation: Operation, stride: int) -> Operation:
 
 
 def rounded_affine(layer: RoundedAffine, box: Box) -> Box:
-    """c' = W' c + b', r' = |W'| (r + g m) + g B, see the module."""
+    """c' = W' c + b', r' = |W'| (r + g m) + g B, or |A| r + 2 |W'| g m + g B, see the module."""
     center, radius, size = layer.split(box)
     center = layer.operation(center, layer.weight, layer.bias)
-    radius = layer.operation(radius.add_(size, alpha=layer.gain), layer.magnitude, layer.slack)
+    if layer.repeats is None:
+        radius = layer.operation(radius.add_(size, alpha=layer.gain), layer.magnitude, layer.slack)
+    else:
+        apart = layer.repeats.radius(layer.operation, layer.magnitudes, radius)
+        radius = layer.operation(size.mul_(2 * layer.gain), layer.magnitude, layer.slack).add_(apart)
     return Box(center - radius, center.add_(radius))
 
 
