@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations
 from acertlab.bounds.box import Box
 from acertlab.bounds.rules.dispatch import rule
 from acertlab.bounds.rules.operators import aten
+from acertlab.bounds.rules.shapes import ORDER
 
 Work = Callable[[Tensor], Tensor]
 Maker = Callable[[Random, Tensor], Work]
@@ -266,6 +267,9 @@ def product(op: Any) -> Maker:
         if op is aten.addmm:
             bias, beta, alpha = torch.randn(4, dtype=h.dtype), r.choice([1, 2]), r.choice([1, -0.5])
             return lambda h: op(bias, h.flatten(1)[:, : len(w)], w, beta=beta, alpha=alpha)
+        if op is aten.baddbmm:
+            beta, alpha = r.choice([1, -2]), r.choice([1, 0.5])
+            return lambda h: op(m := shaped(h, (2, 2)), m.relu(), m.flip(1), beta=beta, alpha=alpha)
         if op is aten.bmm:
             return lambda h: op(shaped(h, (2, 3)), shaped(h.flip(1), (3, 2)))
         left = torch.randn(3, 2, dtype=h.dtype)
@@ -281,6 +285,79 @@ def product(op: Any) -> Maker:
     return maker
 
 
+def of_three(op: Any) -> Maker:
+    def maker(r: Random, h: Tensor) -> Work:
+        second, third = tensor_other(r, h), tensor_other(r, h)
+        if op is aten.lerp:
+            weight = r.choice([-0.4, 0.3, 1.5, torch.randn(h.shape[1:], dtype=h.dtype)])
+            return lambda h: op(h, second(h).expand_as(h), weight)
+        value, order = r.choice([1, -0.7]), r.sample([0, 1, 2], 3)
+        safe = (lambda h: third(h).abs() + 0.3) if op is aten.addcdiv else third
+
+        def work(h: Tensor) -> Tensor:
+            if op is aten.addcdiv:
+                return op(second(h), h, safe(h), value=value)
+            three = h, second(h), third(h)
+            return op(*(three[i] for i in order), value=value)
+
+        return work
+
+    return maker
+
+
+def ordered(op: Any) -> Maker:
+    def maker(r: Random, h: Tensor) -> Work:
+        d, low = anywhere(r, h), r.choice([True, False])
+        if op is aten.sort:
+            return lambda h: op(h, d, low)[0]
+        if op is aten.topk:
+            return lambda h: op(h, max(1, h.shape[d] - 1), d, low)[0]
+        if op is aten.kthvalue:
+            return lambda h: op(h, h.shape[d] // 2 + 1, d)[0]
+        if op is aten.aminmax:
+            return lambda h: op(h, dim=d, keepdim=True)[low] + h
+        if op is aten.logcumsumexp:
+            return lambda h: op(h, d)
+        return lambda h: op(h, d)[0]  # median, cummin
+
+    return maker
+
+
+def written(op: Any) -> Maker:
+    """Values put, or added, at constant places."""
+
+    def maker(r: Random, h: Tensor) -> Work:
+        n = h[0].numel()
+        at = torch.tensor(r.sample(range(n), max(1, n // 2)))
+        twice, kind = torch.tensor([r.randrange(n) for _ in range(n)]), r.choice(["sum", "mean", "amax", "amin"])
+        several = r.choice([True, False])
+
+        def work(h: Tensor) -> Tensor:
+            flat = h.flatten(1)
+            new, rows = flat[:, : len(at)] * -1.5, flat.shape[0]
+            if op is aten.index_copy:
+                return op(flat, 1, at, new)
+            if op is aten.index_add:
+                return op(flat, 1, twice, flat.relu(), alpha=0.5)
+            if op is aten.index_put:
+                return op(flat, [None, twice], flat - 1, True) if several else op(flat, [None, at], new)
+            if op is aten.scatter:
+                return op(flat, 1, at.expand(rows, -1), new if several else 0.4)
+            if op is aten.scatter_add:
+                return op(flat, 1, twice.expand(rows, -1), flat.relu())
+            return op(flat, 1, twice.expand(rows, -1), flat - 0.2, kind, include_self=several)
+
+        return work
+
+    return maker
+
+
+def grid_sample(r: Random, h: Tensor) -> Work:
+    grid = torch.rand(1, 3, 3, 2, dtype=h.dtype) * 2.6 - 1.3
+    mode, padding, aligned = r.choice([0, 1]), r.choice([0, 1, 2]), r.choice([True, False])
+    return lambda h: aten.grid_sampler(h, grid.expand(h.shape[0], -1, -1, -1), mode, padding, aligned)
+
+
 def einsum(r: Random, h: Tensor) -> Work:
     w = torch.randn(3, 4, dtype=h.dtype)
     return r.choice(
@@ -288,6 +365,8 @@ def einsum(r: Random, h: Tensor) -> Work:
             lambda h: aten.einsum("bij,jk->bik", [shaped(h, (2, 3)), w]),
             lambda h: aten.einsum("bi,bj->bij", [shaped(h, (3,)), shaped(h.relu(), (4,))]),
             lambda h: aten.einsum("bij,bkj->bik", [shaped(h, (2, 3)), shaped(h.flip(1), (3, 3))]),
+            lambda h: aten.einsum("bii,bij->bj", [shaped(h, (3, 3)), shaped(h.flip(1), (3, 2))]),
+            lambda h: aten.einsum("biji->bj", [shaped(h, (2, 3, 2))]),
         ]
     )
 
@@ -546,7 +625,7 @@ MAKERS: dict[Any, Maker] = {
             *(aten.relu, aten.relu6, aten.tanh, aten.sigmoid, aten.hardsigmoid, aten.selu, aten.log_sigmoid, aten.exp),
             *(aten.expm1, aten.erf, aten.erfc, aten.atan, aten.sign, aten.asinh, aten.sinh, aten.cosh, aten.floor),
             *(aten.ceil, aten.round, aten.trunc, aten.silu, aten.mish, aten.hardswish, aten.abs, aten.absolute),
-            *(aten.square, aten.neg, aten.negative, aten.detach),
+            *(aten.square, aten.neg, aten.negative, aten.detach, aten.exp2),
         )
     },
     **{op: scaled(op, 1, 4, 9) for op in (aten.sin, aten.cos)},
@@ -563,7 +642,12 @@ MAKERS: dict[Any, Maker] = {
     aten.elu: plain(aten.elu, (), (0.5,), (1.5, 1.2, 0.7)),
     aten.softplus: plain(aten.softplus, (), (2.0, 1.0), (0.5, 0.2)),
     aten.gelu: gelu,
-    aten.pow: plain(aten.pow, (2,), (3,), (4,), (1,)),
+    aten.pow: lambda r, h: r.choice(
+        [
+            *(plain(aten.pow, (2,), (3,), (4,), (1,), (0,)), of_positive(aten.pow, r.choice([1.5, -0.75, -1, -2]))),
+            of_positive(aten.pow, torch.randn(h.shape[1:], dtype=h.dtype)),
+        ]
+    )(r, h),
     **{
         op: lambda r, h, op=op: Weighted(
             lambda h, w, b: op(h, w),
@@ -571,11 +655,27 @@ MAKERS: dict[Any, Maker] = {
         )
         for op in (aten.prelu, aten._prelu_kernel)
     },
-    **{op: of_positive(op) for op in (aten.sqrt, aten.rsqrt, aten.reciprocal, aten.log, aten.log2, aten.log10)},
+    **{
+        op: of_positive(op)
+        for op in (aten.sqrt, aten.rsqrt, aten.reciprocal, aten.log, aten.log2, aten.log10, aten.log1p)
+    },
     **{op: with_other(op) for op in (aten.add, aten.sub, aten.subtract, aten.rsub, aten.mul, aten.multiply)},
-    **{op: with_other(op, tensor_other) for op in (aten.maximum, aten.minimum)},
+    **{op: with_other(op, tensor_other) for op in (aten.maximum, aten.minimum, aten.logaddexp)},
     **{op: quotient(op) for op in (aten.div, aten.divide, aten.true_divide)},
-    **{op: product(op) for op in (aten.matmul, aten.mm, aten.bmm, aten.addmm)},
+    **{op: product(op) for op in (aten.matmul, aten.mm, aten.bmm, aten.addmm, aten.baddbmm)},
+    **{op: of_three(op) for op in (aten.addcmul, aten.addcdiv, aten.lerp)},
+    **{op: ordered(op) for op in (*ORDER, aten.logcumsumexp)},
+    **{
+        op: written(op)
+        for op in (
+            *(aten.index_copy, aten.index_add, aten.index_put, aten.scatter, aten.scatter_add, aten.scatter_reduce),
+        )
+    },
+    aten.grid_sampler: on(IMAGES, grid_sample),
+    aten.col2im: on(
+        IMAGES,
+        lambda r, h: lambda h: aten.col2im(F.unfold(h, 2, padding=1), h.shape[2:], [2, 2], [1, 1], [1, 1], [1, 1]),
+    ),
     **{aten.linear: linear, aten.einsum: einsum, aten.scaled_dot_product_attention: attention},
     **{op: softmax(op) for op in (aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax)},
     **{op: norm(op) for op in (aten.layer_norm, aten.rms_norm)},

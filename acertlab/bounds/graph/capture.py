@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from acertlab.bounds.graph.functional import made_functional, simplified
+from acertlab.bounds.graph.functional import defined_by_others, made_functional, simplified
 from acertlab.bounds.graph.structure import WHOLE_MODULE, Graph, WholeCall, whole_shapes
 from acertlab.bounds.rules.dispatch import has_rule
 
@@ -58,8 +58,8 @@ def capture(model: nn.Module, x: Tensor) -> Graph:
         program, why = None, ""
         try:
             program = torch.export.export(model, (blank,), dynamic_shapes=batch, strict=False)
-            if not made_functional(program.graph):
-                program = program.run_decompositions({})  # three times as slow as what comes before
+            if (by_others := defined_by_others(program)) or not made_functional(program.graph):
+                program = program.run_decompositions(by_others)  # three times as slow as what comes before
         except Exception as error:  # forward is anybody's code, and torch.export raises many kinds
             program, why = None, _why_not(model, error)
         if program is None:

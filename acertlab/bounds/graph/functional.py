@@ -9,11 +9,32 @@ from torch.export.graph_signature import InputKind
 from torch.fx.node import map_arg
 
 from acertlab.bounds.graph.structure import Graph, WholeCall
+from acertlab.bounds.rules.dispatch import RULES
 from acertlab.bounds.rules.operators import BATCH_NORMS, arguments_of, aten, packet, place
 
 UNCHANGED = (aten.alias, aten.clone, aten.lift_fresh_copy, aten.contiguous)  # in a functional graph
 RECURRENT = (aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
 DROPOUTS = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
+KNOWN = {*RULES, *BATCH_NORMS, *UNCHANGED, *RECURRENT, *DROPOUTS}
+
+
+def defined_by_others(program: torch.export.ExportedProgram) -> dict[Any, Any]:
+    """How torch defines operators without a rule by others, where the input reaches one of those."""
+    reached: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.name in program.graph_signature.user_inputs or not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+    if not any(_is_composite(node.target) for node in reached):
+        return {}
+    return {op: by for op, by in torch.export.default_decompositions().items() if _is_composite(op)}
+
+
+def _is_composite(op: Any) -> bool:
+    """Whether torch defines it by others, and nothing here knows it as it is."""
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable or op.overloadpacket in KNOWN:
+        return False
+    return op.has_kernel_for_dispatch_key(composite)
 
 
 def made_functional(graph: fx.Graph) -> bool:

@@ -118,16 +118,16 @@ def pattern_of(node: fx.Node) -> tuple[Callable[[Box], Box], fx.Node] | None:
 
 
 def _power(op: Any, a: Any, exponent: Any) -> Box:
+    """Whole powers of all numbers; others of boxes that hold none below 0, else NaN: they rise there, or fall."""
     if not isinstance(a, Box) or isinstance(exponent, Box):
         raise TypeError("model: a power with an exponent that depends on the input has no interval rule")
-    if exponent in range(1, 65):
+    if isinstance(exponent, (int, float)) and exponent < 0:
+        return reciprocal(_power(op, a, -exponent))
+    if isinstance(exponent, (int, float)) and exponent in range(65):
         f = partial(torch.pow, exponent=exponent)
         return at_both_ends(f, a) if exponent % 2 else unimodal(f, 0.0, a)
-    if exponent == 0.5:
-        return _sqrt(aten.sqrt, a)
-    if exponent == -1:
-        return reciprocal(a)
-    raise TypeError(f"model: a power {exponent!r} has no interval rule; only whole numbers from 1 to 64, -1 and 1/2")
+    ends, unknown = (op(a.lower, exponent), op(a.upper, exponent)), torch.where(a.lower < 0, torch.nan, 0.0)
+    return Box(torch.minimum(*ends) + unknown, torch.maximum(*ends) + unknown)
 
 
 def reciprocal(box: Box) -> Box:
@@ -184,7 +184,7 @@ RISING = (
     *(aten.relu, aten.relu6, aten.tanh, aten.sigmoid, aten.hardtanh, aten.hardsigmoid, aten.selu, aten.log_sigmoid),
     *(aten.clamp_min, aten.clamp_max, aten.exp, aten.expm1, aten.erf, aten.atan, aten.sign, aten.asinh, aten.sinh),
     *(aten.floor, aten.ceil, aten.round, aten.trunc, aten.maximum, aten.minimum, aten.type_as, aten.detach, aten.to),
-    *(aten.softshrink, aten.hardshrink),
+    *(aten.softshrink, aten.hardshrink, aten.exp2, aten.logaddexp, aten.logcumsumexp),
 )
 RULES = {
     **dict.fromkeys(RISING, at_both_ends),
@@ -201,6 +201,6 @@ RULES = {
         aten.erfc: falling,
     },
     **{aten.reciprocal: lambda op, box: reciprocal(box), aten.sqrt: _sqrt, aten.rsqrt: _rsqrt},
-    **dict.fromkeys((aten.log, aten.log2, aten.log10), _log),
+    **dict.fromkeys((aten.log, aten.log2, aten.log10, aten.log1p), _log),
     **{aten.sin: _wave(math.pi / 2), aten.cos: _wave(0.0)},
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from acertlab.bounds.box import Box
 from acertlab.bounds.rules.batch_invariance import batch_invariant_matmul
-from acertlab.bounds.rules.elementwise import reciprocal, unimodal
+from acertlab.bounds.rules.elementwise import at_both_ends, reciprocal, unimodal
 from acertlab.bounds.rules.operators import aten
 
 
@@ -80,7 +80,24 @@ def matmul(op: Any, a: Any, b: Any) -> Any:
     return bilinear(batch_invariant_matmul, a, b)
 
 
+def _addcmul(op: Any, a: Any, b: Any, c: Any, *, value: float = 1) -> Box:
+    return add(op, a, mul(op, mul(op, b, c), value))
+
+
+def _addcdiv(op: Any, a: Any, b: Any, c: Any, *, value: float = 1) -> Box:
+    quotient = div(op, b, c) if isinstance(b, Box) or isinstance(c, Box) else b / c
+    return add(op, a, mul(op, quotient, value))
+
+
+def _lerp(op: Any, a: Any, b: Any, weight: Any) -> Box:
+    if isinstance(weight, Box):
+        raise TypeError("model: lerp with a weight that depends on the input has no interval rule")
+    return add(op, mul(op, a, 1 - weight), mul(op, b, weight))
+
+
 def _einsum(op: Any, equation: str, operands: list[Any], **_: Any) -> Box:
+    if len(operands) == 1:  # diagonals, sums and changes of shape
+        return at_both_ends(op, equation, operands)
     if len(operands) != 2:
         raise TypeError(f"model: an einsum of {len(operands)} tensors has no interval rule; only of two")
     return bilinear(lambda a, b: op(equation, [a, b]), *operands)
@@ -166,7 +183,7 @@ RULES = {
     **{aten.add: add, aten.sub: sub, aten.rsub: lambda op, a, b, alpha=1: sub(op, b, a, alpha=alpha)},
     **{aten.mul: mul, aten.multiply: mul, aten.subtract: sub, aten.divide: div, aten.div: div, aten.true_divide: div},
     **dict.fromkeys((aten.matmul, aten.mm, aten.bmm), matmul),
-    aten.einsum: _einsum,
+    **{aten.einsum: _einsum, aten.addcmul: _addcmul, aten.addcdiv: _addcdiv, aten.lerp: _lerp, aten.baddbmm: addmm},
     **{aten.linear: linear, aten.addmm: addmm, aten.glu: _glu, aten.scaled_dot_product_attention: attention},
     **dict.fromkeys((aten.softmax, aten._softmax), softmax),
     **dict.fromkeys((aten.log_softmax, aten._log_softmax), _log_softmax),

@@ -49,6 +49,24 @@ def _bicubic(op: Any, *args: Any, **kwargs: Any) -> Box:
     raise TypeError("model: bicubic interpolation is not monotone; no rule bounds it. Use mode='bilinear'")
 
 
+def _scatter(op: Any, *args: Any, **kwargs: Any) -> Box:
+    if {"multiply", "prod"}.intersection(a for a in (*args, *kwargs.values()) if isinstance(a, str)):
+        raise TypeError("model: a scatter that multiplies is not monotone; no rule bounds it")
+    return at_both_ends(op, *args, **kwargs)
+
+
+def _index_add(op: Any, x: Any, dim: int, index: Any, source: Any, *, alpha: float = 1) -> Box:
+    if alpha < 0:
+        raise ValueError(f"model: index_add with alpha = {alpha} < 0 is not monotone; no rule bounds it")
+    return at_both_ends(op, x, dim, index, source, alpha=alpha)
+
+
+def _grid_sample(op: Any, x: Any, grid: Any, mode: int, padding: int, align: bool) -> Box:
+    if isinstance(grid, Box) or mode == 2:
+        raise TypeError("model: grid_sample has an interval rule for a constant grid only, and none for mode='bicubic'")
+    return at_both_ends(op, x, grid, mode, padding, align)
+
+
 SELECTION = (  # no rounding: each result is one of the inputs, or a constant
     *(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.squeeze, aten.unsqueeze),
     *(
@@ -102,12 +120,15 @@ AVERAGES = (  # sums and averages: what they round is the sum
     *(aten.adaptive_avg_pool3d, aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d, aten.logsumexp),
     *(aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d, aten._upsample_bilinear2d_aa),
 )
+ORDER = (aten.sort, aten.topk, aten.kthvalue, aten.median, aten.cummin, aten.aminmax)  # none falls where an input rises
 SIZES = (
     *(aten.sym_size, aten.sym_numel, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.new_zeros),
     *(aten.new_ones, aten.new_full, aten.new_empty, aten.sym_stride),
 )
 RULES = {
-    **dict.fromkeys((*SELECTION, *AVERAGES), at_both_ends),
+    **dict.fromkeys((*SELECTION, *AVERAGES, *ORDER, aten.index_copy, aten.index_put, aten.col2im), at_both_ends),
+    **dict.fromkeys((aten.scatter, aten.scatter_add, aten.scatter_reduce), _scatter),
+    **{aten.index_add: _index_add, aten.grid_sampler: _grid_sample},
     **dict.fromkeys((aten.avg_pool2d, aten.avg_pool3d), _average_pool),
     **{
         aten.index: _index,

@@ -13,10 +13,10 @@ from torch import Tensor
 from acertlab.bounds.box import Box
 from acertlab.bounds.rules.operators import aten
 from acertlab.bounds.rules.products import mul
-from acertlab.bounds.rules.shapes import SELECTION, SIZES
+from acertlab.bounds.rules.shapes import ORDER, SELECTION, SIZES
 from acertlab.bounds.sound.rounding import Rounding, magnitude_of
 
-EXACT = {*SELECTION, *SIZES, aten.relu, aten.relu6, aten.neg, aten.abs, aten.maximum, aten.minimum, aten.detach}
+EXACT = {*SELECTION, *ORDER, *SIZES, aten.relu, aten.relu6, aten.neg, aten.abs, aten.maximum, aten.minimum, aten.detach}
 EXACT |= {aten.index, aten.clone, operator.getitem, aten.zeros, aten.ones, aten.sign}
 EXACT -= {
     aten.pad,
