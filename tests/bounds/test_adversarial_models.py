@@ -172,6 +172,8 @@ FORWARDS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "isinstance": lambda m, h: kink(h) if isinstance(h, Tensor) else h,
     "type is": swallowing,
     "is_compiling": lambda m, h: h if torch.compiler.is_compiling() else kink(h),
+    "gradients followed": lambda m, h: kink(h) if torch.is_grad_enabled() else h,
+    "gradients wanted": lambda m, h: kink(h) if h.requires_grad else h,
     "is_exporting": lambda m, h: h if torch.compiler.is_exporting() else kink(h),
     "is_tracing": lambda m, h: h if torch.jit.is_tracing() else kink(h),
     "grad mode": lambda m, h: h if torch.is_grad_enabled() else kink(h),
@@ -292,7 +294,7 @@ INVALID = {  # what has no certificate of a sample's own, or none that holds: re
     *("forward: value", "forward: item", "forward: tolist", "forward: all", "forward: counter", "forward: random"),
     *("forward: active dropout", "forward: batch mean", "forward: batch max", "forward: other row"),
     *("forward: cumulative", "forward: length", "forward: parity", "forward: numpy", "wrapper: DataParallel"),
-    *("forward: is_compiling", "forward: is_exporting"),
+    *("forward: is_compiling", "forward: is_exporting", "forward: gradients followed", "forward: gradients wanted"),
 }
 
 

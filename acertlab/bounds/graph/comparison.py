@@ -147,6 +147,18 @@ def check_operators(model: nn.Module, graph: Graph, x: Tensor) -> None:
         raise TypeError(f"model: runs {len(calls[0])} operators, its captured graph holds {len(calls[1])}")
     if not same(out, expected):
         raise ValueError("model: returns something else than its graph, though all its operators agree")
+    _check_with_gradients(model, x, out)
+
+
+def _check_with_gradients(model: nn.Module, x: Tensor, out: Tensor) -> None:
+    """Whether the model computes the same where gradients are followed, as a user may call it."""
+    try:
+        with torch.enable_grad(), state_kept(model):
+            followed = model(x.clone().requires_grad_().clone()).detach()
+    except RuntimeError:  # it cannot be called so, as where it changes one of several views in place
+        return
+    if (followed - out).abs().max() > torch.finfo(out.dtype).eps ** 0.5 * (1 + out.abs().max()):
+        raise ValueError("model: computes something else where gradients are followed; its forward asks for that mode")
 
 
 def _named(call: _Call) -> str:
