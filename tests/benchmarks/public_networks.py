@@ -98,7 +98,8 @@ def names(onnx: Path | None) -> Iterator[tuple[str, str]]:
 def load(family: str, name: str) -> tuple[Any, tuple[int, ...], Callable[[Any], Any] | None]:
     """The network, the shape of a sample, and another way to its outputs where there is one."""
     import torch
-    from torch import nn
+
+    import acertlab as al
 
     torch.manual_seed(0)
     if family == "torchvision":
@@ -118,43 +119,25 @@ def load(family: str, name: str) -> tuple[Any, tuple[int, ...], Callable[[Any], 
     if family == "timm":
         import timm
 
-        for settings in ({"img_size": 64}, {}):
+        for settings, side in (({"img_size": 64}, 64), ({}, 64), ({}, None)):
             try:
                 model = timm.create_model(name, num_classes=10, **settings).eval()
-                side = 64 if settings else 0
-                break
-            except (TypeError, AssertionError, ValueError, RuntimeError):
-                continue
-        else:
-            raise ValueError(f"timm makes no {name}")
-        for size in (side,) if side else (64, model.default_cfg["input_size"][-1]):
-            try:
+                side = side or model.default_cfg["input_size"][-1]
                 with torch.no_grad():
-                    model(torch.rand(1, 3, size, size))
-                return model, (3, size, size), None
-            except Exception:  # too small for it
+                    model(torch.rand(1, 3, side, side))
+            except Exception:  # too small for it, or no setting of its own
                 continue
-        raise ValueError(f"{name} takes none of the sizes")
+            return model, (3, side, side), None
+        raise ValueError(f"timm's {name} takes none of the sizes")
     if family == "transformers":
         import transformers
 
         config = getattr(transformers, f"{name}Config")(**TRANSFORMERS[name])
         inner = getattr(transformers, f"{name}ForImageClassification")(config).eval()
-
-        class Logits(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.inner = inner
-
-            def forward(self, x: Any) -> Any:
-                return self.inner(x).logits
-
-        return Logits().eval(), (3, 32, 32), None
+        return al.select_output(inner, "logits"), (3, 32, 32), None
     import onnxruntime
 
-    from acertlab.models.onnx import load_onnx
-
-    model = load_onnx(name)
+    model = al.load_onnx(name)
     session = onnxruntime.InferenceSession(name)
     entry = session.get_inputs()[0]
     given = [d if isinstance(d, int) else 1 for d in entry.shape]
