@@ -131,9 +131,10 @@ def _repeats(padded: fx.Node, kernel: Sequence[int], sizes: tuple) -> Repeats | 
         kernel: the size of its kernel.
         sizes: its stride, padding and dilation, as far as they are given.
     """
-    x, *how = arguments_of(padded) or (None,)
+    args: Any = arguments_of(padded) or (None,)
+    x, how = args[0], args[1:]
     stride, zeros, dilation = (*sizes, *(1, 0, 1)[len(sizes) :])[:3]
-    constant = packet(padded) is aten.pad and how[1:2] in ([], ["constant"])
+    constant = packet(padded) is aten.pad and how[1:2] in ((), ("constant",))
     if (
         packet(padded) not in REPEATING
         or constant
