@@ -573,7 +573,7 @@ def made_weights(r: Random, h: Tensor) -> Work:
             *(parametrizations.spectral_norm,),
         ]
     )
-    layer = nn.Conv2d(h.shape[1], 3, 2) if h.dim() == 4 else nn.Linear(h.shape[-1], 4)
+    layer = nn.Conv2d(h.shape[1], 3, 2, padding=1) if h.dim() == 4 else nn.Linear(h.shape[-1], 4)
     return make(layer.to(h.dtype)).eval()
 
 
