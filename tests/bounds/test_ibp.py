@@ -1,6 +1,7 @@
 """Bounds against hand-computed examples, against sampled points, and rule by rule."""
 
 import copy
+from collections.abc import Callable
 
 import hypothesis.strategies as st
 import pytest
@@ -156,6 +157,18 @@ def test_the_valley_is_bounded_tightly(kind: nn.Module) -> None:
     bounds = rule(kind, box)
     assert bounds.lower.item() <= grid.min().item() <= bounds.lower.item() + 1e-9
     assert bounds.upper.item() == grid.max().item()
+
+
+@pytest.mark.parametrize("f", [torch.floor, torch.ceil, torch.round, torch.trunc])
+def test_a_jump_is_not_missed_by_a_rounding(f: Callable[[Tensor], Tensor]) -> None:
+    """Points are summed in another order than boxes: an end may lie on the other side of a jump by a rounding."""
+    jumps = torch.tensor([[-3.0, -1.0, 1.0, 3.0]]) + (0.5 if f is torch.round else 0.0)
+    for end in (-torch.inf, torch.inf):
+        beside = jumps.nextafter(torch.tensor(end))
+        box = propagate(Function(f), Box(beside, beside))
+        assert ((box.lower <= f(jumps)) & (f(jumps) <= box.upper)).all()
+    zero = propagate(Function(f), Box(torch.zeros(1, 2), torch.zeros(1, 2)))
+    assert (zero.lower == 0).all() and (zero.upper == 0).all()  # what a ReLU cuts is 0 in any order
 
 
 @pytest.mark.parametrize("name", MODELS)

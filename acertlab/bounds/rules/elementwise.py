@@ -16,6 +16,8 @@ from torch.fx.node import map_aggregate
 from acertlab.bounds.box import Box
 from acertlab.bounds.rules.operators import aten, packet
 
+ROUNDINGS = 16  # that an input of a function with jumps may be off by
+
 
 def at_both_ends(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """An operator that is non-decreasing in every box among its arguments; several results stay several."""
@@ -30,6 +32,12 @@ def _boxes(low: Any, high: Any) -> Any:
     if isinstance(low, (tuple, list)):
         return tuple(map(_boxes, low, high))
     return Box(low, high) if low.is_floating_point() else None  # where a maximum is: not known
+
+
+def _jump(op: Callable[..., Tensor], box: Box, *args: Any, **kwargs: Any) -> Box:
+    """Rises by jumps, which make a rounding of its input as large as they are: the ends are some roundings wider."""
+    slack = ROUNDINGS * torch.finfo(box.lower.dtype).eps * torch.maximum(box.lower.abs(), box.upper.abs())
+    return Box(op(box.lower - slack, *args, **kwargs), op(box.upper + slack, *args, **kwargs))
 
 
 def falling(op: Callable[..., Tensor], box: Box, *args: Any, **kwargs: Any) -> Box:
@@ -182,12 +190,14 @@ def _to_copy(op: Any, box: Box, **kwargs: Any) -> Box:
 
 RISING = (
     *(aten.relu, aten.relu6, aten.tanh, aten.sigmoid, aten.hardtanh, aten.hardsigmoid, aten.selu, aten.log_sigmoid),
-    *(aten.clamp_min, aten.clamp_max, aten.exp, aten.expm1, aten.erf, aten.atan, aten.sign, aten.asinh, aten.sinh),
-    *(aten.floor, aten.ceil, aten.round, aten.trunc, aten.maximum, aten.minimum, aten.type_as, aten.detach, aten.to),
-    *(aten.softshrink, aten.hardshrink, aten.exp2, aten.logaddexp, aten.logcumsumexp),
+    *(aten.clamp_min, aten.clamp_max, aten.exp, aten.expm1, aten.erf, aten.atan, aten.asinh, aten.sinh),
+    *(aten.maximum, aten.minimum, aten.type_as, aten.detach, aten.to, aten.softshrink),
+    *(aten.exp2, aten.logaddexp, aten.logcumsumexp),
 )
+JUMPING = (aten.sign, aten.floor, aten.ceil, aten.round, aten.trunc, aten.hardshrink)
 RULES = {
     **dict.fromkeys(RISING, at_both_ends),
+    **dict.fromkeys(JUMPING, _jump),
     **{aten.clamp: _clamp, aten.clip: _clamp, aten._to_copy: _to_copy, aten.threshold: _threshold, aten.pow: _power},
     **{aten.leaky_relu: _slope("negative_slope", 0.01), aten.celu: _slope("alpha", 1.0), aten.elu: _elu},
     **{aten.prelu: _prelu, aten._prelu_kernel: _prelu, aten.softplus: _softplus, aten.gelu: _gelu},
