@@ -141,7 +141,7 @@ class Report:
     def outcomes(self) -> pd.DataFrame:
         """How many samples ended how, in words: columns outcome and samples."""
         counts = self.radii["status"].value_counts()
-        found = {RadiusStatus(int(status)).sentence: count for status, count in counts.items()}
+        found = {RadiusStatus(s).sentence: count for s, count in zip(counts.index.tolist(), counts, strict=True)}
         return pd.DataFrame({"outcome": found.keys(), "samples": found.values()})
 
     def summary(self) -> str:

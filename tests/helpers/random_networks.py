@@ -252,7 +252,8 @@ class Weighted(nn.Module):
 def linear(r: Random, h: Tensor) -> Work:
     width = r.choice([3, 5, 8])
     if r.random() < 0.2:  # a weight that depends on the input
-        return lambda h: aten.linear(h.flatten(1)[:, None, :4], h.flatten(1)[0, :4].sigmoid() * 0 + h.new_ones(3, 4))
+        ones = torch.ones(3, h[0].flatten()[:4].numel(), dtype=h.dtype)
+        return lambda h: aten.linear(h.flatten(1)[:, None, :4], h.flatten(1)[0, :4].sigmoid() * 0 + ones)
     weight = nn.Parameter(torch.randn(width, h.shape[-1], dtype=h.dtype) / math.sqrt(h.shape[-1]))
     return Weighted(aten.linear, weight, nn.Parameter(torch.randn(width, dtype=h.dtype)))
 
@@ -721,8 +722,11 @@ MAKERS: dict[Any, Maker] = {
     aten.pixel_unshuffle: lambda r, h: lambda h: aten.pixel_unshuffle(shaped(h, (2, 4, 4)), 2),
     aten.channel_shuffle: on(IMAGES, plain(aten.channel_shuffle, (2,))),
     aten.im2col: on(IMAGES, plain(aten.im2col, ([2, 2], [1, 1], [1, 1], [1, 1]), ([3, 3], [1, 1], [0, 0], [2, 2]))),
-    **{op: drawn(op, _as_shape) for op in (aten.view, aten.reshape, aten._unsafe_view)},
-    aten.view_as: lambda r, h: lambda h: aten.view_as(h, h.flatten(1)),
+    aten.reshape: drawn(aten.reshape, _as_shape),
+    **{
+        op: drawn(lambda h, *args, op=op: op(h.contiguous(), *args), _as_shape) for op in (aten.view, aten._unsafe_view)
+    },
+    aten.view_as: lambda r, h: lambda h: aten.view_as(h.contiguous(), h.flatten(1)),
     aten.reshape_as: lambda r, h: lambda h: aten.reshape_as(h, h.flatten(1)),
     aten.flatten: plain(aten.flatten, (1,)),
     aten.unflatten: lambda r, h: lambda h: aten.unflatten(h, 1, [h.shape[1], 1]),

@@ -117,6 +117,8 @@ def simplified(program: torch.export.ExportedProgram, whole: tuple[WholeCall, ..
         node.args, node.kwargs = map_arg((node.args, node.kwargs), real)
         if packet(node) in (aten.view, aten._unsafe_view):
             node.target = aten.reshape.default  # what it views may lie otherwise in memory than it did
+        elif packet(node) is aten.view_as:
+            node.target = aten.reshape_as.default
         elif node.target is aten.squeeze.default:  # of a batch of one it would squeeze that as well
             ones = [i for i, size in enumerate(node.args[0].meta["val"].shape) if isinstance(size, int) and size == 1]
             node.target, node.args = aten.squeeze.dims, (node.args[0], ones)
