@@ -27,7 +27,7 @@ from tests.helpers.random_networks import BEFORE, MAKERS, RandomNetwork
 
 REFUSED = {aten.upsample_bicubic2d, aten._upsample_bicubic2d_aa}  # their rule says so: tests/bounds/test_any_model.py
 NEVER_CAPTURED = {  # torch.export writes them otherwise or fixes the batch; files of other versions may hold them
-    *(aten.view, aten._unsafe_view, aten.sym_numel, aten.sym_stride, aten.native_channel_shuffle),
+    *(aten.view, aten._unsafe_view, aten.view_as, aten.sym_numel, aten.sym_stride, aten.native_channel_shuffle),
 }
 OPERATORS = frozenset(RULES)  # before any test adds to it
 NAMES = {getattr(op, "__name__", str(op)): op for op in [*MAKERS, *BEFORE]}
