@@ -5,6 +5,7 @@ What ``sound=True`` and ``sound="float32"`` cover, by the operators that `torch.
 | operators | why |
 | --- | --- |
 | relu, relu6, abs, neg, sign, maximum, minimum; changes of shape, selections, max pooling | no rounding |
+| sort, topk, kthvalue, median, cummin, aminmax | each value is one of the inputs |
 | linear layers and convolutions of stored weights, BatchNorm (folded or apart), Normalize | sums of products |
 | add, sub, mul, div (by constants), mean, sum, avg_pool, adaptive_avg_pool, leaky_relu, prelu | relative error |
 | hardtanh, clamp, clamp_min, clamp_max, pad, constant_pad_nd | their constants alone are rounded |
