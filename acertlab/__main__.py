@@ -92,7 +92,8 @@ def _executed(notebook: Path, folder: Path, parameters: dict[str, str], preface:
 
     print(f"{notebook} ...", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    copy, options = folder / notebook.name, {"kernel_name": "python3", "progress_bar": False}
+    quiet = ["--IPKernelApp.log_level=CRITICAL"]  # a kernel calls its own end, by an interrupt, an error
+    copy, options = folder / notebook.name, {"kernel_name": "python3", "progress_bar": False, "extra_arguments": quiet}
     papermill.execute_notebook(notebook, copy, parameters, **options, store_widget_state=False, start_timeout=600)
     page = copy.with_suffix(".html")
     notebook_page(copy, page, preface)
