@@ -25,7 +25,6 @@ from acertlab.bounds.rules.operators import aten, packet
 from acertlab.radius.certified import certified_radius
 from tests.helpers.random_networks import BEFORE, MAKERS, RandomNetwork
 
-REFUSED = {aten.upsample_bicubic2d, aten._upsample_bicubic2d_aa}  # their rule says so: tests/bounds/test_any_model.py
 NEVER_CAPTURED = {  # torch.export writes them otherwise or fixes the batch; files of other versions may hold them
     *(aten.view, aten._unsafe_view, aten.view_as, aten.sym_numel, aten.sym_stride, aten.native_channel_shuffle),
 }
@@ -141,7 +140,7 @@ def judge(operators: list[str], seed: int) -> Graph:
 
 def test_every_operator_with_a_rule_is_drawn() -> None:
     """A new rule needs a maker; the next test draws each."""
-    assert OPERATORS - REFUSED - {aten.native_channel_shuffle} == MAKERS.keys()
+    assert OPERATORS - {aten.native_channel_shuffle} == MAKERS.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)

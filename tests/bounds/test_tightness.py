@@ -106,6 +106,20 @@ def test_convolutions_of_repeated_pixels_are_exact(dims: int, seed: int) -> None
     assert (single.upper - center - width).abs().max() < 1e-4 * (1 + width.max() + center.abs().max())
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("size", [(3, 9), (7, 2), (5, 4)])
+def test_bicubic_interpolation_is_exact(size: tuple[int, int], aligned: bool, antialias: bool) -> None:
+    settings = {"mode": "bicubic", "align_corners": aligned, "antialias": antialias}
+    model, shape = Function(lambda x: F.interpolate(x, size, **settings).flatten(1)).eval(), (2, 5, 4)
+    box = random_box(40, 0.3, 0)
+    bounds = propagate(model, Box(box.lower.view(1, *shape), box.upper.view(1, *shape)))
+    matrix, constant = dense(model, shape)
+    assert matrix.min() < 0 or size == (5, 4)  # weights of both signs: not what both ends give
+    assert torch.allclose(bounds.center, box.center @ matrix.T + constant)
+    assert torch.allclose(bounds.radius, box.radius @ matrix.abs().T)
+
+
 @pytest.mark.parametrize("zeros", [1, "same"])
 def test_zeros_around_repeated_pixels_are_left_to_the_looser_bound(zeros: Any) -> None:
     torch.manual_seed(0)

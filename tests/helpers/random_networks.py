@@ -205,7 +205,7 @@ def adaptive(op: Any) -> Maker:
 
 def upsample(op: Any, *flags: Any) -> Maker:
     def draw(r: Random, h: Tensor) -> tuple:
-        aligned = (r.choice([True, False]),) if "linear" in op.__name__ else ()
+        aligned = (r.choice([True, False]),) if "linear" in op.__name__ or "cubic" in op.__name__ else ()
         return [r.choice([2, 3, 5]) for _ in range(h.dim() - 2)], *aligned
 
     return drawn(op, draw)
@@ -712,6 +712,8 @@ MAKERS: dict[Any, Maker] = {
     aten.upsample_linear1d: on(SIGNALS, upsample(aten.upsample_linear1d)),
     aten.upsample_bilinear2d: on(IMAGES, upsample(aten.upsample_bilinear2d)),
     aten._upsample_bilinear2d_aa: on(IMAGES, upsample(aten._upsample_bilinear2d_aa)),
+    aten.upsample_bicubic2d: on(IMAGES, upsample(aten.upsample_bicubic2d)),
+    aten._upsample_bicubic2d_aa: on(IMAGES, upsample(aten._upsample_bicubic2d_aa)),
     aten.upsample_trilinear3d: on(VOLUMES, upsample(aten.upsample_trilinear3d)),
     aten.pad: on(
         IMAGES,

@@ -1,9 +1,13 @@
 """Changes of shape, pooling, padding and selection: each result is one of the inputs, or rises with them."""
 
 import operator
+from functools import partial
 from typing import Any
 
+import torch
+
 from acertlab.bounds.box import Box
+from acertlab.bounds.rules.batch_invariance import batch_invariant_matmul
 from acertlab.bounds.rules.elementwise import at_both_ends
 from acertlab.bounds.rules.operators import aten
 
@@ -45,8 +49,15 @@ def _where(op: Any, condition: Any, *values: Any) -> Box:
     return at_both_ends(op, condition, *values)
 
 
-def _bicubic(op: Any, *args: Any, **kwargs: Any) -> Box:
-    raise TypeError("model: bicubic interpolation is not monotone; no rule bounds it. Use mode='bilinear'")
+def _bicubic(op: Any, box: Box, *args: Any) -> Box:
+    """c' = A c, r' = |A| r: the same weights, of both signs, for all rows, and for all columns."""
+    height, width = box.lower.shape[-2:]
+    eye = partial(torch.eye, dtype=box.lower.dtype, device=box.lower.device)
+    down = op(eye(height).view(height, 1, height, 1).expand(-1, -1, -1, width), *args)[:, 0, :, 0].abs()
+    across = op(eye(width).view(width, 1, 1, width).expand(-1, -1, height, -1), *args)[:, 0, 0].abs()
+    center, radius = op(box.center, *args), batch_invariant_matmul(box.radius, across)
+    radius = batch_invariant_matmul(radius.mT, down).mT
+    return Box(center - radius, center + radius)
 
 
 def _scatter(op: Any, *args: Any, **kwargs: Any) -> Box:
