@@ -155,7 +155,8 @@ def test_a_network_of_one_operator(name: str, seed: int) -> None:
 @given(operators=st.lists(st.sampled_from(sorted(NAMES)), min_size=2, max_size=4), seed=st.integers(0, 2**30))
 @example(operators=["sym_numel", "upsample_bilinear2d"], seed=0)  # arithmetic of sizes: once it was taken apart
 def test_a_network_of_several_operators(operators: list[str], seed: int) -> None:
-    assume(not {"in place", "upsample_bilinear2d"} <= set(operators))  # refused: torch.export takes that apart
+    taken_apart = {"upsample_bilinear2d", "upsample_bicubic2d"}  # by torch.export, so that it is refused
+    assume("in place" not in operators or taken_apart.isdisjoint(operators))
     judge(operators, seed)
 
 

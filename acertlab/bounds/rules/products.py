@@ -32,7 +32,7 @@ def sub(op: Any, a: Any, b: Any, *, alpha: float = 1) -> Box:
 
 def mul(op: Any, a: Any, b: Any) -> Any:
     """A constant turns the ends or keeps them; of two boxes, the extremes are among the products of their ends."""
-    if a is b:
+    if a is b and isinstance(a, Box):  # small whole numbers are one object, too
         return unimodal(torch.square, 0.0, a)
     if isinstance(b, Box):
         if isinstance(a, Box):
