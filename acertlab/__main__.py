@@ -88,7 +88,7 @@ def _executed(notebook: Path, folder: Path, parameters: dict[str, str], preface:
     """Executes a notebook into a folder, and writes its page there; returns the page."""
     import papermill
 
-    from acertlab.visualization.report import notebook_page
+    from acertlab.visualization.pages.notebook import notebook_page
 
     print(f"{notebook} ...", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def certify(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     """Write one HTML page over many runs."""
     print(f"all finished runs below {args.runs}, into {args.output} ...", flush=True)
-    from acertlab.visualization.report import write_report
+    from acertlab.visualization.pages.report import write_report
 
     for sentence in write_report(args.runs, args.output, args.resamples):
         print(f"acertlab report: not analysed: {sentence}", file=sys.stderr)

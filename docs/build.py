@@ -12,7 +12,7 @@ from pathlib import Path
 import pdoc
 
 import acertlab as al
-from acertlab.visualization.report import mathml
+from acertlab.visualization.pages.notebook import mathml
 
 FORMULA = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 

@@ -93,7 +93,7 @@ class Report:
 
     def plot(self) -> go.Figure:
         """The certified accuracy at every eps, the histogram of the radii and, of images, the worst ones."""
-        from acertlab.visualization.report import certificate  # plotly is loaded when a figure is asked for
+        from acertlab.visualization.pages.certificate import certificate  # plotly is loaded when a figure is asked for
 
         return certificate(self)
 
@@ -105,7 +105,7 @@ class Report:
 
     def to_html(self, path: str | Path) -> None:
         """One page with the picture, the table and the worst samples, atomically; it needs no network."""
-        from acertlab.visualization.report import certificate_page
+        from acertlab.visualization.pages.certificate import certificate_page
 
         with written_aside(Path(path)) as aside:
             aside.write_text(certificate_page(self), encoding="utf-8")

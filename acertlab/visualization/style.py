@@ -1,4 +1,4 @@
-"""The one look of all figures and pages: colours, markers, dashes, axes, panels, and the pages' templates."""
+"""The one look of all figures: colours, markers, dashes, axes and panels."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from plotly.subplots import make_subplots
 
 from acertlab.training.methods.catalogue import METHODS, name_of
@@ -74,14 +71,6 @@ _LAYOUT |= {"modebar": {"orientation": "v", "bgcolor": "rgba(0,0,0,0)", "remove"
 _MARKER = {"line": {"color": "white", "width": 0.5}, "pattern": {"fillmode": "overlay", "size": 10, "solidity": 0.2}}
 _BAR = {"marker": _MARKER, "error_x": {"color": _INK}, "error_y": {"color": _INK}}  # else as white as the marker's line
 TEMPLATE = go.layout.Template(layout=_LAYOUT, data={"bar": [_BAR]})
-
-_PAGES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 def method_style(method: str) -> tuple[str, str, str]:
@@ -184,8 +173,3 @@ def panels(
         for note in layout.get("annotations", ()):
             figure.add_annotation(note, row=row, col=col)
     return figure
-
-
-def page(template: str, **content: object) -> Markup:
-    """HTML of a template in `templates/`: text is escaped, `Markup` is taken as it is."""
-    return Markup(_PAGES.get_template(template).render(**content))

@@ -43,7 +43,7 @@ from acertlab.data.run import HISTORY_COLUMNS
 from acertlab.data.run_table import load_histories, load_radii
 from acertlab.radius.metrics import mean_of_batches, summarise
 from acertlab.visualization.comparison import PANELS, art_over_caps, difference, fronts
-from acertlab.visualization.report import write_report
+from acertlab.visualization.pages.report import write_report
 from acertlab.visualization.widgets import first_view, pair_scores, pareto_figures, scores_at
 from tests.helpers.digest import MOST, Page, differences, ends, heights, joined, numbers_in, plain
 from tests.helpers.shipped_runs import (

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 from acertlab.__main__ import _executed
-from acertlab.visualization.report import notebook_page
+from acertlab.visualization.pages.notebook import notebook_page
 from tests.guides.test_exercises import SMALL
 
 FEWER = {"06_beyond_ibp": {"epochs": 8, "images": 20}}

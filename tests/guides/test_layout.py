@@ -53,6 +53,7 @@ TESTED_ELSEWHERE = {  # modules without a test file of their own name, and where
     "training/methods/catalogue": "training/test_methods.py",
     "training/methods/ibp": "training/test_methods.py",
     "training/methods/pgd": "training/test_methods.py",
+    "visualization/pages/certificate": "radius/test_certificate.py",
     "visualization/widgets/components": "visualization/widgets/test_explorer.py",
     "visualization/widgets/pareto": "visualization/widgets/test_explorer.py",
 }
@@ -134,9 +135,8 @@ def test_the_public_names_are_those_of_0_1_0() -> None:
 
 def test_folders_and_files_are_small() -> None:
     for face in FACES:
-        items = [p for p in face.parent.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()]
-        public = [p.name for p in items if not p.name.startswith("_")]
-        assert len(public) <= 8, face.parent
+        items = [p.name for p in face.parent.iterdir() if p.suffix == ".py" or p.is_dir()]  # templates, too
+        assert len([name for name in items if not name.startswith("_")]) <= 8, face.parent
     for path in MODULES:
         lines = path.read_text().count("\n")
         assert 20 <= lines <= 400, (path, lines)

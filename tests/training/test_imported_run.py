@@ -23,7 +23,7 @@ from acertlab.training.config import TrainConfig
 from acertlab.training.imported_run import _architecture, import_run
 from acertlab.training.loop.train import train
 from acertlab.visualization.fronts import tradeoff
-from acertlab.visualization.report import write_report
+from acertlab.visualization.pages.report import write_report
 from acertlab.visualization.training import training_history
 from acertlab.visualization.widgets.pareto import first_view, pareto_figures, pareto_texts
 from tests.helpers.checkpoints import MEAN, SHAPE, STD, as_export, lively

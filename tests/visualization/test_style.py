@@ -1,15 +1,14 @@
-"""One look: a method's colour and marker, curves of one method, pages that escape, and plotly's renderer."""
+"""One look: a method's colour and marker, curves of one method, and plotly's renderer."""
 
 import os
 import subprocess
 import sys
 
 import pytest
-from markupsafe import Markup
 
 from acertlab import visualization as plots
 from acertlab.training.methods.catalogue import METHODS
-from acertlab.visualization.style import CONFIG, PALETTE, TEMPLATE, dashes, eps_axis, faded, page
+from acertlab.visualization.style import CONFIG, PALETTE, TEMPLATE, dashes, eps_axis, faded
 
 
 def test_methods_differ_in_colour_and_marker():
@@ -69,12 +68,6 @@ def test_faded():
     assert faded(plots.GREEN, 0.22) == "rgba(0, 158, 115, 0.22)"
 
 
-def test_pages_escape_what_is_not_markup():
-    rows = [{"method": "<b>x", "ACR": 12.345, "network": Markup("<i>y</i>")}]
-    table = page("table.html", rows=rows)
-    assert "&lt;b&gt;x" in table and "<b>x" not in table and "<i>y</i>" in table and ">12.35<" in table
-
-
 LOADED = (
     "import sys; print(*(name for name in ('nbformat', 'jsonschema', 'plotly.io._renderers') if name in sys.modules))"
 )
@@ -89,7 +82,7 @@ def printed(code, **environment):
 
 def test_an_import_outside_a_kernel_loads_no_renderers():
     """They load nbformat, whose grammars take seconds."""
-    assert printed("import acertlab.visualization.report, acertlab.visualization.widgets\n" + LOADED) == ""
+    assert printed("import acertlab.visualization.pages.report, acertlab.visualization.widgets\n" + LOADED) == ""
 
 
 KERNEL = """

@@ -20,8 +20,9 @@ from acertlab.radius.attack import attacked_radius
 from acertlab.radius.certified import certified_radius
 from acertlab.training.loop.front import Front
 from acertlab.visualization.fronts import tradeoff_spec
+from acertlab.visualization.pages.template import page
 from acertlab.visualization.radius import image_grid, shares_spec
-from acertlab.visualization.style import eps_words, method_style, page
+from acertlab.visualization.style import eps_words, method_style
 from acertlab.visualization.widgets.components import Explorer, Part, follow, labelled, side_by_side, slider
 
 GRID = 201  # points of a certified-accuracy curve

@@ -16,8 +16,9 @@ from acertlab.analysis.tradeoff import SAME, Interpolation, Tradeoff, at_accurac
 from acertlab.data.run import load_run
 from acertlab.training.parameters import config_of, training_command
 from acertlab.visualization.fronts import tradeoff_spec
+from acertlab.visualization.pages.template import page
 from acertlab.visualization.radius import histogram_spec, shares_spec
-from acertlab.visualization.style import eps_words, method_style, page
+from acertlab.visualization.style import eps_words, method_style
 
 CURVE_POINTS = 201  # of a certified-accuracy curve
 T = TypeVar("T")
