@@ -251,7 +251,12 @@ def _parser() -> argparse.ArgumentParser:
     one = command(sweep)
     one.add_argument("spec", help="a YAML file; acertlab/sweep/spec.py says what it holds")
     one.add_argument("--out", default="", help="the sweep's folder (default: out in the file, else runs/SPEC)")
-    one.add_argument("--workers", type=int, default=0, help="jobs side by side (default: GPUs, else cores)")
+    one.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="jobs side by side; GPUs are shared in turn (default: one a GPU, else one a core)",
+    )
     one.add_argument("--scheduler", help="address of a running Dask scheduler, tcp://... or tls://...")
     one.add_argument("--tls", nargs=3, metavar=("CA", "CERT", "KEY"), help="files, for a scheduler at tls://...")
     one.add_argument("--dry-run", action="store_true", help="check the file and list the jobs")

@@ -1,6 +1,6 @@
 """Sweeps: a grid of papermill executions of a notebook, on this machine or on a Dask cluster.
 
-    acertlab sweep SPEC.yaml               # one worker a core (a GPU, where there are some)
+    acertlab sweep SPEC.yaml               # one worker a core; a GPU or MIG slice, where there are some
     acertlab sweep SPEC.yaml --scheduler tls://host:8786 --tls ca.pem cert.pem key.pem
 
 `acertlab.sweep.spec` says what a specification holds; from a notebook the same is `al.sweep.run({...})`. The same
@@ -9,7 +9,6 @@ must see the output folder under the same path; `acertlab.sweep.clusters` has ex
 """
 
 import logging
-import os
 import queue
 import signal
 import sys
@@ -32,7 +31,7 @@ from acertlab.sweep.job import Job, KernelDiedError, run_job
 from acertlab.sweep.plan import Plan
 from acertlab.sweep.progress import ProgressTable
 from acertlab.sweep.spec import Sweep, describe, read_spec
-from acertlab.sweep.start import check_main_guard, check_this_machine
+from acertlab.sweep.start import check_main_guard, check_this_machine, visible_gpus
 
 RETRIES = 2  # of a job whose kernel died
 LOST_AFTER = 20.0  # seconds without the scheduler
@@ -67,7 +66,8 @@ def run(
     Args:
         spec: a YAML file, or its content; see `acertlab.spec`.
         out: the sweep's folder, instead of the specification's.
-        workers: jobs side by side on this machine; 0: one a GPU where they may use such, else one a core.
+        workers: jobs side by side on this machine; 0: one a GPU (or MIG slice) where they may use such, else one a
+            core. More than there are GPUs share these in turn. CUDA_VISIBLE_DEVICES says which may be used.
         scheduler: the address of a running scheduler, or a Dask cluster object; None: this machine.
         security: certificates, for a scheduler that is reached by tls://.
         show: a live table on a terminal or in a notebook, else lines.
@@ -110,7 +110,7 @@ def _connected(
         with Client(scheduler, security=security, timeout=LOST_AFTER) as client:
             yield client
         return
-    gpus = _gpus() if any(job.parameters.get("device") in ("auto", "cuda") for job in jobs) else []
+    gpus = visible_gpus() if any(job.parameters.get("device") in ("auto", "cuda") for job in jobs) else []
     count = min(len(jobs), workers or len(gpus) or CPU_COUNT)
     with dask.config.set(CONFIG), local_cluster(count, gpus) as cluster, Client(cluster) as client:
         yield client
@@ -148,15 +148,6 @@ def local_cluster(workers: int, gpus: Sequence[str] = ()) -> LocalCluster:
     cluster = _LocalCluster(gpus, **options)
     cluster.scale(workers)
     return cluster
-
-
-def _gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return visible.split(",")
-    import torch
-
-    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 # ---- execution

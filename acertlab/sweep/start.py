@@ -6,9 +6,12 @@ torch is loaded where it is needed only.
 import ast
 import inspect
 import os
+import re
+import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 from acertlab.sweep.spec import Sweep, is_training
@@ -28,6 +31,24 @@ def check_main_guard() -> None:
             f'{script}, line {frame.f_lineno}: a sweep on this machine belongs below `if __name__ == "__main__":`, '
             "since each of its workers runs the script anew"
         )
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs or MIG slices that this process may use, as CUDA_VISIBLE_DEVICES names them; torch is not asked.
+
+    That variable's, up to the first entry that is no device, as CUDA reads it; where it is not set, those that
+    ``nvidia-smi -L`` lists: of a GPU that is cut into slices the slices.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        try:
+            listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            return []
+        names = re.findall(r"\(UUID: ([^)]+)\)", listed)
+        # slices follow their GPU
+        return [a for a, b in pairwise([*names, ""]) if a.startswith("MIG-") or not b.startswith("MIG-")]
+    return list(takewhile(re.compile(r"\d+$|GPU-|MIG-").match, map(str.strip, visible.split(","))))
 
 
 def check_this_machine(sweep: Sweep) -> None:
