@@ -188,9 +188,9 @@ def table(args: argparse.Namespace) -> int:
     """Print each method at the kappa that validation chose."""
     from acertlab._text import eps_text, markdown
     from acertlab.analysis.method_table import chosen_table
-    from acertlab.data.run_table import load_finished
+    from acertlab.data.run_table import by_sweep, load_finished
 
-    for (dataset, eps_max), group in load_finished(*args.runs).groupby(["dataset", "eps_max"]):
+    for dataset, eps_max, group in by_sweep(load_finished(*args.runs)):
         print(f"\n{dataset}, eps_max {eps_text(eps_max)}:\n\n{markdown(chosen_table(group, args.eps, args.attack))}")
     return 0
 
@@ -199,10 +199,10 @@ def compare(args: argparse.Namespace) -> int:
     """Print ACR at equal accuracy, seed by seed."""
     from acertlab._text import eps_text, markdown
     from acertlab.analysis.equal_accuracy import ratio_table
-    from acertlab.data.run_table import load_finished
+    from acertlab.data.run_table import by_sweep, load_finished
     from acertlab.training.methods.catalogue import name_of
 
-    for (dataset, eps_max), group in load_finished(*args.runs).groupby(["dataset", "eps_max"]):
+    for dataset, eps_max, group in by_sweep(load_finished(*args.runs)):
         found = ratio_table(group, args.method, args.other)
         pair = f"{name_of(args.method)} / {name_of(args.other)}"
         print(f"\n{dataset}, eps_max {eps_text(eps_max)}, {pair}, mean ± standard error over seeds:\n")

@@ -46,11 +46,12 @@ def check_seeds(runs: pd.DataFrame, by: Sequence[str] = SETTING) -> None:
     """
     runs = runs.reset_index(drop=True)
     if "one_training" in runs:
-        for (dataset, method), of in runs.groupby(["dataset", "method"]):
+        for _, of in runs.groupby(["dataset", "method"]):
             if (of.one_training == "").nunique() > 1:
                 raise ValueError(
-                    f"runs: of {method} on {dataset} some are networks of a front, one training together, and some "
-                    'were trained by themselves; choose one kind: runs[runs.one_training == ""], or != ""'
+                    f"runs: of {of.method.iloc[0]} on {of.dataset.iloc[0]} some are networks of a front, one training "
+                    "together, and some were trained by themselves; choose one kind: "
+                    'runs[runs.one_training == ""], or != ""'
                 )
     of_result = [name for name in (*TRAINING, *MEASURED) if name in runs and name not in by]
     skipped = {*FREE, *MEASURED, *by, *of_result}
@@ -98,7 +99,7 @@ def tuned_kappa(runs: pd.DataFrame, score: str) -> float:
 
 def interpolated(runs: pd.DataFrame) -> pd.Series:
     """(R,) whether a network lies between two that were trained in a front, so that no validation chose its weights."""
-    return runs["interpolated"].eq(True) if "interpolated" in runs else pd.Series(False, runs.index)
+    return pd.Series(runs.get("interpolated", False), runs.index).eq(True)
 
 
 def validation_art(runs: pd.DataFrame) -> np.ndarray:

@@ -97,6 +97,12 @@ def load_finished(*roots: str | Path) -> pd.DataFrame:
     return runs
 
 
+def by_sweep(runs: pd.DataFrame) -> Iterator[tuple[str, float, pd.DataFrame]]:
+    """Each dataset and eps_max of a table, and their runs."""
+    for _, rows in runs.groupby(["dataset", "eps_max"]):
+        yield rows["dataset"].iloc[0], rows["eps_max"].iloc[0], rows
+
+
 def fronts_apart(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs, with the methods of fronts called so ("acert (front)") where others were trained network by network."""
     if "one_training" not in runs:

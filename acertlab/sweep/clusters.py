@@ -127,7 +127,7 @@ def kubernetes_spec(
         name: of the cluster.
     """
     need("cluster", "clusters.kubernetes_spec", "dask_kubernetes")
-    from dask_kubernetes.operator import make_cluster_spec
+    from dask_kubernetes.operator import make_cluster_spec  # pyright: ignore[reportMissingImports]
 
     spec = make_cluster_spec(
         name, image=image, n_workers=workers, env={"OMP_NUM_THREADS": "1"}, worker_command="dask worker --nthreads 1"

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import dask
+import dask.config
 import pandas as pd
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Security
@@ -124,7 +124,8 @@ class _LocalCluster(LocalCluster):
         super().__init__(n_workers=0, **options)
 
     def new_worker_spec(self) -> dict[Any, Any]:
-        ((name, spec),) = super().new_worker_spec().items()
+        specs: dict[Any, Any] = super().new_worker_spec()
+        ((name, spec),) = specs.items()
         env = {"CUDA_VISIBLE_DEVICES": self._gpus_of_workers[name % len(self._gpus_of_workers)]}
         return {name: spec | {"options": spec["options"] | {"env": env}}}
 
@@ -198,7 +199,7 @@ class _Absence:
             self._patience = 2 * absent
             log.warning(
                 "no worker at %s for %s; jobs that wait for one: %d%s",
-                self._client.scheduler.address,
+                self._client.scheduler.address,  # pyright: ignore[reportOptionalMemberAccess]
                 seconds_text(absent),
                 waiting,
                 _asked_for(self._client.cluster),
@@ -240,7 +241,7 @@ def _stop(client: Client, futures: Sequence[Future]) -> None:
         return
     client.cancel(futures)
     end = time.monotonic() + STOPPING
-    while time.monotonic() < end and any(client.processing().values()):
+    while time.monotonic() < end and any(client.processing().values()):  # pyright: ignore
         time.sleep(0.2)
 
 
@@ -263,7 +264,7 @@ def _table(progress: ProgressTable) -> pd.DataFrame:
         found |= {"state": row.state, "reason": row.note if row.state == "failed" else ""}
         rows.append(found | {"seconds": row.seconds, "path": str(row.job.folder)})
     table = pd.DataFrame(rows)
-    return table.drop(columns=[name for name in SCORES if table[name].isna().all()])
+    return table.drop(columns=[name for name in SCORES if all(map(pd.isna, table[name]))])
 
 
 def shown_table(table: pd.DataFrame) -> str:

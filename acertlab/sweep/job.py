@@ -24,6 +24,7 @@ import papermill
 from distributed import Worker, get_worker
 from distributed.core import Status
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from papermill.exceptions import PapermillExecutionError
 
 START_TIMEOUT = 600  # seconds for a kernel to come up: a busy machine, Python on a slow network disk
@@ -188,6 +189,7 @@ def _kernel(job: Job, unwanted: Callable[[], bool]) -> Iterator[type[AsyncKernel
             kwargs["env"] = {**kwargs.get("env", os.environ), **job.environment}
             with open(job.folder / "kernel.log", "ab") as said:  # what it says outside of the notebook's cells
                 await super()._async_launch_kernel(kernel_cmd, **kwargs | {"stdout": said, "stderr": said})
+            assert isinstance(self.provisioner, LocalProvisioner)
             threading.Thread(target=kill_when_unwanted, args=(self.provisioner.pid,), daemon=True).start()
 
     def kill_when_unwanted(pid: int) -> None:

@@ -90,7 +90,7 @@ class _Loader(yaml.SafeLoader):
     """A name given twice is an error, not the last of the two."""
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     names = [loader.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
     twice = [str(name) for name, count in Counter(map(str, names)).items() if count > 1]
     if twice:

@@ -18,7 +18,7 @@ from acertlab._text import eps_text
 from acertlab.analysis.acr_breakdown import acr_breakdown, cap_sensitivity, order_sentence
 from acertlab.analysis.fronts import Analysis, analyse
 from acertlab.data.files import written_aside
-from acertlab.data.run_table import load_finished
+from acertlab.data.run_table import by_sweep, load_finished
 from acertlab.training.methods.catalogue import name_of
 from acertlab.visualization.comparison import PANELS, art_over_caps, difference, fronts
 from acertlab.visualization.pages.template import drawn, page, table_html
@@ -44,9 +44,7 @@ def write_report(root: str | Path, output: str | Path, resamples: int = 1000, pr
         raise ValueError(f"output: {output} is a folder; give the name of an HTML file")
     runs = load_finished(root)
     parts, failed = [], []
-    groups = [
-        (rows["dataset"].iloc[0], rows["eps_max"].iloc[0], rows) for _, rows in runs.groupby(["dataset", "eps_max"])
-    ]
+    groups = list(by_sweep(runs))
     for dataset, eps_max, rows in tqdm(groups, "report", unit="sweep", disable=not progress):
         part = {"dataset": dataset, "eps_max": eps_text(eps_max), "count": len(rows), "runs": _all_runs(rows)}
         try:
