@@ -84,9 +84,14 @@ class Opened:
         self.page.set_viewport_size({"width": width, "height": 800})
         self.page.evaluate(THEME, theme)
         self.until(lambda: self.page.evaluate(IS_LIGHT) == (theme == "Light"), f"the theme {theme}")
-        self.page.wait_for_timeout(1000)  # figures take their new width
-        faults = self.page.evaluate(FAULTS)
-        assert faults == [], (self.notebook, theme, width, faults)
+        faults = []
+
+        def settled() -> bool:  # figures take their new width
+            done = self.page.evaluate(SETTLED)
+            faults[:] = self.page.evaluate(FAULTS)
+            return done and not faults
+
+        self.until(settled, f"no faults, {theme}, {width} pixels wide", lambda: faults)
         for place, plot in enumerate(self.shown()):
             pixels = np.asarray(Image.open(io.BytesIO(plot.screenshot())).convert("L"), dtype=int)
             corner = pixels[3, 3]
@@ -215,6 +220,12 @@ PIXEL = """(gd, [trace, point]) => {
 HOVERED = """gd => (gd._hoverdata ?? []).map(found => [found.curveNumber, found.pointNumber])"""
 THEME = "theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme: `JupyterLab ${theme}` })"
 IS_LIGHT = "() => document.body.dataset.jpThemeLight === 'true'"
+SETTLED = """async () => {
+    const widths = () => [...document.querySelectorAll('.js-plotly-plot .main-svg')].map(svg => svg.clientWidth).join();
+    const before = widths();
+    await new Promise(resolve => setTimeout(resolve, 300));
+    return before === widths();
+}"""
 TOOLBAR = """gd => {
     const bar = gd.querySelector('.modebar'), title = gd.querySelector('.gtitle');
     const [a, b] = [bar, title].map(part => part.getBoundingClientRect());
