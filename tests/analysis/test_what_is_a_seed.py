@@ -15,15 +15,21 @@ from acertlab.data.run_table import load_finished, load_radii
 from tests.helpers.quick_runs import made, quickly
 
 
+@pytest.fixture(scope="module")
+def four_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("four")
+    for method in ("acert", "fast-ibp"):
+        for seed in (0, 1):
+            quickly(made(), root / f"{method}-{seed}", seed=seed, method=method)
+    return root
+
+
 class TestWhatMayBeAveraged:
     """A group is runs that differ in nothing but the seed, in every table, figure and statement."""
 
     @pytest.fixture
-    def runs(self, tmp_path):
-        for method in ("acert", "fast-ibp"):
-            for seed in (0, 1):
-                quickly(made(), tmp_path / "runs" / f"{method}-{seed}", seed=seed, method=method)
-        return tmp_path / "runs"
+    def runs(self, four_runs, tmp_path):
+        return shutil.copytree(four_runs, tmp_path / "runs")
 
     def refused(self, folder: Path, what: str) -> None:
         runs = load_finished(folder)

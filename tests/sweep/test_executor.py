@@ -78,24 +78,24 @@ module._train_epoch = logged
 ]
 
 
-# ---- twelve jobs, and everything dies
+# ---- eight jobs, and everything dies
 
 
 class Killing:
-    """A sweep of twelve trainings whose processes can be counted and killed."""
+    """A sweep of eight trainings whose processes can be counted and killed."""
 
     def __init__(self, folder: Path, images: Path) -> None:
         self.folder, self.log, self.random = folder, folder / "epochs.log", random.Random(SEED)
         self.log.touch()
         (folder / "tmp").mkdir()
         write_notebook(folder / "training.ipynb", TRAINING)
-        self.spec = folder / "twelve.yaml"
+        self.spec = folder / "eight.yaml"
         self.content = {
             "notebook": "training.ipynb",
             "out": str(folder / "out"),
             "log": str(self.log),
             "images": str(images),
-            "grid": {"method": ["acert", "fast-ibp"], "kappa": [0, 0.5, 0.9], "seed": [0, 1]},
+            "grid": {"method": ["acert", "fast-ibp"], "kappa": [0, 0.9], "seed": [0, 1]},
         }
         self.spec.write_text(yaml.safe_dump(self.content))
         self.environment = os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -159,7 +159,7 @@ def hashes(folder: Path) -> tuple[str, str]:
     return hashlib.sha256(weights).hexdigest(), hashlib.sha256(radii.encode()).hexdigest()
 
 
-def test_twelve_cells_survive_everything(killing: Killing, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_eight_jobs_survive_everything(killing: Killing, tmp_path_factory: pytest.TempPathFactory) -> None:
     print(f"ACERTLAB_KILL_SEED={SEED}")
     command = ("acertlab", "sweep", str(killing.spec))
 
@@ -198,7 +198,7 @@ def test_twelve_cells_survive_everything(killing: Killing, tmp_path_factory: pyt
 
     # the same command again, at once: the old kernels may not have noticed yet
     table = sweep.run(killing.spec, workers=2, show=False)
-    assert (table.state == "done").all() and len(table) == 12
+    assert (table.state == "done").all() and len(table) == 8
     epochs = killing.trained()
     assert sweep.run(killing.spec, workers=2, show=False).seconds.isna().all()  # nothing was executed
     assert killing.trained() == epochs
