@@ -130,10 +130,6 @@ class TestThroughPapermill:
         with pytest.raises(papermill.PapermillExecutionError, match=r"'kapa' is not a parameter.*did you mean 'kappa'"):
             execute(notebook, kapa=0.5)
 
-    def test_out_of_range(self, notebook):
-        with pytest.raises(papermill.PapermillExecutionError, match="parameter kappa = 2: accepted is a number"):
-            execute(notebook, kappa=2)
-
 
 # ---- to a configuration
 def test_notebook_parameters_replace_a_preset_where_they_are_set():
