@@ -1,7 +1,5 @@
 """The command `acertlab` (`python -m acertlab`): notebooks, demo, sweep, certify, report, table, compare, ..."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Arguments checked with one wording, `NAME = VALUE: accepted is ...`; "8/255" is a number."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Callable, Collection, Iterable

@@ -8,8 +8,6 @@ where a mean varies no more with the seeds than with the images, 81 % where seed
 and 91 %.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -111,7 +109,7 @@ class Resamples:
     images: np.ndarray  # (B, N) float32, how often an image was drawn; each row sums to N
     seeds: np.ndarray  # (1 + B, S, R) each run's weight in its setting's mean: in the data as they are, then drawn
 
-    def first(self, draws: int) -> Resamples:
+    def first(self, draws: int) -> "Resamples":
         """The first draws alone; 0: the data as they are."""
         return Resamples(self.images[:draws], self.seeds[: draws + 1])
 

@@ -6,8 +6,6 @@ compared at equal accuracy, by interpolation, never at equal kappa. Precisely, a
 at an accuracy of at least a: left of its first network it is that network's, right of its last one there is none.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -214,7 +212,7 @@ class Curve:
     front: np.ndarray  # (F,) which of them are on the front, in the data as they are
 
     @staticmethod
-    def of(samples: Samples, scores: Scores, method: str) -> Curve:
+    def of(samples: Samples, scores: Scores, method: str) -> "Curve":
         places = samples.of(method)
         acc, acr = scores.acc[:, places], scores.acr[:, places]
         return Curve(acc, acr, metrics.front_places(acc[0], acr[0]))

@@ -63,10 +63,7 @@ def small_cnn(
 ) -> nn.Sequential:
     """Gowal et al.'s small network with BatchNorm: 4x4 convolutions of stride 2 and 1, a hidden linear layer.
 
-    Args:
-        in_shape, classes, mean, std: As in `cnn7`.
-        width: Channels of the first convolution; the second has twice as many.
-        linear: Features of the hidden linear layer.
+    Arguments as in `cnn7`; the second convolution has twice the first one's ``width`` channels.
     """
     body = _normalization(in_shape[0], mean, std)
     body += _conv(in_shape[0], width, 4, 2) + _conv(width, 2 * width, 4, 1)
@@ -106,9 +103,4 @@ def residual_cnn(
     return _with_head(body, in_shape, linear, classes)
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "small_cnn": small_cnn,
-    "cnn7": cnn7,
-    "mlp": mlp,
-    "residual_cnn": residual_cnn,
-}
+MODELS: dict[str, Callable[..., nn.Module]] = {made.__name__: made for made in (small_cnn, cnn7, mlp, residual_cnn)}

@@ -94,9 +94,7 @@ def load_onnx(path: str | Path, *, input_shape: Sequence[int] | None = None, out
 def write_onnx(model: nn.Module, sample: Tensor, path: Path) -> Tensor:
     """Writes ``model`` as an ONNX network of one sample (1, ...), and returns its logits there, (1, classes).
 
-    Raises:
-        ImportError: onnx or onnxruntime is not installed; the message says how to install it.
-        ValueError: it cannot be written, or what was written computes something else.
+    ImportError without onnx; ValueError where it cannot be written, or what was written computes something else.
     """
     _, runtime = (_import(name, "export_vnnlib") for name in ("onnx", "onnxruntime"))
     try:
@@ -189,9 +187,8 @@ class _Reference:
         except Exception as error:  # onnxruntime has many kinds of its own
             raise ValueError(f"path: onnxruntime cannot run the network of {path}: {error}") from error
         self.entry, self.shape, self.path = entry, shape, path
-        self.dtype = {"tensor(double)": np.float64, "tensor(float16)": np.float16}.get(
-            self.session.get_inputs()[0].type, np.float32
-        )
+        kind = self.session.get_inputs()[0].type
+        self.dtype = {"tensor(double)": np.float64, "tensor(float16)": np.float16}.get(kind, np.float32)
         self.names = [value.name for value in self.session.get_outputs()]
 
     def __call__(self, sample: np.ndarray) -> dict[str, np.ndarray]:

@@ -339,25 +339,21 @@ ONE_TENSOR: dict[str, Callable[..., Any]] = {  # further inputs are settings
     "ThresholdedRelu": _with(lambda x, alpha: F.threshold(x, alpha, 0.0), alpha=1.0),
     "Gelu": lambda node, x: F.gelu(x, approximate=node.setting("approximate", default="none")),
 }
+PLAIN: dict[str, Callable[..., Tensor]] = {  # of tensors alone
+    **{"Relu": torch.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "HardSwish": F.hardswish, "Mish": F.mish},
+    **{"Softplus": F.softplus, "Softsign": F.softsign, "Erf": torch.erf, "Exp": torch.exp, "Log": torch.log},
+    **{"Sqrt": torch.sqrt, "Sin": torch.sin, "Cos": torch.cos, "Atan": torch.atan, "Sinh": torch.sinh},
+    **{"Cosh": torch.cosh, "Asinh": torch.asinh, "Abs": torch.abs, "Sign": torch.sign, "Neg": torch.neg},
+    **{"Reciprocal": torch.reciprocal, "Floor": torch.floor, "Ceil": torch.ceil, "Round": torch.round},
+    **{"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "MatMul": torch.matmul},
+    **{"Linear": F.linear, "Where": torch.where},
+}
 TENSORS: dict[str, Callable[..., Any]] = {
-    **{"Relu": _plain(torch.relu), "Sigmoid": _plain(torch.sigmoid), "Tanh": _plain(torch.tanh)},
-    **{"HardSwish": _plain(F.hardswish), "Mish": _plain(F.mish), "Softplus": _plain(F.softplus)},
-    **{"Softsign": _plain(F.softsign), "Erf": _plain(torch.erf), "Exp": _plain(torch.exp), "Log": _plain(torch.log)},
-    **{"Sqrt": _plain(torch.sqrt), "Sin": _plain(torch.sin), "Cos": _plain(torch.cos), "Abs": _plain(torch.abs)},
-    **{"Sign": _plain(torch.sign), "Neg": _plain(torch.neg), "Reciprocal": _plain(torch.reciprocal)},
-    **{"Floor": _plain(torch.floor), "Ceil": _plain(torch.ceil), "Round": _plain(torch.round)},
-    **{
-        "Atan": _plain(torch.atan),
-        "Sinh": _plain(torch.sinh),
-        "Cosh": _plain(torch.cosh),
-        "Asinh": _plain(torch.asinh),
-    },
-    **{"Identity": lambda node, x: x, "Add": _plain(torch.add), "Sub": _plain(torch.sub), "Mul": _plain(torch.mul)},
-    **{"Div": _plain(torch.div), "MatMul": _plain(torch.matmul), "Linear": _plain(F.linear), "Gemm": _gemm},
+    **{name: _plain(function) for name, function in PLAIN.items()},
+    **{"Identity": lambda node, x: x, "Gemm": _gemm, "Concat": _concat, "Gather": _gather, "PRelu": _p_relu},
     **{"Max": _of_several(torch.maximum), "Min": _of_several(torch.minimum), "Sum": _of_several(torch.add)},
     "Mean": lambda node, *tensors: functools.reduce(torch.add, tensors) / len(tensors),
     "Einsum": lambda node, *tensors: torch.einsum(node.attributes["equation"], *tensors),
-    **{"Where": _plain(torch.where), "Concat": _concat, "Gather": _gather, "PRelu": _p_relu},
     **{"Conv": _conv, "ConvTranspose": _conv_transpose, "BatchNormalization": _batch_norm},
     **{"LayerNormalization": _layer_norm, "InstanceNormalization": _instance_norm, "GroupNormalization": _group_norm},
 }

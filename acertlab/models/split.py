@@ -14,14 +14,10 @@ _known: WeakKeyDictionary[nn.Module, dict[int, tuple[nn.Module, nn.Module]]] = W
 
 
 def split(model: nn.Module, relus: int) -> tuple[nn.Module, nn.Module]:
-    """A network's first part and its last, which holds ``relus`` of its ReLUs: model(x) = last(first(x)).
+    """A network's first part and its last, which holds ``relus`` >= 1 of its ReLUs: model(x) = last(first(x)).
 
     The first part ends with a ReLU. Both share the model's layers, by the same names. They are remembered for the
     model, whose structure must stay as it is.
-
-    Args:
-        model: any module that ``torch.fx`` traces.
-        relus: how many ReLUs (layers or functions) the last part has, >= 1.
 
     Raises:
         TypeError: ``torch.fx`` cannot trace the model.

@@ -150,9 +150,8 @@ def _matched(model: nn.Module, whole: nn.Module, theirs: dict[str, Tensor], path
     names = [name for name in theirs if name not in statistics]
     named = {name for name in own if name in names and not any(part.isdecimal() for part in name.split("."))}
     rest = [[name for name in of if name not in named] for of in (own, names)]  # a number is a place, no name
-    kinds = [
-        [(name.rpartition(".")[2], t[name].shape) for name in n] for n, t in zip(rest, (ours, theirs), strict=True)
-    ]
+    both = zip(rest, (ours, theirs), strict=True)
+    kinds = [[(name.rpartition(".")[2], tensors[name].shape) for name in of] for of, tensors in both]
     same = all(ours[name].shape == theirs[name].shape for name in named)
     if kinds[0] != kinds[1] or not same or path.suffix == SAFETENSORS:
         raise _other_layout(ours, theirs, path, *rest)
@@ -210,7 +209,7 @@ def _other_layout(
         told = [f"{n} {tuple(of[n].shape)}" if n else "nothing" for n, of in ((name, ours), (other, theirs))]
         if told[0].rpartition(".")[2] != told[1].rpartition(".")[2]:
             first = (
-                f". By order the first that differs is number {i + 1}: {told[0]} in the model, {told[1]} in the file"
+                f". By order number {i + 1} is the first that differs: {told[0]} in the model, {told[1]} in the file"
             )
             break
     return ValueError(

@@ -3,8 +3,6 @@
 Fractions come in, per cent are shown. The areas around curves are 95 % bands over seeds and test images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Figures of accuracy against robustness."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -71,31 +69,20 @@ def tradeoff_spec(
     span: Span | None = None,
     height: int = 520,
 ) -> dict:
-    """What `tradeoff_of_means` draws.
+    """What `tradeoff_of_means` draws: traces ("data") and "layout".
 
-    Args:
-        table: A row a (method, kappa) of one dataset and eps_max, as `metrics.mean_over_seeds` returns it.
-        kappa: What the circles stand for, in the legend; None: there are none.
-        circled: (K, 2) pairs of acc and acr (fractions) to circle; they need not be rows.
-        picked: One pair of acc and acr to frame.
-        level: An accuracy (fraction), drawn as a vertical line.
-        crossed: (M, 2) pairs of acc and acr on that line.
-        span: As in `tradeoff`.
-        height: In pixels.
-
-    Returns:
-        Traces ("data") and "layout": the map of ART (trace 0), a trace a method, in the order of the table, and always,
-        last, the circles, the frame, and the line with its crosses.
+    ``table`` has a row a (method, kappa) of one dataset and eps_max, as `mean_over_seeds` returns it. Places are pairs
+    of acc and acr (fractions): those ``circled`` (K, 2), which stand for ``kappa`` in the legend (None: there are
+    none); one ``picked``, in a frame; ``crossed`` (M, 2), on the vertical line at the accuracy ``level``. The traces
+    are the map of ART, one a method in the table's order, and always, last, circles, frame and line with its crosses.
     """
     (x_low, x_high), (y_low, y_high) = span or (_span(table.acc), _span(table.acr))
     name = DATASETS[table.dataset[0]].title if table.dataset[0] in DATASETS else table.dataset[0]
     title = f"Accuracy against robustness: {name}, eps_max = {eps_words(table.eps_max[0])(table.eps_max[0])}"
     layout = base_layout(title, "standard accuracy Acc (%)", "average certified radius ACR (% of eps_max)", height)
     below = 0.02 * (y_high - y_low) if y_low == 0 else 0.0  # markers at 0 are whole
-    layout["xaxis"]["range"], layout["yaxis"]["range"] = (
-        [100 * x_low, 100 * x_high],
-        [100 * (y_low - below), 100 * y_high],
-    )
+    layout["xaxis"]["range"] = [100 * x_low, 100 * x_high]
+    layout["yaxis"]["range"] = [100 * (y_low - below), 100 * y_high]
     columns = {name: table[name].to_numpy() for name in table}
     shares = (columns["acc"] - x_low) / (x_high - x_low), (columns["acr"] - y_low) / (y_high - y_low)
     texts = [f"{kappa:g}" for kappa in columns["kappa"]]
@@ -154,11 +141,7 @@ def _labels(
 ) -> tuple[np.ndarray, ...]:
     """Each point's label and its place: the first of `PLACES` that is free; "" where none is, for the mouse to tell.
 
-    Args:
-        x, y: (P,) places of the points, as shares of the plot.
-        texts: P labels.
-        width, height: Of the plot in pixels, as small as it may be.
-        widest: Up to this width no label may meet another one, either.
+    x and y (P,) are shares of the plot, which is ``width`` x ``height`` pixels at least, and at most ``widest`` wide.
     """
     columns, rows, half = np.outer((width, widest), x), height * y, np.tile([7.0, 7.0], (len(x), 1))  # of markers
     labels, places = [""] * len(texts), ["top right"] * len(texts)

@@ -1,7 +1,5 @@
 """Figures of the paper's ablations: ours on the left, the paper's on the right, each in its own axes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

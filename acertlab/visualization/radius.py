@@ -1,7 +1,5 @@
 """Figures of radii: the margin's curve, intervals, histograms, certified accuracy, images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 
@@ -69,19 +67,10 @@ def shares_spec(
     fill: bool = False,
     height: int = 440,
 ) -> dict:
-    """What `certified_accuracy_curves` draws, from shares that are there already.
+    """What `certified_accuracy_curves` draws: "data", a trace a name and the line at ``eps``, and "layout".
 
-    Args:
-        grid: (E,) rising eps, pixel units; the last one is the end of the axis.
-        shares: From a curve's name to its certified accuracy (E,), fractions.
-        methods: From a curve's name to the method whose colour and marker it takes.
-        eps: One radius to mark by a vertical line.
-        title: Of the figure.
-        fill: Shade the area below the curves: it is the mean radius.
-        height: In pixels.
-
-    Returns:
-        "data", a trace a name and the line, and "layout".
+    ``grid`` (E,) has rising eps, pixel units, of which the last ends the axis; ``shares`` has the certified accuracy
+    (E,), fractions, by a curve's name. ``fill`` shades the area below the curves: it is the mean radius.
     """
     layout = base_layout(title, "", "certified accuracy (%)", height)
     layout["hovermode"] = "x unified"
@@ -105,12 +94,8 @@ def radius_histogram(
 ) -> go.Figure:
     """Histogram of certified radii: the bars at 0, inside and at eps_max, and the line at ``eps``.
 
-    Args:
-        radii: (N,) certified radii, N >= 1, pixel units; larger ones count as eps_max.
-        eps_max: The perceptual limit of Def. 3.1.
-        bins: Into how many bars (0, eps_max) is cut.
-        eps: One radius to mark by a vertical line.
-        height: In pixels.
+    ``radii`` (N,), N >= 1, and eps are in pixel units; radii beyond the perceptual limit ``eps_max`` count as it, and
+    what is inside makes so many ``bins``.
     """
     return go.Figure(histogram_spec(radii, eps_max, bins=bins, eps=eps, height=height))
 
@@ -217,12 +202,8 @@ def _sizes_beside(figure: go.Figure, sizes: np.ndarray) -> None:
     y = np.where(sizes > 0, sizes, np.nan)
     figure.add_scatter(x=count, y=y, name="|R_cert|", xaxis="x2", yaxis="y2", **look)
     axis = {"title": {"text": "iterate"}, "domain": [0.73, 1], "anchor": "y2", "dtick": max(1, round(len(sizes) / 6))}
-    logarithmic = {
-        "type": "log",
-        "exponentformat": "power",
-        "anchor": "x2",
-        "title": {"text": "|R_cert|", "standoff": 4},
-    }
+    logarithmic = {"type": "log", "exponentformat": "power", "anchor": "x2"}
+    logarithmic |= {"title": {"text": "|R_cert|", "standoff": 4}}
     figure.update_layout(xaxis_domain=[0, 0.58], xaxis2=axis, yaxis2=logarithmic)
 
 
@@ -273,9 +254,8 @@ def logit_intervals(
     breaks = ~true & (upper >= lower[y])
     margin = np.max(upper[~true]) - lower[y]
     verdict = "certified" if margin < 0 else "certificate broken"
-    figure = empty_figure(
-        f"Intervals of the logits: R_cert by Eq. (3) = {margin:.3g}, {verdict}", "logit", "class", 420
-    )
+    title = f"Intervals of the logits: R_cert by Eq. (3) = {margin:.3g}, {verdict}"
+    figure = empty_figure(title, "logit", "class", 420)
     groups = (("true class", true, BLUE, ""), ("stays below it", ~true & ~breaks, GREY, ""))
     for name, rows, colour, pattern in (*groups, ("can reach it", breaks, VERMILLION, "/")):
         figure.add_bar(

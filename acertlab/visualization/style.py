@@ -1,7 +1,5 @@
 """The one look of all figures: colours, markers, dashes, axes and panels."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys
@@ -46,14 +44,8 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#8C8C8C"
 PALETTE = {  # Okabe and Ito's, by the names that METHODS uses
-    "black": BLACK,
-    "orange": ORANGE,
-    "sky": SKY,
-    "green": GREEN,
-    "yellow": YELLOW,
-    "blue": BLUE,
-    "vermillion": VERMILLION,
-    "purple": PURPLE,
+    **{"black": BLACK, "orange": ORANGE, "sky": SKY, "green": GREEN},
+    **{"yellow": YELLOW, "blue": BLUE, "vermillion": VERMILLION, "purple": PURPLE},
 }
 DASHES = ("solid", "dash", "dot", "dashdot")
 EPS_AXIS = "eps (pixel units, 0 to 1)"

@@ -1,7 +1,5 @@
 """Which runs are looked at: of one dataset, trained for one eps_max, those that came with acertlab, yours, or both."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Parts of both explorers: plots, controls under their labels, and what follows a control that is moved."""
 
-from __future__ import annotations
-
 import gzip
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`pareto_explorer`: pickers of the runs, and controls around the figures and texts of `pareto` and `gallery`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

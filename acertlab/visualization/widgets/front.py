@@ -1,7 +1,5 @@
 """`front_explorer`: a slider along a front's kappa, and what the network there does on a few hundred images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,16 +42,7 @@ class Measured:
 
 
 class FrontView:
-    """What `front_explorer` shows at one position of its controls, by plain functions.
-
-    Args:
-        front: from `train_front` or `load_front`.
-        data: the dataset that it was trained on.
-        images: how many test images each network is measured on: the first ones.
-
-    Raises:
-        ValueError: the dataset's test part is not the one that the front was measured on.
-    """
+    """What `front_explorer`, whose first arguments these are, shows at one position of its controls."""
 
     def __init__(self, front: Front, data: ImageData, images: int = 500) -> None:
         run = front.knots[front.kappas[0]]
@@ -62,7 +51,7 @@ class FrontView:
         self.x, self.y = to_float(data.test_x[:images]), data.test_y[:images]
         self.labels = self.y.numpy()
         self.eps_max, self.method = float(run.result["eps_max"]), run.result["method"]
-        self.domain = None if run.config["domain"] is None else tuple(run.config["domain"])
+        self.domain = run.config["domain"]
         self.network = lru_cache(maxsize=8)(front.network)
         self.measure = lru_cache(maxsize=512)(self._measured)
         self.attacks = lru_cache(maxsize=64)(self._attacked)
@@ -130,10 +119,8 @@ class FrontView:
     def _row(self, what: str, kappa: float, of: Measured, eps: float) -> dict[str, object]:
         scores = of.scores(self.labels, self.eps_max, eps)
         certified = f"certified at {eps_words(self.eps_max)(eps)}"
-        named: dict[str, object] = {
-            certified if name == "certified" else name: 100 * value for name, value in scores.items()
-        }
-        return {"network": what, "kappa": float(f"{kappa:.4g}")} | named
+        percent = {{"certified": certified}.get(name, name): 100 * value for name, value in scores.items()}
+        return {"network": what, "kappa": float(f"{kappa:.4g}"), **percent}
 
     def images(self, kappa: float, attack: bool) -> go.Figure:
         """Some images: what the network there takes them for, and how far that is proved; and broken, where asked."""

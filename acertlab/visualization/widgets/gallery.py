@@ -1,7 +1,5 @@
 """Best and worst images of a run, each with its [certified, attacked] range, as far as that can be had."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -80,7 +78,8 @@ def _gallery(path: str, data_root: str | None) -> Gallery:
         note = f"No images are shown: {error}"
     if images is not None:
         try:
-            attacked = _attacks(run, images, label, cap)
+            model, domain = run.load_model(), run.config.get("domain")
+            attacked = attacked_radius(model, images, label, cap, domain=domain).radius.double().numpy()
         except (FileNotFoundError, ValueError) as error:
             packed = "the weights of these runs do not come with them; the command trains the network again"
             note = f"No attacks: {packed if packed_folder(run.path) else error}."
@@ -112,12 +111,6 @@ def _shipped(run: Run, index: torch.Tensor) -> tuple[torch.Tensor, Sequence[str]
     return to_float(x[[told["index"].index(i) for i in index.tolist()]]), told["classes"]
 
 
-def _attacks(run: Run, images: torch.Tensor, labels: torch.Tensor, cap: float) -> np.ndarray:
-    model, domain = run.load_model(), run.config.get("domain")
-    found = attacked_radius(model, images, labels, cap, domain=None if domain is None else tuple(domain))
-    return found.radius.double().numpy()
-
-
 @lru_cache(maxsize=1)
 def _dataset(name: str, root: str | None) -> ImageData:
     return load_dataset(name, root=root, download=False)
@@ -141,12 +134,8 @@ def gallery_text(gallery: Gallery) -> str:
         return gallery.note + (f". Certified, by class and number: {listed}" if listed else "")
     if gallery.attacked is None:
         return gallery.note
-    unbroken = (
-        f" A ? stands where no attack up to {eps_words(gallery.cap)(gallery.cap)} succeeded."
-        if np.isinf(gallery.attacked).any()
-        else ""
-    )
-    return (
-        "Up to the first number no change of the pixels alters the class, which is proved; at the second a change was "
-        f"found that does.{unbroken}"
-    )
+    text = "Up to the first number no change of the pixels alters the class, which is proved; at the second a change "
+    text += "was found that does."
+    if np.isinf(gallery.attacked).any():
+        text += f" A ? stands where no attack up to {eps_words(gallery.cap)(gallery.cap)} succeeded."
+    return text

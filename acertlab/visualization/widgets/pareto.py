@@ -1,7 +1,5 @@
 """Figures and texts of `pareto_explorer` at one position of its controls."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,11 +46,7 @@ def first_view(
 ) -> View:
     """Where the controls stand at the start: the network of the highest ART is picked, the last two methods compared.
 
-    Args:
-        points: `tradeoff.pool_seeds(runs, load_radii(runs))`.
-        eps_max: None: what the runs were trained for.
-        kappa: None: the smallest.
-        eps: None: half of eps_max.
+    None: what the runs of ``points`` were trained for, the smallest kappa, and half of eps_max.
     """
     eps_max = points.eps_max if eps_max is None else float(eps_max)
     table = means(points, eps_max)
@@ -166,9 +160,8 @@ def _pair_curves(points: Tradeoff, view: View) -> dict:
         shares[name] = np.full(CURVE_POINTS, np.nan) if mix is None else mix.certified(grid)
         methods[name] = method
     title = f"Certified accuracy at a standard accuracy of {100 * view.accuracy:.4g} %"
-    return _narrow(
-        shares_spec(grid, shares, methods=methods, eps=view.at, title=title, height=HEIGHT - 40), legend_rows=3
-    )
+    spec = shares_spec(grid, shares, methods=methods, eps=view.at, title=title, height=HEIGHT - 40)
+    return _narrow(spec, legend_rows=3)
 
 
 Draw = Callable[[Tradeoff, View], dict]
@@ -189,17 +182,9 @@ def comparable(points: Tradeoff) -> bool:
 def pareto_figures(points: Tradeoff, view: View) -> dict[str, go.Figure]:
     """What `pareto_explorer` draws at one position of its controls.
 
-    Args:
-        points: `tradeoff.pool_seeds(runs, load_radii(runs))`.
-        view: The position.
-
-    Returns:
-        "tradeoff", the points with the circles of kappa, the frame of the picked network and the line of equal
-        accuracy; "curves", the certified accuracies of every method at kappa; "picked_curve" and "picked_radii";
-        "pair", the certified accuracies of the two compared methods at equal accuracy, where there are two.
-
-    Raises:
-        ValueError: eps_max is not in (0, cap].
+    "tradeoff", the points with the circles of kappa, the frame of the picked network and the line of equal accuracy;
+    "curves", the certified accuracies of every method at kappa; "picked_curve" and "picked_radii"; "pair", the
+    certified accuracies of the two compared methods at equal accuracy, where there are two.
     """
     return {name: go.Figure(draw(points, view)) for name, (draw, _) in shown(FIGURES, points).items()}
 
@@ -216,9 +201,8 @@ def _kappa_text(points: Tradeoff, view: View) -> str:
 def _picked_text(points: Tradeoff, view: View) -> str:
     table, point = means(points, view.eps_max), points.points[view.picked]
     here, certified = table.loc[view.picked], float(point.certified([view.at])[0])
-    better = table[
-        (table.acc >= here.acc) & (table.acr >= here.acr) & ((table.acc > here.acc) | (table.acr > here.acr))
-    ]
+    both = ["acc", "acr"]
+    better = table[(table[both] >= here[both]).all(axis=1) & (table[both] > here[both]).any(axis=1)]
     names = "; ".join(points.points[i].label for i in better.index[:3]) + ("; ..." if len(better) > 3 else "")
     stands = f"dominated by {names}" if len(better) else "on the front: no other is as good in both and better in one"
     scores = "Acc {:.2f} %, ACR {:.2f} %, ART {:.2f} %".format(*(100 * here[["acc", "acr", "art"]]))

@@ -1,7 +1,5 @@
 """`radius_explorer`: an image's box, the intervals of its logits, its margin, and where the certificate breaks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -69,18 +67,10 @@ def radius_figures(
     radius: float,
     classes: Sequence[str] | None = None,
 ) -> dict[str, go.Figure]:
-    """What `radius_explorer` draws at one position of its sliders.
+    """What `radius_explorer` draws at one position of its sliders, of an image x (1, C, H, W) with label y (1,).
 
-    Args:
-        model: In evaluation mode.
-        x: (1, C, H, W) the image, pixel units.
-        y: (1,) its label.
-        eps, eps_max: Radius of the box, and the end of the curve.
-        radius: Its certified radius.
-        classes: The classes' names.
-
-    Returns:
-        "box", the ends of the box beside the image; "logits", their intervals; "margin", its curve over eps.
+    "box", the ends of the box beside the image; "logits", their intervals; "margin", its curve up to eps_max, with the
+    image's certified ``radius``. All radii are in pixel units.
     """
     grid = np.linspace(0.0, eps_max, GRID)
     certificate = certificate_at(model, x, y, eps)
@@ -105,9 +95,8 @@ def logit_span(model: nn.Module, x: Tensor, y: Tensor, eps_max: float) -> tuple[
     clean, widest = (certificate_at(model, x, y, eps).logits for eps in (0.0, eps_max))
     low, high = float(clean.lower.min()), float(clean.upper.max())
     reach = 2 * max(high - low, 1e-6)
-    return max(float(widest.lower.min()), low - reach) - 0.05 * reach, min(float(widest.upper.max()), high + reach) + (
-        0.05 * reach
-    )
+    low, high = max(float(widest.lower.min()), low - reach), min(float(widest.upper.max()), high + reach)
+    return low - 0.05 * reach, high + 0.05 * reach
 
 
 def _logits(certificate: Certificate, y: int, classes: Sequence[str] | None, span: tuple[float, float]) -> go.Figure:
