@@ -247,7 +247,8 @@ def excess(model: nn.Module, box: Box) -> tuple[set[str], float]:
         assert any_size
         problem = auto_lirpa._BoundProblem(converted, box, y, merged=True)
         bounds = []
-        for bound in (problem.ibp, problem.crown_ibp, problem.crown, partial(problem.alpha_crown, 3)):
+        ibp = partial(problem._bound, "IBP")
+        for bound in (ibp, problem.crown_ibp, problem.crown, partial(problem.alpha_crown, 3)):
             bounds.append((bound(), dict(problem.inner)))
         z = converted(points.flatten(0, 1)).reshape(*points.shape[:2], -1)
         found = z - z.gather(2, y.view(1, -1, 1).expand(len(z), -1, 1))

@@ -1,4 +1,4 @@
-"""Bounds tighter than IBP, by auto_LiRPA: CROWN-IBP, CROWN and alpha-CROWN; and its own IBP, to check ours.
+"""Bounds tighter than IBP, by auto_LiRPA: CROWN-IBP, CROWN and alpha-CROWN.
 
 The only file that imports auto_LiRPA. Works with the published 0.3 and with 0.7.x. Version 0.3 was written for older
 numpy and torch and looks up names that are gone; they are put back only where they are missing.
@@ -14,19 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from acertlab.bounds.box import Box
 from acertlab.bounds.checks import check_mode
 from acertlab.bounds.crown.auto_lirpa_compat import _default_dtype, _explained, bounded_module, import_auto_lirpa
-from acertlab.bounds.crown.conversion import Normalization, PlainModule
+from acertlab.bounds.crown.conversion import PlainModule
 from acertlab.bounds.crown.relaxations import check_nodes, fit_for_patches
 from acertlab.bounds.graph.structure import Graph
 from acertlab.bounds.ibp import IntervalNetwork
-from acertlab.bounds.rules.affine import Normalize
 from acertlab.bounds.rules.batch_invariance import pad
 
-LADDER = ("ibp", "crown-ibp", "crown", "alpha-crown")  # of auto_LiRPA's bounds, from the cheapest to the tightest
+LADDER = ("crown-ibp", "crown", "alpha-crown")  # of auto_LiRPA's bounds, from the cheapest to the tightest
 FEW = 1  # samples at once under CROWN, on a CPU: it bounds what is unstable in any of them, so that more change a bound
 
 
@@ -40,8 +38,8 @@ class AutoLirpaNetwork:
     Args:
         model: in evaluation mode, (B, ...) -> (B, classes) for any B; it is copied, never changed.
         graph: the model's, where it is known.
-        bound: "ibp" (auto_LiRPA's alone), "crown-ibp" (inner bounds by IBP, the last by CROWN), "crown" (all by
-            CROWN), or "alpha-crown" (inner bounds by CROWN, then the slopes of the last pass optimised).
+        bound: "crown-ibp" (inner bounds by IBP, the last by CROWN), "crown" (all by CROWN), or "alpha-crown" (inner
+            bounds by CROWN, then the slopes of the last pass optimised).
         iterations: steps of the optimiser of "alpha-crown", >= 1.
 
     Raises:
@@ -50,6 +48,7 @@ class AutoLirpaNetwork:
     """
 
     tile = 1  # no padding: a pass costs what its samples cost
+    monotone = False
 
     def __init__(
         self, model: nn.Module, bound: str = "crown", graph: Graph | None = None, *, iterations: int = 10
@@ -58,59 +57,42 @@ class AutoLirpaNetwork:
             raise ValueError(f"bound: {bound!r} is unknown; choose from {', '.join(map(repr, LADDER))}")
         check_mode(model)
         import_auto_lirpa()
-        self.bound, self.iterations, self.monotone = bound, iterations, bound == "ibp"
+        self.bound, self.iterations = bound, iterations
         self.model = copy.deepcopy(model).requires_grad_(False)
-        self.network = None if bound == "ibp" else IntervalNetwork(self.model, graph=graph)
+        self.network = IntervalNetwork(self.model, graph=graph)
         self.converted: Any = None  # auto_LiRPA's BoundedModule
         self.any_size = True  # whether it serves batches of any size
         self.shape: torch.Size | None = None  # of the samples, or of the batch, that it serves
 
     def margins(self, box: Box, y: Tensor, *, merged: bool = True) -> Tensor:
-        """Upper bounds of logit_i - logit_y over ``box``, for every class i; never with a gradient.
+        """As `acertlab.bounds.ibp.IntervalNetwork.margins`, but never with a gradient.
 
-        Args:
-            box: (B, ...) input box.
-            y: (B,) int64 labels.
-            merged: bound the difference itself; False: Eq. (3), the difference of the logits' bounds.
-
-        Returns:
-            (B, classes); column y is 0.
-
-        Raises:
-            TypeError: auto_LiRPA cannot convert the model, or its bound of one of the operators was not tested.
+        TypeError where auto_LiRPA cannot convert the model, or its bound of one of the operators was not tested.
         """
         with torch.no_grad(), _default_dtype(box.lower.dtype):
             if not len(y):
                 return self.model(box.lower.new_zeros(1, *box.lower.shape[1:]))[:0]
-            few = self.bound != "ibp" and y.device.type == "cpu"
-            rows = FEW if few else len(y)
-            ours = self._our_ibp(box, y, merged)
-            known = [None] * -(-len(y) // rows) if ours is None else ours.split(rows)
-            parts = zip(*(t.detach().split(rows) for t in (box.lower, box.upper, y)), known, strict=True)
+            rows = FEW if y.device.type == "cpu" else len(y)
+            lower, upper, labels = (pad(t.detach(), self.network.tile) for t in (box.lower, box.upper, y))
+            ours = self.network.margins(Box(lower, upper), labels, merged=merged)[: len(y)]
+            parts = zip(*(t.detach().split(rows) for t in (box.lower, box.upper, y, ours)), strict=True)
             return torch.cat([self._margins(Box(low, high), labels, merged, ibp) for low, high, labels, ibp in parts])
 
-    def _margins(self, box: Box, y: Tensor, merged: bool, ours: Tensor | None) -> Tensor:
+    def _margins(self, box: Box, y: Tensor, merged: bool, margins: Tensor) -> Tensor:
         with _explained(self.model):
             if self.shape != (box.lower.shape[1:] if self.any_size else box.lower.shape):
                 self.converted, self.any_size = _convert(self.model, self.network, box)
                 self.shape = box.lower.shape[1:] if self.any_size else box.lower.shape
             problem = _BoundProblem(self.converted, box, y, merged)
-            margins = problem.ibp() if ours is None else ours
             if not (margins.abs() < torch.finfo(margins.dtype).max ** 0.5).all():  # of overflows it makes errors
                 return margins.scatter(1, y.unsqueeze(1), 0.0)
             ladder = (problem.crown_ibp, problem.crown, functools.partial(problem.alpha_crown, self.iterations))
-            for bound in ladder[: LADDER.index(self.bound)]:
+            for bound in ladder[: LADDER.index(self.bound) + 1]:
                 tighter = bound()
                 better = (tighter < margins) & problem.finite  # where it is NaN, the cheaper one stands
                 margins = torch.where(better, tighter, margins)
             problem.check(margins)
         return margins.scatter(1, y.unsqueeze(1), 0.0)
-
-    def _our_ibp(self, box: Box, y: Tensor, merged: bool) -> Tensor | None:
-        if self.network is None:
-            return None
-        lower, upper, labels = (pad(t.detach(), self.network.tile) for t in (box.lower, box.upper, y))
-        return self.network.margins(Box(lower, upper), labels, merged=merged)[: len(y)]
 
 
 class _BoundProblem:
@@ -139,9 +121,6 @@ class _BoundProblem:
             x=self.x, C=self.specification, method=method, bound_lower=both, **settings
         )
         return upper if self.merged else upper - lower.gather(1, self.y.unsqueeze(1))
-
-    def ibp(self) -> Tensor:
-        return self._bound("IBP")
 
     def crown_ibp(self) -> Tensor:
         margins = self._bound("CROWN-IBP")
@@ -236,24 +215,11 @@ def _inner_argument(converted: Any) -> str:
     return "interm_bounds" if "interm_bounds" in names else "intermediate_layer_bounds"
 
 
-def _replaced(model: nn.Module) -> nn.Module:
-    """Changes, in place, what auto_LiRPA does not take as it is."""
-    if type(model) is Normalize:
-        return Normalization(model.mean, model.std)
-    if isinstance(model, _DropoutNd):  # idle in evaluation mode; met, the model would be converted in training mode
-        return nn.Identity()
-    if isinstance(model, nn.Linear) and model.bias is None:  # without it, 0.3 finds a matrix product of two unknowns
-        model.bias = nn.Parameter(torch.zeros_like(model.weight[:, 0]), requires_grad=False)
-    for name, child in model.named_children():
-        setattr(model, name, _replaced(child))
-    return model
-
-
-def _convert(model: nn.Module, network: IntervalNetwork | None, box: Box) -> tuple[Any, bool]:
+def _convert(model: nn.Module, network: IntervalNetwork, box: Box) -> tuple[Any, bool]:
     """auto_LiRPA's graph of ``model``, and whether it serves batches of any size.
 
     It is made from the prepared network with each BatchNorm in the layer before it: that keeps the coefficients of a
-    convolution compact, which makes CROWN several times faster. Without one (auto_LiRPA's IBP) from the model itself.
+    convolution compact, which makes CROWN several times faster.
 
     Traced on one sample, or, where the graph then holds for that size alone (0.3, for `x.view(x.shape[0], -1)`), on as
     many as there are in ``box``.
@@ -262,7 +228,7 @@ def _convert(model: nn.Module, network: IntervalNetwork | None, box: Box) -> tup
         TypeError: forward depends on data, the graph computes something else than the model, or has a node of which
             no bound was tested.
     """
-    changed = _replaced(copy.deepcopy(model)) if network is None else PlainModule(network).eval()
+    changed = PlainModule(network).eval()
     version = import_auto_lirpa().__version__
     attempts = ((True, 1, torch.cat([box.lower, box.upper])[-3:]), (False, len(box.lower), box.upper))
     for any_size, traced, probe in attempts:
