@@ -145,10 +145,8 @@ def sweep(args: argparse.Namespace) -> int:
 
 def certify(args: argparse.Namespace) -> int:
     """Certify a network on a dataset's test images: certified radii, accuracy, ACR and ART."""
-    print(
-        f"{args.network}: radii of test images of {args.dataset} up to {args.eps_max:.4g}, by {args.bound} ...",
-        flush=True,
-    )
+    upto = f"radii of test images of {args.dataset} up to {args.eps_max:.4g}"
+    print(f"{args.network}: {upto}, by {args.bound} ...", flush=True)
     from acertlab.data.datasets import load_dataset
     from acertlab.data.run import load_run
     from acertlab.models.onnx import load_onnx

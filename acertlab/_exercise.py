@@ -24,11 +24,7 @@ def given(answer: Any) -> Any:
 
 @contextmanager
 def checking(praise: str = "") -> Iterator[None]:
-    """Prints what became of the assertions inside: right, what is wrong (their messages), or not solved yet.
-
-    Args:
-        praise: what a right answer is told, in a sentence.
-    """
+    """Prints what became of the assertions inside: right (and ``praise``), what is wrong, or not solved yet."""
     try:
         yield
     except UnsolvedError:

@@ -26,15 +26,9 @@ class LockHeldError(RuntimeError):
 def locked(path: Path, what: str, *, wait: float = 0.0) -> Iterator[Callable[[], bool]]:
     """Hold the lock on a file while the block runs; yields whether the file is still the one that was locked.
 
-    It is not once its folder was deleted or moved: then the lock keeps nobody out.
-
-    Args:
-        path: The file; made, with its folder, if it is not there. It tells who holds the lock.
-        what: What the lock stands for, as the error's message begins.
-        wait: Seconds to wait for another process to end.
-
-    Raises:
-        LockHeldError: Another process (or another block of this one) holds it.
+    It is not once its folder was deleted or moved: then the lock keeps nobody out. The file is made where it is not
+    there, and tells who holds the lock. LockHeldError, which begins with ``what`` the lock stands for, if another
+    process (or another block of this one) still holds it after ``wait`` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=wait, poll_interval=0.1, fallback_to_soft=False)

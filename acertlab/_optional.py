@@ -9,15 +9,9 @@ from typing import Any
 
 
 def need(extra: str, what: str, *libraries: str) -> None:
-    """Refuse to go on where libraries of an extra are missing; none is imported.
+    """Refuse to go on where ``libraries`` of an extra of `pyproject.toml` are missing; none is imported.
 
-    Args:
-        extra: Of `pyproject.toml`: notebooks, sweep, onnx or cluster.
-        what: What needs them, as the message says it.
-        libraries: By the names under which they are imported.
-
-    Raises:
-        ImportError: Some are missing; the message names them, the extra and the line to write.
+    ImportError names them, ``what`` needs them, the extra and the line to write.
     """
     missing = [name for name in libraries if find_spec(name) is None]
     if missing:

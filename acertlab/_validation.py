@@ -42,13 +42,9 @@ Accepted = Within | type | Collection[str] | Callable[[Any], Any]
 def check(name: str, value: Any, accepted: Accepted, *, parse: bool = False) -> Any:
     """The value of an argument, once it is known to be acceptable; numpy's numbers become Python's.
 
-    Args:
-        name: the argument, as the message calls it.
-        value: what was given.
-        accepted: A `Within`; `int` or `float`, any finite number of that kind; `bool` or `str`; some words; or a
-            function that returns the value to use or raises ValueError with what is accepted as its message.
-        parse: whether what a command line or a notebook hands over will do: "8/255" and "5" as numbers, 5.0 as a whole
-            number, "true" as a truth value.
+    Accepted is a `Within`; `int` or `float`, any finite number of that kind; `bool` or `str`; some words; or a function
+    that returns the value to use or raises ValueError with what is accepted as its message. ``parse``: whether what a
+    command line or a notebook hands over will do: "8/255" and "5" as numbers, 5.0 as a whole number, "true".
 
     Raises:
         ValueError, WrongTypeError: `NAME = VALUE: accepted is ...`.

@@ -13,15 +13,8 @@ import pandas as pd
 from scipy.optimize import root_scalar
 
 from acertlab._text import eps_text
-from acertlab.analysis.bootstrap import (
-    LEVEL,
-    ConfidenceInterval,
-    Resamples,
-    Samples,
-    confidence_interval,
-    image_means,
-    resampled_scores,
-)
+from acertlab.analysis import bootstrap
+from acertlab.analysis.bootstrap import ConfidenceInterval, Resamples, Samples, confidence_interval, image_means
 from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import name_of
 
@@ -43,7 +36,7 @@ class Crossing:
     def sentence(self) -> str:
         """Such as "Below eps_max = 0.012 ACERT has the higher tuned ART, above it ..."."""
         below, above = name_of(self.below), name_of(self.above)
-        doubt = "" if self.share >= LEVEL else ", so that the data do not settle it"
+        doubt = "" if self.share >= bootstrap.LEVEL else ", so that the data do not settle it"
         return (
             f"Below eps_max = {self.eps_max:.4g} {below} has the higher tuned ART than {above}, above it the lower one "
             f"(both in {100 * self.share:.0f} % of resamples{doubt})."
@@ -80,7 +73,7 @@ def cap_sensitivity(samples: Samples, resamples: Resamples, caps: Sequence[float
     acc = image_means(samples.correct, few)
     rows, best = [], {method: [] for method in samples.methods}
     for cap in grid:
-        art = resampled_scores(samples, few, float(cap), acc).art
+        art = bootstrap.resampled_scores(samples, few, float(cap), acc).art
         for method, arts in best.items():
             places = samples.of(method)
             kappa = samples.settings.kappa.iloc[places[art[0, places].argmax()]]
@@ -99,7 +92,7 @@ def _crossings(
     """Sign changes of ART_a - ART_b, (1 + B, caps), between neighbouring caps, refined by scipy's brentq."""
 
     def gap(cap: float) -> float:
-        art = resampled_scores(samples, resamples.first(0), cap).art[0]
+        art = bootstrap.resampled_scores(samples, resamples.first(0), cap).art[0]
         return art[samples.of(a)].max() - art[samples.of(b)].max()
 
     signs = np.sign(difference[0])

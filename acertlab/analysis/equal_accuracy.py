@@ -23,9 +23,7 @@ VARIED = ("kappa", "train_eps_factor")
 def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast-ibp") -> pd.DataFrame:
     """Ratio of two methods' ACR at equal accuracy, interpolated along each seed's own fronts.
 
-    Args:
-        runs: Of one dataset and one trained eps_max, as `load_runs` gives them (of several folders: `load_finished`).
-        method, other: Two methods that were run with the same seeds.
+    The methods were run with the same seeds, on one dataset for one eps_max; ``runs`` are as `load_runs` gives them.
 
     Returns:
         A row an accuracy that all seeds' fronts of both methods reach, in even steps: accuracy, acr, other_acr, ratio
@@ -38,9 +36,8 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
     check_comparable(runs, "dataset", "eps_max", "verifier", "merged", "domain", "split")
     seeds = [sorted(set(runs.seed[runs.method == name].tolist())) for name in (method, other)]
     if not all(seeds):
-        raise ValueError(
-            f"method, other: both must be among {', '.join(runs.method.unique())}; got {method!r}, {other!r}"
-        )
+        there = ", ".join(runs.method.unique())
+        raise ValueError(f"method, other: both must be among {there}; got {method!r}, {other!r}")
     if seeds[0] != seeds[1] or len(seeds[0]) < 2:
         raise ValueError(f"runs: at least two seeds, the same for both methods; got {seeds[0]} and {seeds[1]}")
     varied = [name for name in VARIED if name in runs]

@@ -51,11 +51,9 @@ class Tuned:
     def sentence(self) -> str:
         """Such as "ACERT at kappa = 0.25 (chosen on validation images): ART 51.6 ± 0.4 %, ..."."""
         how = "the only one" if self.kappas == 1 else f"chosen on {self.chosen_on} images"
-        doubt = ""
+        doubt, again = "", f"{100 * self.again:.0f} % of resamples choose it again"
         if self.kappas > 1 and self.chosen_on == "test":
-            doubt = (
-                f" They are the images shown, which flatters; {100 * self.again:.0f} % of resamples choose it again."
-            )
+            doubt = f" They are the images shown, which flatters; {again}."
         alone = " One seed: the intervals cover the choice of test images only." if self.seeds == 1 else ""
         return (
             f"{name_of(self.method)} at kappa = {self.kappa:g} ({how}): ART {self.art.percent()} %, "

@@ -63,13 +63,8 @@ def attack_run(
     """Share of test images that is classified correctly under PGD, at each eps: never below what is certified.
 
     Only images that are classified correctly and not certified at eps are attacked: against the others PGD decides
-    nothing. The result is kept in the run's `result.json` (`adv_acc`) with what the attack was.
-
-    Args:
-        run: With its weights, thus not a packed one.
-        data: The run's dataset; its test part is attacked.
-        eps: Pixel units, up to the run's `radius_cap`.
-        steps, restarts: As in `acertlab.pgd`.
+    nothing. The result is kept in the run's `result.json` (`adv_acc`) with what the attack was. ``data`` is the run's
+    dataset, ``eps`` in pixel units, ``steps`` and ``restarts`` as in `acertlab.pgd`.
 
     Raises:
         ValueError: An eps beyond `radius_cap`; the run is packed; `data` is not what it was measured on.

@@ -76,21 +76,16 @@ class Domain:
     @property
     def width(self) -> float:
         """The eps from which on every ball is all of it, wherever its centre; infinite where there is none."""
-        low, high, scale = (
-            torch.as_tensor(part, dtype=torch.float64) for part in (self.low, self.high, self.eps_scale)
-        )
-        widths = torch.where(scale > 0, (high - low) / scale, 0.0).max().item()
-        return widths or math.inf
+        low, high, scale = (torch.as_tensor(e, dtype=torch.float64) for e in (self.low, self.high, self.eps_scale))
+        return torch.where(scale > 0, (high - low) / scale, 0.0).max().item() or math.inf
 
     def ends(self, x: Tensor) -> Ends:
         """In the dtype and on the device of ``x``."""
         key = x.dtype, x.device
         if key not in self._ends:
-            low, high = (
-                end if isinstance(end, Tensor) else None if math.isinf(end) else end for end in (self.low, self.high)
-            )
-            scale = None if isinstance(self.eps_scale, float) and self.eps_scale == 1 else self.eps_scale
-            scale = None if scale is None else torch.as_tensor(scale)
+            low, high = (None if isinstance(end, float) and math.isinf(end) else end for end in (self.low, self.high))
+            one = isinstance(self.eps_scale, float) and self.eps_scale == 1
+            scale = None if one else torch.as_tensor(self.eps_scale)
             self._ends[key] = Ends(*(end.to(x) if isinstance(end, Tensor) else end for end in (low, high, scale)))
         return self._ends[key]
 
@@ -187,15 +182,11 @@ class Box:
 
     @classmethod
     def around(cls, x: Tensor, eps: float | Tensor, domain: DomainLike = (0.0, 1.0)) -> "Box":
-        """Eq. (1): the l_inf ball around ``x``, cut to the domain.
+        """Eq. (1): the l_inf ball around ``x`` (B, ...), cut to the domain; pixel units.
 
-        Args:
-            x: (B, ...) inputs, in pixel units, inside ``domain``.
-            eps: radius in pixel units, >= 0; a float, or a (B,) tensor with one radius a sample.
-            domain: (low, high) of valid pixels, None for the uncut ball of Theorem A.2, or a `Domain`.
-
-        Raises:
-            ValueError: NaN in ``x`` or ``eps``, ``x`` outside the domain, ``eps`` negative or of the wrong shape.
+        ``eps`` >= 0 is a float, or (B,) with one radius a sample; ``domain`` (low, high) of valid pixels that hold x,
+        None for the uncut ball of Theorem A.2, or a `Domain`. ValueError where x or eps is NaN, negative, outside the
+        domain or of the wrong shape.
         """
         check_input(x, domain)
         return ball(x, check_eps(eps, x), domain)

@@ -73,13 +73,8 @@ def check_samples(model: nn.Module, x: Any, y: Any, domain: DomainLike) -> tuple
 def inputs_of(x: Any, like: Tensor, *, images: bool = False) -> Any:
     """Arrays, tables and lists of numbers as a tensor in the dtype and on the device of ``like``; a tensor as it is.
 
-    Args:
-        x: inputs.
-        like: a parameter of the model.
-        images: whether uint8 is accepted, and kept, as what images are made of.
-
-    Raises:
-        TypeError, ValueError: they have more than one meaning; the message shows what to write.
+    ``images``: whether uint8 is accepted, and kept, as what images are made of. TypeError or ValueError where they have
+    more than one meaning; the message shows what to write.
     """
     if images and isinstance(x, np.ndarray) and x.dtype == np.uint8 and not channels_last(x.shape):
         x = torch.as_tensor(x)
@@ -107,12 +102,10 @@ def inputs_of(x: Any, like: Tensor, *, images: bool = False) -> Any:
     if array.dtype.kind not in "fiu":
         told = f"; its columns {', '.join(map(str, columns))} are none" if columns else ""
         raise TypeError(f"x: must hold numbers, not {array.dtype}{told}")
+    line = _written(array.shape, array.dtype)
     if isinstance(x, np.ndarray) and array.dtype.kind != "f":
-        raise TypeError(
-            f"x: an array of {array.dtype} has no single meaning; write {_written(array.shape, array.dtype)}"
-        )
+        raise TypeError(f"x: an array of {array.dtype} has no single meaning; write {line}")
     if isinstance(x, np.ndarray) and channels_last(array.shape):
-        line = _written(array.shape, array.dtype)
         raise ValueError(
             f"x: an array of shape {array.shape} may have its channels last; write {line}, or torch.as_tensor(x) where "
             "they are not"

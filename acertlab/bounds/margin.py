@@ -33,14 +33,8 @@ _compared: WeakSet[Graph] = WeakSet()  # operator by operator; a changed model h
 def captured(model: nn.Module, x: Tensor, domain: DomainLike, eps: float) -> Graph:
     """The graph of what ``model`` computes, a new one compared with it operator by operator on points of some boxes.
 
-    What it then computes is compared by `check_chunk`, for every chunk of samples.
-
-    Args:
-        model: in the mode in which it is bounded.
-        x: (B, ...) samples of the model's dtype; domain, eps: of their boxes.
-
-    Raises:
-        TypeError, ValueError: the model cannot be captured, or computes something else; the message says where.
+    The boxes are those of samples x (B, ...). What the graph then computes is compared by `check_chunk`, for every
+    chunk of samples. TypeError or ValueError where the model cannot be captured, or computes something else.
     """
     graph = graph_of(model, x)
     if len(x) and graph not in _compared:
@@ -55,11 +49,7 @@ def prepare_all(
     """The network under each bound, tried on points; of bounds that lack a rule, all but the last are left out.
 
     The tighter bounds take the least of their own and our IBP; but auto_LiRPA bounds some operators for which we have
-    no rule.
-
-    Raises:
-        TypeError: the last bound lacks a rule.
-        ValueError: the bounds of a point are not the model's own logits.
+    no rule. TypeError where the last one lacks it, ValueError where bounds of a point are not the model's own logits.
     """
     networks: list[Network] = []
     for bound in bounds:

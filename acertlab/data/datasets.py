@@ -225,9 +225,7 @@ def load_dataset(
     folder = Path(root or os.environ.get("ACERTLAB_DATA") or DEFAULT_ROOT).expanduser().absolute()
     train_x, train_y, test_x, test_y, classes = _read(name, known, folder, download)
     if not (len(train_y) and len(test_y)):
-        raise ValueError(
-            f"{name!r} needs images in both parts, got {len(train_y)} for training, {len(test_y)} for test"
-        )
+        raise ValueError(f"{name!r} needs images to train and to test on, got {len(train_y)} and {len(test_y)}")
     n_val = min(round(val_fraction * len(train_y)), len(train_y) - 1)
     order = readers.permutation(len(train_y), int(seed))
     val, train = order[:n_val].sort().values, order[n_val:].sort().values
@@ -338,16 +336,16 @@ def _download(known: Dataset, root: Path, patience: float = 10.0) -> None:
         with TemporaryDirectory(dir=root) as aside:  # half an archive could pass for a dataset
             known.fetch(aside)
             if (root / top).exists():
-                copytree(Path(aside, top), root / top, copy_function=_unless_there, dirs_exist_ok=True)
+
+                def move(source: str, target: str) -> None:
+                    if not os.path.exists(target):
+                        os.replace(source, target)
+
+                copytree(Path(aside, top), root / top, copy_function=move, dirs_exist_ok=True)
             else:
                 os.replace(Path(aside, top), root / top)
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _unless_there(source: str, target: str) -> None:
-    if not os.path.exists(target):
-        os.replace(source, target)
 
 
 def _ask(url: str, patience: float) -> None:

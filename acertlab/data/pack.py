@@ -27,20 +27,12 @@ from acertlab.data.run_table import load_runs
 
 
 def pack_runs(
-    root: str | Path,
-    out: str | Path,
-    spec: str | Path | None = None,
-    progress: bool = False,
-    weights: bool = False,
+    root: str | Path, out: str | Path, spec: str | Path | None = None, progress: bool = False, weights: bool = False
 ) -> Path:
-    """Write every finished run below a folder into one packed folder.
+    """Write every finished run below the folder ``root`` into one packed folder ``out``, made or replaced.
 
-    Args:
-        root: A folder that holds run folders, at any depth.
-        out: The packed folder, made or replaced; outside of `root`.
-        spec: A file that says how the runs were made, copied beside them.
-        progress: Show a bar over the runs.
-        weights: With the networks. Where `root` is the folder of a front, `load_front` reads `out` as well.
+    ``spec`` is a file that says how the runs were made, copied beside them. With ``weights`` go the networks; where
+    ``root`` is the folder of a front, `load_front` then reads ``out`` as well.
 
     Raises:
         FileNotFoundError: There is no such folder or spec.

@@ -157,11 +157,7 @@ class Run:
         if packed:
             weights, prefix = packed / WEIGHTS, f"{self.path.relative_to(packed).as_posix()}/"
         if not weights.is_file():
-            why = (
-                "; packed runs come without weights, unless they were asked for: train it anew by its config"
-                if packed
-                else ""
-            )
+            why = "; packed runs come without weights, unless asked for: train it anew by its config" if packed else ""
             raise FileNotFoundError(f"{weights} does not exist: the network cannot be rebuilt{why}")
         shape, classes = tuple(self.config["in_shape"]), self.config["classes"]
         settings = {name: self.config[name] for name in ("width", "mean", "std")}

@@ -75,11 +75,8 @@ def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
 def load_finished(*roots: str | Path) -> pd.DataFrame:
     """`load_runs` of several folders as one table, for a command whose argument RUNS they are: at least one run.
 
-    Fronts stand beside separate trainings as methods of their own (`fronts_apart`).
-
-    Raises:
-        FileNotFoundError: There is no such folder, or no finished run in any of them; the message says what to do.
-        ValueError: As `load_runs`.
+    Fronts stand beside separate trainings as methods of their own (`fronts_apart`). FileNotFoundError, which says what
+    to do, where there is no finished run in any of them.
     """
     tables = [load_runs(root) for root in roots]
     runs = pd.concat(tables)

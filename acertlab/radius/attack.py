@@ -314,9 +314,8 @@ class _Search:
         start = x + direction / length.view(shape) * _reach(x, eps, self.ascent.domain)
         point, value = self.ascent(x, self.y[index], eps, start, target)
         hit = value >= 0
-        self.direction[index[hit]] = _relative(point - x, self.ascent.domain)[
-            hit
-        ]  # else the last success is the better guide
+        moved = _relative(point - x, self.ascent.domain)
+        self.direction[index[hit]] = moved[hit]  # else the last success is the better guide
         self.evaluations[index] += self.ascent.steps + 1
         self.keep(index, point, value, closer_only=True)
         value = torch.nan_to_num(value, nan=info.min / 4, posinf=info.max / 4, neginf=info.min / 4)

@@ -120,9 +120,8 @@ class Report:
 
     def __str__(self) -> str:
         """What one would tell a colleague: the scores in a sentence, and what became of the samples."""
-        shares = "\n".join(
-            f"certified at eps = {eps:<8.4g}{100 * share:7.2f} %" for eps, share in self.cert_acc.items()
-        )
+        known = self.cert_acc.items()
+        shares = "\n".join(f"certified at eps = {eps:<8.4g}{100 * share:7.2f} %" for eps, share in known)
         outcomes = "\n".join(f"{n:6} samples: {outcome}" for outcome, n in self.outcomes().itertuples(index=False))
         return f"{self.sentence()}\n\n{outcomes}\n\n{shares}"
 
@@ -270,17 +269,15 @@ def _check_batch(batch: Any, i: int, like: Tensor) -> Batch:
     x = inputs_of(x, like, images=True)
     y = labels_of(y, x.device)
     if x.dim() < 2 or y.dim() != 1 or len(x) != len(y):
-        raise ValueError(
-            f"loader: its batch {i} has shapes {tuple(x.shape)} and {tuple(y.shape)}, not (B, ...) and (B,)"
-        )
+        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"loader: its batch {i} has shapes {shapes}, not (B, ...) and (B,)")
     return x, y
 
 
 def certify_batch(model: nn.Module, x: Tensor, y: Tensor, eps_max: float, settings: SearchSettings) -> pd.DataFrame:
-    """Predictions and certified radii (Def. 3.1), up to eps_max, of one batch as a table.
+    """Predictions and certified radii (Def. 3.1), up to eps_max, of one batch x (B, ...), pixels or uint8 images.
 
-    ``x`` is (B, ...) in pixel units, or uint8 images; the samples are moved to the device of the model, which is in
-    evaluation mode.
+    The samples are moved to the device of the model, which is in evaluation mode.
 
     Returns:
         A row a sample: label, predicted (-1: logits not finite), radius (certified), upper (not certified), status

@@ -278,17 +278,9 @@ def shown_table(table: pd.DataFrame) -> str:
 
 
 def run_command(
-    plan: Plan,
-    workers: int = 0,
-    scheduler: str | None = None,
-    tls: Sequence[str] | None = None,
-    dry_run: bool = False,
+    plan: Plan, workers: int = 0, scheduler: str | None = None, tls: Sequence[str] | None = None, dry_run: bool = False
 ) -> int:
-    """`acertlab sweep`, once its plan is read and said; returns 0 all done, 1 some jobs failed, 3 interrupted.
-
-    Raises:
-        ValueError, OSError, LockHeldError: as `run`.
-    """
+    """`acertlab sweep`, once its plan is read and said; returns 0 all done, 1 some jobs failed, 3 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Slurm sends it before the time is up
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it reports of lost workers, the table shows
     if workers < 0:

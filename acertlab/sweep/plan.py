@@ -40,18 +40,14 @@ class Plan:
             return f"{said}, none of them done"
         mean, left = sum(seconds) / len(seconds), max(0, len(self.jobs) - len(seconds))
         said += f", where {len(seconds)} are done, in {seconds_text(mean)} each"
-        return (
-            f"{said}; for {left} more that makes {seconds_text(mean * left)}, shared by the workers" if left else said
-        )
+        said += f"; for {left} more that makes {seconds_text(mean * left)}, shared by the workers" if left else ""
+        return said
 
 
 def read_plan(spec: str | Path | Mapping[str, Any], out: str | Path = "", show: bool = False) -> Plan:
-    """The jobs that a YAML file (or its content, as a mapping) asks for; nothing is written.
+    """The jobs that a YAML file (or its content) asks for, see `acertlab.sweep.spec`; nothing is written.
 
-    Args:
-        spec: see `acertlab.sweep.spec`.
-        out: instead of the specification's own folder.
-        show: print the plan's sentence.
+    ``out`` stands instead of the specification's own folder; ``show`` prints the plan's sentence.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -59,16 +55,14 @@ def read_plan(spec: str | Path | Mapping[str, Any], out: str | Path = "", show: 
     """
     from_file = not isinstance(spec, Mapping)
     content = _read_yaml(Path(spec)) if from_file else dict(spec)
-    where, base, stem = (
-        (str(spec), Path(spec).parent, Path(spec).stem) if from_file else ("the specification", Path(), "sweep")
-    )
+    where, path = (str(spec), Path(spec)) if from_file else ("the specification", Path("sweep"))
     try:
         _check_texts(content)
         jobs = tuple(job for grid in _grids(content) for job in _expanded(content, grid))
     except (ValueError, TypeError) as error:
         raise type(error)(f"{where}: {error}") from None
-    notebook = (base / content["notebook"]).resolve() if "notebook" in content else None
-    folder = Path(out or content.get("out") or Path(os.environ.get("ACERTLAB_RUNS") or "runs") / stem).absolute()
+    notebook = (path.parent / content["notebook"]).resolve() if "notebook" in content else None
+    folder = Path(out or content.get("out") or Path(os.environ.get("ACERTLAB_RUNS") or "runs") / path.stem).absolute()
     plan = Plan(where, notebook, folder, jobs)
     if show:
         print(f"{plan.sentence()}; checking each ...", flush=True)

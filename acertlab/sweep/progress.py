@@ -114,10 +114,8 @@ class ProgressTable:
 
     def summary(self) -> str:
         """`12 jobs: 3 done, 2 running, 7 waiting; about 4 min left`, or `...; no worker`."""
-        counts = Counter(row.state for row in self.rows.values())
-        states = ", ".join(
-            f"{counts[state]} {state}" for state in ("done", "running", "waiting", "failed") if counts[state]
-        )
+        counts, order = Counter(row.state for row in self.rows.values()), ("done", "running", "waiting", "failed")
+        states = ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
         if self.stalled:
             return f"{len(self.rows)} jobs: {states}; no worker"
         left = time_left(list(self.rows.values()), self.slots)

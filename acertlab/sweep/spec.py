@@ -64,12 +64,9 @@ class Sweep:
 
 
 def read_spec(spec: str | Path | Mapping[str, Any] | Plan, *, out: str | Path = "", show: bool = False) -> Sweep:
-    """The sweep that a YAML file (or its content, as a mapping) describes; nothing is written.
+    """The sweep that a YAML file (or its content) describes, or what `read_plan` has read already; nothing is written.
 
-    Args:
-        spec: see the module; or what `acertlab.sweep.plan.read_plan` has read already.
-        out: instead of the specification's own folder.
-        show: say what is wanted in a line, before torch is loaded to check it.
+    ``out`` stands instead of the specification's own folder; ``show``: say what is wanted, before torch is loaded.
 
     Raises:
         FileNotFoundError: there is no such file or notebook.

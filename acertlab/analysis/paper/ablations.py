@@ -132,10 +132,8 @@ def _runtime(runs: Sequence[Run]) -> float:
 
 def passes(runs: Sequence[Run]) -> float:
     """Bound passes that the search took a sample, mean over the epochs after the ramp (else the last) and the seeds."""
-    after = [run.history.passes[run.history.eps_t >= run.result["eps_max"] * (1 - 1e-9)] for run in runs]
-    return statistics.mean(
-        (a if len(a) else run.history.passes[-1:]).mean() for a, run in zip(after, runs, strict=True)
-    )
+    told = [(run.history.passes, run.history.eps_t >= run.result["eps_max"] * (1 - 1e-9)) for run in runs]
+    return statistics.mean((passes[after] if after.any() else passes[-1:]).mean() for passes, after in told)
 
 
 def shown(table: pd.DataFrame) -> Styler:

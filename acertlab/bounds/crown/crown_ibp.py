@@ -26,21 +26,14 @@ SIGNS = {aten.add: (1, 1), aten.sub: (1, -1)}
 def crown_ibp_margins(
     network: IntervalNetwork, box: Box, y: Tensor, relu_inputs: list[Box], *, merged: bool = True
 ) -> Tensor:
-    """Upper bounds of logit_i - logit_y over ``box`` that are linear in the input, for every class i.
+    """Upper bounds of logit_i - logit_y over ``box`` (B, ...) that are linear in the input, for every class i.
 
-    Args:
-        network: the network: linear and convolutional layers, BatchNorm, ReLU, changes of shape and sums, ending in a
-            linear layer.
-        box: (B, ...) input box.
-        y: (B,) int64 labels.
-        relu_inputs: the box at the input of every ReLU, in order, as `IntervalNetwork.margins` collects it.
-        merged: bound the difference itself; False: the difference of the logits' bounds.
+    Arguments as of `IntervalNetwork.margins`, which collects ``relu_inputs``, the box at the input of every ReLU. The
+    network has linear and convolutional layers, BatchNorm, ReLU, changes of shape and sums, and ends in a linear layer;
+    TypeError names an operator through which nothing is propagated back.
 
     Returns:
         (B, classes), differentiable in the weights; column y is 0.
-
-    Raises:
-        TypeError: an operator through which nothing is propagated back; the message names it.
     """
     if network.head is None:
         raise TypeError("model: CROWN-IBP training wants a network that ends in a linear layer")

@@ -15,11 +15,7 @@ HOW_TO_GET_IT = f"auto_LiRPA {NEWEST} from its repository (environment.yml has t
 Condition = Callable[[Any], str]  # of a node: what of it was not tested; empty where all was
 
 
-_CONSTANTS = (
-    "BoundBuffers",
-    "BoundParams",
-    "BoundConstant",
-)  # some versions count these among what depends on the input
+_CONSTANTS = ("BoundBuffers", "BoundParams", "BoundConstant")  # in some versions they "depend" on the input
 
 
 class UnprovedError(TypeError):
@@ -107,14 +103,9 @@ TESTED: dict[str, dict[str, Condition]] = {
 
 
 def check_nodes(nodes: Iterable[Any], version: str) -> None:
-    """Refuses a converted network unless the bounds of all its nodes were tested.
+    """Refuses, by an UnprovedError that says what to do, a converted network unless all its nodes' bounds were tested.
 
-    Args:
-        nodes: auto_LiRPA's, of the converted network.
-        version: auto_LiRPA's.
-
-    Raises:
-        UnprovedError: a node that is not in the list; the message names it and says what to do.
+    ``nodes`` and ``version`` are auto_LiRPA's.
     """
     if version not in TESTED:
         raise UnprovedError(

@@ -61,8 +61,8 @@ class BoxProgram:
         )
         self.difference = head.then(sparse.csr_array(against))
         self.ranges: list[tuple[np.ndarray, np.ndarray]] = []
-        for layer in network.layers:
-            self.ranges.append((self._lower(layer), self._upper(layer)))
+        for layer in network.layers:  # its lower bounds are those of -layer, from above
+            self.ranges.append((-self._upper(layer.scaled(-1.0)), self._upper(layer)))
         self.margins = self._upper(self.difference)  # of logit_i - logit_y over the ball
         self.margins[y] = -np.inf
         low, high = (np.concatenate([r[i] for r in self.ranges] or [np.zeros(0)]) for i in (0, 1))
@@ -70,13 +70,8 @@ class BoxProgram:
         self.binaries = int(self.open.sum())  # ReLUs that may be on or off within it
         self._write(low, high)
 
-    # ---- bounds of affine maps of the ReLUs so far
-
-    def _lower(self, value: AffineMap) -> np.ndarray:
-        return -self._upper(value.scaled(-1.0))
-
     def _upper(self, value: AffineMap) -> np.ndarray:
-        """The tighter of the interval and of CROWN's backward pass, row by row."""
+        """Of an affine map of the ReLUs so far: the tighter of the interval and of CROWN's backward pass, by row."""
         ball, known = self.ball, self.ranges
         low = np.concatenate([ball.low, *(np.maximum(r[0], 0) for r in known)])
         high = np.concatenate([ball.high, *(np.maximum(r[1], 0) for r in known)])
@@ -94,13 +89,9 @@ class BoxProgram:
             through = raising * slope + lowering * below
             constant += through @ layer.offset
             coefficients = coefficients + through @ layer.columns(rest)
-            upper = np.minimum(
-                upper,
-                np.maximum(coefficients, 0) @ high[:rest] + np.minimum(coefficients, 0) @ low[:rest] + constant,
-            )
+            reached = np.maximum(coefficients, 0) @ high[:rest] + np.minimum(coefficients, 0) @ low[:rest]
+            upper = np.minimum(upper, reached + constant)
         return upper
-
-    # ---- the program
 
     def _write(self, low: np.ndarray, high: np.ndarray) -> None:
         """Constraints that all classes share.
@@ -143,12 +134,9 @@ class BoxProgram:
         return [int(i) for i in np.argsort(-self.margins) if self.margins[i] >= -TOLERANCE * size[i]]
 
     def solve(self, target: int, seconds: float, gap: float) -> Solution:
-        """The least eps at which ``target`` reaches the true class, if it is at most the ball's.
+        """The least eps at which the class ``target`` reaches the true one, if it is at most the ball's.
 
-        Args:
-            target: a class.
-            seconds: time limit.
-            gap: relative to eps, at which the solver may stop.
+        The solver may stop after so many ``seconds``, or at a ``gap`` relative to eps.
         """
         ball, n = self.ball, self.network.inputs
         row, clean = self.margin.matrix[[target]], self.margin.offset[target]

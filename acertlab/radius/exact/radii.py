@@ -63,11 +63,8 @@ def exact_radii(
     effort = {"steps": settings.steps, "restarts": settings.restarts, "seed": settings.seed}
     found = attacked_radius(model, x, y, cap, domain=settings.domain, progress=settings.progress, **effort)
     attack = replace(found, radius=found.radius.clone(), x_adv=found.x_adv.clone(), margin=found.margin.clone())
-    lower, statuses, programs = (
-        torch.zeros_like(attack.radius),
-        torch.zeros_like(y, dtype=torch.int8),
-        torch.ones_like(y),
-    )
+    lower, statuses = torch.zeros_like(attack.radius), torch.zeros_like(y, dtype=torch.int8)
+    programs = torch.ones_like(y)
     with torch.no_grad(), full_precision(x.device):
         clean = clean_margin(clean_logits(model, x), y)
         for i in tqdm(range(len(x)), desc="exact radii", unit="sample", disable=not settings.progress):
@@ -120,14 +117,9 @@ class _Search:
 
     def _program(self) -> BoxProgram:
         flat, domain = self.x.double().flatten().cpu(), Domain.of(self.settings.domain)
-        low, high, scale = (
-            torch.as_tensor(missing if end is None else end, dtype=torch.float64)
-            .expand(self.x.shape)
-            .flatten()
-            .cpu()
-            .numpy()
-            for end, missing in zip(domain.ends(self.x), (-torch.inf, torch.inf, 1.0), strict=True)
-        )
+        ends = zip(domain.ends(self.x), (-torch.inf, torch.inf, 1.0), strict=True)
+        given = (torch.as_tensor(none if end is None else end, dtype=torch.float64).cpu() for end, none in ends)
+        low, high, scale = (end.expand(self.x.shape).flatten().numpy() for end in given)
         return BoxProgram(self.network, Ball.around(flat.numpy(), self.best, low, high, scale), int(self.y))
 
     def _closer(self, point: np.ndarray) -> bool:

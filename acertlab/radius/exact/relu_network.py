@@ -76,7 +76,8 @@ class AffineMap:
         return AffineMap(self.columns(n) + other.columns(n), self.offset + other.offset, self.shape)
 
     def scaled(self, factors: np.ndarray | float) -> "AffineMap":
-        return self.then(_diagonal(factors, len(self.offset)))
+        diagonal = sparse.diags_array(np.broadcast_to(np.asarray(factors, float), len(self.offset)))
+        return self.then(sparse.csr_array(diagonal))
 
     def moved(self, by: np.ndarray | float) -> "AffineMap":
         return AffineMap(self.matrix, self.offset + by, self.shape)
@@ -90,10 +91,6 @@ class ReluNetwork:
     layers: tuple[AffineMap, ...]
     head: AffineMap
 
-    @property
-    def relus(self) -> int:
-        return sum(len(layer.offset) for layer in self.layers)
-
     def logits(self, x: np.ndarray) -> np.ndarray:
         """(B, inputs) -> (B, classes)."""
         v = x.T
@@ -105,9 +102,8 @@ class ReluNetwork:
 def as_relu_network(model: nn.Module, graph: Graph) -> ReluNetwork:
     """The captured graph of ``model`` as a `ReluNetwork`, in double precision.
 
-    Raises:
-        TypeError: an operator that is not piecewise linear, or too hard to write so; the message names it.
-        ValueError: more ReLUs than a mixed-integer program can be hoped to decide.
+    TypeError names an operator that is not piecewise linear, or too hard to write so; ValueError for more ReLUs than a
+    mixed-integer program can be hoped to decide.
     """
     return _Unrolling(model, graph).network()
 
@@ -123,7 +119,7 @@ class _Unrolling:
         shape = tuple(graph.input.meta["val"].shape[1:])
         self.size = prod(shape)
         self.inputs = self.size
-        start = AffineMap(_csr(sparse.eye_array(self.size)), np.zeros(self.size), shape)
+        start = AffineMap(sparse.csr_array(sparse.eye_array(self.size)), np.zeros(self.size), shape)
         self.maps: dict[fx.Node, Any] = {graph.input: start}
         self.layers: list[AffineMap] = []
 
@@ -201,7 +197,7 @@ class _Unrolling:
             for part, gradient in zip(parts, gradients, strict=True):
                 part.append(sparse.csr_array(gradient.reshape(len(some), -1).numpy()))
         for source, part in zip(inputs, parts, strict=True):
-            out = out.plus(self.maps[source].then(_csr(sparse.vstack(part)), shape))
+            out = out.plus(self.maps[source].then(sparse.csr_array(sparse.vstack(part)), shape))
         return out
 
     def _batch(self, inputs: list[fx.Node]) -> int:
@@ -335,19 +331,11 @@ def _double(value: Any) -> Any:
     return value.double().cpu() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _csr(matrix: Any) -> sparse.csr_array:
-    return sparse.csr_array(matrix)
-
-
-def _diagonal(factors: np.ndarray | float, n: int) -> sparse.csr_array:
-    return _csr(sparse.diags_array(np.broadcast_to(np.asarray(factors, float), n)))
-
-
 def _picking(rows: np.ndarray, n: int) -> sparse.csr_array:
     return sparse.csr_array((np.ones(len(rows)), (np.arange(len(rows)), rows)), shape=(len(rows), n))
 
 
 def _stacked(a: AffineMap, b: AffineMap) -> AffineMap:
     n = max(a.matrix.shape[1], b.matrix.shape[1])
-    matrix = _csr(sparse.vstack([a.columns(n), b.columns(n)]))
+    matrix = sparse.csr_array(sparse.vstack([a.columns(n), b.columns(n)]))
     return AffineMap(matrix, np.concatenate([a.offset, b.offset]), a.shape)

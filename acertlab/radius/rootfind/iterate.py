@@ -78,13 +78,11 @@ def iterate(
 ) -> tuple[Rows, Tensor]:
     """Rounds of evaluations, at most so many, of the elements that have not finished.
 
-    Args:
-        rows: what is carried from round to round, (..., B) each.
-        args: tensors of leading dimension B, cut down together with the rows.
-        going_on: which elements have not finished, (B,) bool, of the rows.
-        step: the rows after one more evaluation; of the rows, which of them go on, their args, and the round.
-        select: the indices of the elements that stay in the batch, of the first two and the round; None: all. The
-            others keep the rows that they have. Where none stay the loop ends.
+    ``rows`` (..., B) each are carried from round to round; ``args``, of leading dimension B, are cut down together with
+    them. ``going_on`` tells of the rows which elements have not finished, (B,) bool; ``step`` makes the rows after one
+    more evaluation, of the rows, which of them go on, their args, and the round. ``select`` gives the indices of the
+    elements that stay in the batch, of the first two and the round, or None for all; the others keep the rows that
+    they have, and where none stay the loop ends.
 
     Returns:
         The last rows of all elements, and (B,) int64 how often each was evaluated.

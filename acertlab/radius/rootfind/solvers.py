@@ -23,23 +23,15 @@ class Solver(Protocol):
     extrapolates: ClassVar[bool]
 
     def narrow(self, problem: RootProblem, start: Bracket, stop: StoppingRule) -> Bracket:
-        """Narrow brackets of the roots; or f < 0 at the cap, where the upper end stays infinite.
-
-        Args:
-            problem: what is searched.
-            start: brackets without an upper end.
-            stop: tolerances of the brackets, and the most iterations.
-        """
+        """Narrow brackets of the roots, from ``start`` without an upper end; or f < 0 at the cap: it stays infinite."""
         ...
 
     def estimate(self, problem: RootProblem, stop: StoppingRule, wanted: Tensor | None, size: Sizes) -> RootEstimate:
         """Roots from few evaluations, for a training step.
 
-        Args:
-            problem, stop: as in `narrow`.
-            wanted: (B,) bool: these elements alone matter, and the host must not wait for the device; the number of
-                evaluations is fixed then. None: all matter, and finished ones are dropped.
-            size: with ``wanted``: with how many elements each round may go on; None: with all.
+        With ``wanted`` (B,) bool these elements alone matter, and the host must not wait for the device: the number of
+        evaluations is fixed, and ``size`` tells with how many elements each round may go on; None: with all. Without,
+        all matter, and finished ones are dropped.
         """
         ...
 
