@@ -10,69 +10,18 @@ are the two pixels of the image.
 Source: Nurlanov, Schmidt, Bernard, "Adaptive Certified Training: Towards Better Accuracy-Robustness Tradeoffs".
 """
 
+import re
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 __version__ = version("acertlab")
 
-_NAMES = {  # the public names, each loaded when it is first asked for: torch and plotly take seconds
-    "Box": "bounds.box",
-    "Domain": "bounds.box",
-    "freeze": "bounds.ibp",
-    "propagate": "bounds.ibp",
-    "certified_margin": "bounds.margin",
-    "clean_margin": "bounds.margin",
-    "Normalize": "bounds.rules.affine",
-    "select_output": "bounds.graph.output",
-    "rule": "bounds.rules.dispatch",
-    "ibp_init_": "models.initialisation",
-    "load_onnx": "models.onnx",
-    "load_weights": "models.state_dict",
-    "load_program": "models.torch_program",
-    "export_vnnlib": "models.vnnlib",
-    "ImageData": "data.datasets",
-    "augment": "data.datasets",
-    "load_dataset": "data.datasets",
-    "to_float": "data.datasets",
-    "Run": "data.run",
-    "load_run": "data.run",
-    "load_runs": "data.run_table",
-    "RootResult": "radius.rootfind.bracketed",
-    "RootStatus": "radius.rootfind.bracketed",
-    "bisect": "radius.rootfind.bisection",
-    "brentq": "radius.rootfind.brent",
-    "chandrupatla": "radius.rootfind.chandrupatla",
-    "RadiusResult": "radius.search",
-    "RadiusStatus": "radius.search",
-    "certified_radius": "radius.certified",
-    "AttackResult": "radius.attack",
-    "adversarial_accuracy": "radius.attack",
-    "attacked_radius": "radius.attack",
-    "pgd": "radius.attack",
-    "RadiusBracket": "radius.bracket",
-    "exact_radius": "radius.bracket",
-    "radius_bracket": "radius.bracket",
-    "accuracy": "radius.metrics",
-    "acr": "radius.metrics",
-    "art": "radius.metrics",
-    "certified_accuracy": "radius.metrics",
-    "hypervolume": "radius.metrics",
-    "pareto_front": "radius.metrics",
-    "Report": "radius.certificate",
-    "certify": "radius.certificate",
-    "TrainConfig": "training.config",
-    "preset": "training.config",
-    "import_run": "training.imported_run",
-    "clean_pass": "training.loop.batch_statistics",
-    "train": "training.loop.train",
-    "Front": "training.loop.front",
-    "load_front": "training.loop.front",
-    "train_front": "training.loop.front",
-    "Analysis": "analysis.fronts",
-    "analyse": "analysis.fronts",
-}
-_MODULES = {  # and modules
+# What is public stands in `__init__.pyi`, for editors and for this: each name is loaded when it is first asked for,
+# since torch and plotly take seconds
+_STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+_MODULES = {
     "interval": "bounds.ibp",
     "models": "models",
     "plots": "visualization",
@@ -80,6 +29,12 @@ _MODULES = {  # and modules
     "sound": "bounds.sound",
     "sweep": "sweep",
     "widgets": "visualization.widgets",
+}
+_NAMES = {
+    name: module
+    for module, names in re.findall(r"^from acertlab\.(\S+) import (\([^)]*\)|.*)", _STUB, re.MULTILINE)
+    for name in re.findall(r"(\w+) as \1\b", names)
+    if name not in _MODULES
 }
 __all__ = sorted([*_NAMES, *_MODULES])
 

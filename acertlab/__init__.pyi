@@ -1,4 +1,4 @@
-# The public names, for type checkers and editors; `acertlab/__init__.py` loads them when they are asked for.
+# The public names, for type checkers and editors, and for `acertlab/__init__.py`, which loads them when asked for.
 
 from acertlab import models as models, sweep as sweep, visualization
 from acertlab.analysis.fronts import Analysis as Analysis, analyse as analyse

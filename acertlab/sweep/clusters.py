@@ -50,15 +50,11 @@ def slurm(
     shared: str | Path,
     **options: Any,
 ) -> "SLURMCluster":
-    """A cluster of Slurm jobs, each a worker with one GPU that Slurm chooses (it sets CUDA_VISIBLE_DEVICES).
+    """A cluster of Slurm jobs, each a worker with one GPU that Slurm chooses (it sets CUDA_VISIBLE_DEVICES), or with 0.
 
-    Args:
-        jobs: how many are submitted; `.scale(n)` and `.adapt(maximum=n)` change it.
-        queue: Slurm's partition.
-        gpus: 1, or 0 for jobs without.
-        cpus, memory, walltime: of a job, in Slurm's words.
-        shared: a folder that all nodes see; takes the certificates, readable by you alone.
-        options: further ones of `dask_jobqueue.SLURMCluster`, as account or job_script_prologue.
+    ``.scale(n)`` and ``.adapt(maximum=n)`` change how many ``jobs`` are submitted. cpus, memory and walltime are of a
+    job, in Slurm's words; the folder ``shared``, which all nodes see, takes the certificates, readable by you alone;
+    ``options`` are further ones of `dask_jobqueue.SLURMCluster`, as account or job_script_prologue.
     """
     need("cluster", "clusters.slurm", "dask_jobqueue")
     from dask_jobqueue.slurm import SLURMCluster
@@ -93,11 +89,9 @@ def ssh_spec(
 ) -> dict[str, Any]:
     """What `distributed.SpecCluster` starts: as `distributed.SSHCluster`, with a GPU for every worker.
 
-    Args:
-        hosts: the scheduler's, then the workers'.
-        gpus: on every worker's host: so many workers, each of which sees one; 0: one worker without.
-        python: the interpreter over there; None: the path of this one.
-        connect: options of asyncssh.connect, as username or known_hosts.
+    ``hosts``: the scheduler's, then the workers', on each of which so many workers see one of ``gpus`` each (0: one
+    worker without). ``python`` is the interpreter over there (None: the path of this one); ``connect`` has options of
+    asyncssh.connect, as username or known_hosts.
     """
     if len(hosts) < 2:
         raise ValueError(f"hosts = {list(hosts)!r}: accepted is the scheduler's host, then at least one for workers")
@@ -118,13 +112,8 @@ def kubernetes_spec(
 ) -> dict[str, Any]:
     """The DaskCluster resource for `dask_kubernetes.operator.KubeCluster(custom_cluster_spec=...)`.
 
-    Args:
-        image: a container image with this package installed.
-        workers: pods with a worker each.
-        claim: of a persistent volume that many pods may write to; holds the sweep's folder and the datasets.
-        mount: where the pods see it.
-        gpus: of every worker: 1, or 0.
-        name: of the cluster.
+    Of a container ``image`` with this package, and so many pods with a worker each, which sees 1 or 0 ``gpus``. They
+    see the persistent volume of ``claim``, which holds the sweep's folder and the datasets, at ``mount``.
     """
     need("cluster", "clusters.kubernetes_spec", "dask_kubernetes")
     from dask_kubernetes.operator import make_cluster_spec  # pyright: ignore[reportMissingImports]

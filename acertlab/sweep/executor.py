@@ -220,9 +220,8 @@ def _settle(progress: ProgressTable, job: Job, future: Future) -> None:
     seconds = time.monotonic() - row.began if row.began else 0.0
     if future.status == "finished":
         outcome = future.result()
-        progress.finished(
-            job.name, outcome.reason or _scores(job), failed=bool(outcome.reason), seconds=outcome.seconds
-        )
+        failed, seconds = bool(outcome.reason), outcome.seconds
+        progress.finished(job.name, outcome.reason or _scores(job), failed=failed, seconds=seconds)
     elif future.status == "error":
         error = future.exception()
         if isinstance(error, KilledWorker):

@@ -106,9 +106,8 @@ def step_seconds(
 ) -> dict[Name, float]:
     """Seconds a step after the ramp, from trained networks that take turns on the same batches.
 
-    Steps are taken at a learning rate so small that the weights stay, and without radii of an earlier epoch; each
-    network takes batches of its own size, on its own device. Medians of ``count`` steps; with one thread on a CPU it is
-    processor time, so that other processes count little.
+    Steps are taken at a learning rate so small that the weights stay, and without radii of an earlier epoch. Medians of
+    ``count`` steps; with one thread on a CPU it is processor time, so that other processes count little.
     """
     contenders = {}
     for name, (config, model) in trained.items():

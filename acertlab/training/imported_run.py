@@ -108,10 +108,8 @@ def _described(
     asked |= {"method": method, "radius_cap": settings.cap, "verifier": bound, "source": source}
     asked |= {"in_shape": data.in_shape, "classes": data.num_classes, "n_test": len(data.test_x)}
     asked |= {"data": {"test": data.digests()["test"]}}
-    asked |= _architecture(model, data) | {
-        "network": fingerprint(classifier, _first_images(model, data)),
-        "version": version("acertlab"),
-    }
+    asked |= _architecture(model, data) | {"version": version("acertlab")}
+    asked |= {"network": fingerprint(classifier, _first_images(model, data))}
     return json.loads(json.dumps(asked))
 
 
@@ -136,19 +134,9 @@ def _measure(model: nn.Module, data: ImageData, run_dir: Path, asked: dict[str, 
     """Writes radii, an empty history and weights, and `result.json` last."""
     batches = run_dir / "certify"  # each of them is kept until the run is complete
     cap, eps_max = asked["radius_cap"], asked["eps_max"]
-    report = certify(
-        model,
-        (data.test_x, data.test_y),
-        cap,
-        bound=asked["verifier"],
-        merged=asked["merged"],
-        domain=asked["domain"],
-        solver=asked["solver"],
-        xtol=asked["eval_xtol"],
-        rtol=asked["eval_rtol"],
-        run_dir=batches,
-        progress=progress,
-    )
+    how = {name: asked[name] for name in ("merged", "domain", "solver")}
+    how |= {"bound": asked["verifier"], "xtol": asked["eval_xtol"], "rtol": asked["eval_rtol"]}
+    report = certify(model, (data.test_x, data.test_y), cap, **how, run_dir=batches, progress=progress)
     grid = certified_at(data.name, eps_max, cap)
     write_parquet(run_dir / "radii.parquet", report.radii)
     write_parquet(run_dir / "history.parquet", history_table([]))

@@ -27,17 +27,9 @@ def check_parameters(namespace: Mapping[str, Any], spec: Mapping[str, Accepted])
         eps_max, method, seed = check_parameters(globals(), {
             "eps_max": Within(0, 1, open_low=True), "method": ("ibp", "acert"), "seed": int}).values()
 
-    Args:
-        namespace: the notebook's `globals()`.
-        spec: from a parameter's name to what it may be: `str`, `bool`, `int` or `float`; a tuple of the words
-            accepted; a `Within`; or a function, as for `check`.
-
-    Returns:
-        The values, by name, in the order of `spec`.
-
-    Raises:
-        ValueError: a parameter is missing, of the wrong kind or out of range, or papermill injected a name that is
-            not in `spec`; the message names the parameter, the value and what is accepted.
+    ``spec`` tells of each parameter what is accepted, as for `check`; the values are returned by name, in its order.
+    ValueError, which names the parameter, the value and what is accepted, where one is missing, of the wrong kind or
+    out of range, or papermill injected a name that is not in ``spec``.
     """
     for name in _injected_names(namespace):
         if name not in spec:
@@ -111,16 +103,11 @@ PARAMETERS: dict[str, Any] = {
 def config_from_parameters(parameters: Mapping[str, Any]) -> TrainConfig:
     """The configuration that a notebook's parameters ask for: a preset, with what is set replaced.
 
-    Args:
-        parameters: names and values as `check_parameters` returns them (a training notebook's: by `PARAMETERS`).
-            ``dataset``, ``method``, ``budget`` and, where it is there, ``setting`` choose the preset; ``kappa`` and
-            ``seed`` replace its values, and so does every other field of `TrainConfig` that is neither 0 nor "" nor
-            None. Other ``epochs`` keep the preset's shares of clean epochs, ramp and milestones. ``settings`` are
-            further fields by name; they replace what the preset and other ``epochs`` say. Names that are no field are
-            passed over.
-
-    Raises:
-        ValueError: as `preset` and `TrainConfig`.
+    ``parameters`` are as `check_parameters` returns them, of which ``dataset``, ``method``, ``budget`` and, where it is
+    there, ``setting`` choose the preset; ``kappa`` and ``seed`` replace its values, and so does every other field of
+    `TrainConfig` that is neither 0 nor "" nor None. Other ``epochs`` keep the preset's shares of clean epochs, ramp and
+    milestones. ``settings`` are further fields by name; they replace what the preset and other ``epochs`` say. Names
+    that are no field are passed over. ValueError as `preset` and `TrainConfig`.
     """
     asked = {"budget": parameters["budget"], "setting": parameters.get("setting", "")}
     config = preset(parameters["dataset"], parameters["method"], **asked)

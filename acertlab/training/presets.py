@@ -44,12 +44,8 @@ SHI: dict[str, Settings] = {
 # Mueller et al. 2023, the commands of their README and their parser's defaults: no clipping, one clean epoch. MNIST's
 # are for eps 0.3, CIFAR-10's for 8/255. Their rate falls at the start of epoch 50, one epoch before Shi et al.'s, their
 # ramp is a step longer. Crops of 56 pixels for TinyImageNet are left out.
-SABR_AUTHORS: Settings = STEP_DECAY | {
-    "clip": None,
-    "l1_reach": "parameters",
-    "attack_steps": 8,
-    "attack_step_size": 0.5,
-}
+SABR_AUTHORS: Settings = STEP_DECAY | {"clip": None, "l1_reach": "parameters"}
+SABR_AUTHORS |= {"attack_steps": 8, "attack_step_size": 0.5}
 MUELLER: dict[str, Settings] = {
     "mnist": SABR_AUTHORS
     | {"batch_size": 256, "epochs": 70, "milestones": (49, 59), "ramp_epochs": 20, "small_box": 0.6, "l1": 1e-6},
@@ -76,10 +72,7 @@ MAO: dict[str, Settings] = {
 }
 TEN_STEPS: Settings = {"attack_steps": 10, "attack_step_size": 0.2}  # STAPS's in the image
 # ---- the other radii of the literature; what all methods have there, and in METHOD_SETTINGS rows such as "mnist 0.1"
-EPS: dict[str, dict[str, Settings]] = {
-    "mnist": {"0.1": {"eps_max": 0.1}},
-    "cifar10": {"2/255": {"eps_max": 2 / 255}},
-}
+EPS: dict[str, dict[str, Settings]] = {"mnist": {"0.1": {"eps_max": 0.1}}, "cifar10": {"2/255": {"eps_max": 2 / 255}}}
 TWICE: Settings = {"train_eps_factor": 2.0}  # trained at 0.2 to be certified at 0.1
 # FastIBP at those radii: at 0.1 CTBench's command (Mao et al. 2025, scripts/examples/mnist/0.1/train_ibp.sh, there with
 # kappa 0.3), at 2/255 what Shi et al. took for 8/255

@@ -9,9 +9,7 @@ from torch import nn
 from acertlab.bounds.box import Box
 from acertlab.bounds.rules import affine, elementwise, norms, products, shapes
 
-RULES: dict[Any, Callable[..., Any]] = {
-    **{**affine.RULES, **elementwise.RULES, **shapes.RULES, **products.RULES, **norms.RULES},
-}
+RULES: dict[Any, Callable[..., Any]] = affine.RULES | elementwise.RULES | shapes.RULES | products.RULES | norms.RULES
 
 
 @singledispatch

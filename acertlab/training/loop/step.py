@@ -35,11 +35,8 @@ def train_step(
     """One step of the optimiser, without a host-device synchronisation (on a CPU, finished samples are dropped).
 
     ``index`` (B,) says which training samples x and y are, ``eps`` is eps_{max,t} (pixel units), ``std`` (1, C, 1, 1)
-    the model's normalisation.
-
-    Returns:
-        The loss and the gradient's norm before clipping, (), the logits (B, classes) and what the objective logs; all
-        detached.
+    the model's normalisation. Returns, detached, the loss and the gradient's norm before clipping, (), the logits (B,
+    classes) and what the objective logs.
     """
 
     def own_pass(x: Tensor) -> tuple[Tensor, IntervalNetwork]:

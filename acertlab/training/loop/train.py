@@ -180,10 +180,7 @@ def evaluate(
 ) -> pd.DataFrame:
     """Predictions and certified radii (Def. 3.1), up to ``cap`` (pixel units), as a run's `radii.parquet` holds them.
 
-    The model is put into evaluation mode; x (N, C, H, W) are uint8 images.
-
-    Returns:
-        A row a sample: index, label, predicted, radius (certified), upper (not certified), status (`RadiusStatus`).
+    The model is put into evaluation mode; x (N, C, H, W) are uint8 images. A row a sample.
     """
     model.eval()
     batches = zip(x.split(batch_size), y.split(batch_size), strict=True)

@@ -61,11 +61,8 @@ class Adversarial(FastIBP):
 class ShrunkNetwork(IntervalNetwork):
     """A network whose ReLUs shrink the boxes on their way: what it gives are no bounds, and serve training alone.
 
-    Where lower < 0 < upper at a ReLU's input, the upper end is (1 - share) times what it was; the gradient too.
-
-    Args:
-        network: it is prepared anew, with the same weights and statistics.
-        share: in [0, 1).
+    Where lower < 0 < upper at a ReLU's input, the upper end is (1 - share) times what it was, share in [0, 1); the
+    gradient too. The network is prepared anew, with the same weights and statistics.
     """
 
     def __init__(self, network: IntervalNetwork, share: float) -> None:

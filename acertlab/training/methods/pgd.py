@@ -44,15 +44,9 @@ def training_attack(
     "mueller" and "last" take steps that fall tenfold after 50, 80 and 90 % of them. "mueller" and
     "mao" may leave the ball by their start alone, and stop as soon as the whole batch is misclassified.
 
-    Args:
-        model: in any mode; BatchNorm and Dropout are in evaluation mode meanwhile, and no statistics change.
-        x: (B, ...) pixels inside ``domain``; y: (B,) int64 labels.
-        eps: radius in pixel units, > 0.
-        rule: one of `RULES`.
-        steps: >= 1.
-        step_size: relative, > 0; 2 or more reaches the corners in one step (then the start hardly matters).
-        domain: (low, high) of valid pixels, or None.
-        amp: evaluate in bfloat16 on CUDA.
+    ``x`` (B, ...) are pixels inside ``domain``, ``y`` (B,) labels, ``eps`` > 0 is in pixel units. A ``step_size`` of 2
+    or more reaches the corners in one step (then the start hardly matters). The model may be in any mode: BatchNorm and
+    Dropout are in evaluation mode meanwhile, and no statistics change. ``amp``: bfloat16 on CUDA.
 
     Source: the code of Mueller et al. 2023, Mao et al. 2023 (for STAPS) and De Palma et al. 2024; "last": Madry et al.
     2018, with the first's settings. Draws from torch's global generator; no host-device synchronisation.
@@ -106,11 +100,8 @@ def latent_attack(network: IntervalNetwork, box: Box, y: Tensor, classes: int, s
     From one random start; each step is a fifth of the box's width (2 / steps of it, if that is more), a tenth of that
     after 70 % of 20 to 50 steps (40 and 70 % of up to 80; 30, 60 and 80 % of more). The best of all points counts.
 
-    Args:
-        network: the network's last part, prepared, with K = ``classes`` outputs; ``box`` is of its inputs, (B, ...).
-
-    Returns:
-        (B, K - 1, ...), without gradient; the wrong classes in order.
+    The network is the last part, prepared, with K = ``classes`` outputs, and the box (B, ...) of its inputs. Returns
+    (B, K - 1, ...), without gradient; the wrong classes in order.
     """
     rows = max(1, LARGEST // ((classes - 1) * box.lower[0].numel()))
     parts = zip(box.lower.detach().split(rows), box.upper.detach().split(rows), y.split(rows), strict=True)
@@ -191,12 +182,8 @@ def gradient_link(box: Box, points: Tensor, share: float) -> Tensor:
 
     With width w = upper - lower, upper receives max(0, 1 - (upper - point) / (c w)) of a point's gradient and lower
     max(0, 1 - (point - lower) / (c w)): all of it where the point is that end, none from c w away on. It is the
-    derivative of no function.
-
-    Args:
-        box: (B, ...).
-        points: (B, n, ...) in it.
-        share: c, of the width, > 0; beyond 1/2 a point between has both ends' attention.
+    derivative of no function. The points are (B, n, ...) in the box (B, ...), ``share`` is c > 0; beyond 1/2 a point
+    between has both ends' attention.
 
     Source: Mao et al. 2023 (c = 0.5).
     """

@@ -70,16 +70,11 @@ def approximate_radius(
     history: RadiusEstimates | None = None,
     growth: MarginGrowth | None = None,
 ) -> RadiusEstimates:
-    """Certified radii of a batch, estimated to a tolerance and capped by eps_max.
+    """Certified radii of a batch, estimated to a tolerance and capped by eps_max (pixel units).
 
-    Args:
-        margin: margin(eps, *args) -> (B,) at radii eps (B,), such as `margin_function`'s.
-        args: tensors with leading dimension B, cut down together with eps as samples are done.
-        clean: (B,) the margins at 0; < 0: correctly classified.
-        eps_max: the largest radius of interest, pixel units.
-        settings: solver and tolerances, and who takes part in which pass.
-        history: of the same samples, an epoch ago, by which ``growth`` is corrected. A bad one costs passes.
-        growth: what tells where to begin; None: the cap. For the log secant.
+    ``margin``(eps, *args) -> (B,) at radii eps (B,) is such as `margin_function`'s, ``args`` of leading dimension B;
+    ``clean`` (B,) are the margins at 0, < 0: correctly classified. ``growth`` tells where to begin (None: at the cap;
+    for the log secant), corrected by the ``history`` of the same samples an epoch ago; a bad one costs passes.
     """
     with torch.no_grad():
         clean = clean.detach()
