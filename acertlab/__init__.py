@@ -7,6 +7,8 @@ are the two pixels of the image.
     >>> model = torch.nn.Flatten()
     >>> x, y = torch.tensor([[0.2, 0.7]]), torch.tensor([1])  # the second pixel is the brighter one: class 1
 
+Everywhere a TypeError or a ValueError names the argument that it refuses, what was wrong with it and what is accepted.
+
 Source: Nurlanov, Schmidt, Bernard, "Adaptive Certified Training: Towards Better Accuracy-Robustness Tradeoffs".
 """
 

@@ -35,14 +35,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
 def check_samples(model: nn.Module, x: Any, y: Any, domain: DomainLike) -> tuple[nn.Module, Tensor, Tensor]:
     """Model, inputs and labels as all else takes them; refuses, before anything is computed, what does not fit.
 
-    Returns:
-        the model as a classifier (see `acertlab.bounds.graph.output`), x (B, ...) and y (B,) as tensors.
-
-    Raises:
-        TypeError: not a module, or data of the wrong kind.
-        ValueError: training mode or lazy parameters; inputs outside the domain, NaN, or of another dtype or device than
-            the model; labels out of range; an output that is no logits, of the dtype of ``x``, and for each sample a
-            function of this sample alone.
+    The model becomes a classifier (see `acertlab.bounds.graph.output`), x (B, ...) and y (B,) tensors. Refused are
+    training mode and lazy parameters; inputs outside the domain, NaN, or of another dtype or device than the model;
+    labels out of range; an output that is no logits, of the dtype of x, and for each sample a function of it alone.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
@@ -143,15 +138,13 @@ def _check_labels(x: Tensor, y: Any) -> None:
         line = ""
         if y.dim() == 2 and len(y) == len(x):
             line = f"; write {'y.flatten()' if y.shape[1] == 1 else 'y.argmax(1), if it is one-hot'}"
-        raise ValueError(
-            f"y: shape {tuple(y.shape)} does not give one label to each sample of x {tuple(x.shape)}{line}"
-        )
+        shapes = f"{tuple(y.shape)} does not give one label to each sample of x {tuple(x.shape)}"
+        raise ValueError(f"y: shape {shapes}{line}")
     if not isinstance(y, Tensor) or y.dtype not in LABELS:
         what = y.dtype if isinstance(y, Tensor) else type(y).__name__
         line = "; write y.long(), if it holds classes" if isinstance(y, Tensor) else ""
-        raise TypeError(
-            f"y: must be an integer tensor of labels, not {what}; int64, int32, int16, int8, uint8 will do{line}"
-        )
+        kinds = "int64, int32, int16, int8, uint8 will do"
+        raise TypeError(f"y: must be an integer tensor of labels, not {what}; {kinds}{line}")
     if y.device != x.device:
         raise ValueError(f"y: is on {y.device}, x on {x.device}; move one of them")
 

@@ -12,6 +12,7 @@ Example:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -126,9 +127,8 @@ class IntervalNetwork:
         """What does the work of affine operators and BatchNorms, by node."""
         modules = dict(self.model.named_modules(remove_duplicate=False)) if self.statistics else {}
         known = {modules[name]: pair for name, pair in self.statistics.items()}
-        norms = {
-            node: self._norm(norm, self._statistics_of(node, norm, modules, known)) for node, norm in plan.norms.items()
-        }
+        of = partial(self._statistics_of, modules=modules, known=known)
+        norms = {node: self._norm(norm, of(node, norm)) for node, norm in plan.norms.items()}
         works: dict[fx.Node, Any] = {}
         for node in plan.nodes:
             if node in plan.folded:
@@ -235,12 +235,10 @@ class IntervalNetwork:
         return values[self.graph.output]
 
     def propagate(self, box: Box, relu_inputs: list[Box] | None = None, *, until: fx.Node | None = None) -> Box:
-        """Bounds of the output over ``box``; without the checks of `acertlab.propagate`.
+        """Bounds of the output over ``box`` (B, ...), without the checks of `acertlab.propagate`.
 
-        Args:
-            box: (B, ...) input box.
-            relu_inputs: receives the box at the input of every ReLU, in order (for the regularisers).
-            until: stop at this node and return the box that enters it.
+        ``relu_inputs`` receives the box at the input of every ReLU, in order (for the regularisers). Stops at the node
+        ``until``, and then returns the box that enters it.
         """
         self._ready(box.lower)
         values: dict[fx.Node, Any] = {**self.constants, self.graph.input: box}

@@ -142,9 +142,6 @@ def certified_margin(
     Returns:
         (B,) margins; < 0: certified. With bound="ibp" and sound=False differentiable in x, eps and the parameters.
 
-    Raises:
-        TypeError, ValueError: naming the argument, what was wrong and what is accepted.
-
     Example:
         >>> al.certified_margin(model, x, y, eps=0.1)  # at worst (0.2 + 0.1) - (0.7 - 0.1)
         tensor([-0.3000])

@@ -47,8 +47,8 @@ def export_vnnlib(
 
     Raises:
         ImportError: onnx or onnxruntime is not installed; the message says how to install it.
-        TypeError, ValueError: naming the argument, what was wrong and what is accepted, among them a folder with other
-            files; or the network cannot be written as ONNX, or computes something else when read back.
+        ValueError: a folder with other files; or the network cannot be written as ONNX, or computes something else when
+            read back.
 
     Source: https://www.vnnlib.org (VNN-LIB 1.0), https://github.com/VNN-COMP (instances.csv).
 

@@ -97,9 +97,6 @@ def pgd(
         x_adv (B, ...), the best point evaluated, inside the domain and no further from x than eps, exactly; and its
         margin (B,): >= 0 is a success; NaN where no logits but NaN were seen.
 
-    Raises:
-        TypeError, ValueError: naming the argument, what was wrong and what is accepted.
-
     Example:
         >>> al.pgd(model, x, y, eps=0.3)
         (tensor([[0.5000, 0.4000]]), tensor([0.1000]))
@@ -195,11 +192,6 @@ def attacked_radius(
         batch_size: samples searched at once.
         progress: show a progress bar over the samples.
 
-    Returns:
-        An `AttackResult`.
-
-    Raises:
-        TypeError, ValueError: naming the argument, what was wrong and what is accepted.
 
     Example:
         >>> round(al.attacked_radius(model, x, y, eps_max=0.5).radius.item(), 2)

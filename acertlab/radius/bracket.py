@@ -100,9 +100,6 @@ def radius_bracket(
     Returns:
         A `RadiusBracket`; ``.raise_if_crossed()`` tells what must not be.
 
-    Raises:
-        TypeError, ValueError: naming the argument, what was wrong and what is accepted.
-
     Example:
         >>> bracket = al.radius_bracket(model, x, y, eps_max=0.5)
         >>> bracket.attacked - bracket.certified < 1e-3  # a linear network's bounds are exact
@@ -167,7 +164,7 @@ def exact_radius(
 
     Raises:
         TypeError: an operator that is not piecewise linear; the message names it and what is accepted.
-        ValueError: too many ReLUs; or naming the argument, what was wrong and what is accepted.
+        ValueError: too many ReLUs.
 
     Source: Tjeng, Xiao, Tedrake 2019 (MIPVerify).
 

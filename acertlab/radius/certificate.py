@@ -35,7 +35,7 @@ from acertlab.data.datasets import to_float
 from acertlab.data.files import read_json, write_json, write_parquet, written_aside
 from acertlab.data.run import RADII_COLUMNS
 from acertlab.radius.certified import find_radii
-from acertlab.radius.metrics import certified_accuracy, correct, summarise
+from acertlab.radius.metrics import certified_accuracy, correct, on_device_of, summarise
 from acertlab.radius.search import RadiusStatus, SearchSettings, checked_limit
 
 if TYPE_CHECKING:
@@ -185,12 +185,8 @@ def certify(
             moment and in any way; False: start anew.
         progress: show a progress bar over the batches.
 
-    Returns:
-        A `Report`.
-
     Raises:
-        TypeError, ValueError: naming the argument, what was wrong and what is accepted; among them a run_dir that was
-            begun with another network, other settings or other samples.
+        ValueError: ``run_dir`` was begun with another network, other settings or other samples.
 
     Example:
         >>> report = al.certify(model, [(x, y)], eps_max=0.5, progress=False)
@@ -214,7 +210,7 @@ def certify(
             if not len(y):
                 continue
             if not parts:
-                sample = _on_device_of(model, x[:1])
+                sample = on_device_of(model, x[:1])
                 model, _, _ = check_samples(model, sample, y[:1].to(sample.device), domain)
                 asked["model"] = fingerprint(model, x)
                 folder = None if run_dir is None else _Folder(Path(run_dir), asked, resume)
@@ -284,7 +280,7 @@ def certify_batch(model: nn.Module, x: Tensor, y: Tensor, eps_max: float, settin
         (`RadiusStatus`), evaluations, monotone, and seconds (its share of the batch's).
     """
     started = time.perf_counter()
-    x = _on_device_of(model, x)
+    x = on_device_of(model, x)
     device, y = x.device, y.to(x.device)
     found = find_radii(model, x, y, eps_max, settings)
     with torch.no_grad(), full_precision(device):
@@ -294,11 +290,6 @@ def certify_batch(model: nn.Module, x: Tensor, y: Tensor, eps_max: float, settin
     columns |= {"status": found.status, "evaluations": found.evaluations}
     table = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
     return table.assign(monotone=found.monotone, seconds=(time.perf_counter() - started) / len(y))
-
-
-def _on_device_of(model: nn.Module, x: Tensor) -> Tensor:
-    device = next((p.device for p in model.parameters()), x.device)
-    return to_float(x, device) if x.dtype == torch.uint8 else x.to(device)
 
 
 def _keep_worst(kept: Worst | None, part: pd.DataFrame, x: Tensor, worst: int) -> Worst:
@@ -373,7 +364,7 @@ def fingerprint(model: nn.Module, x: Tensor) -> str:
     """A sha256 over what a network computes of samples such as x: its operators with all their tensors and numbers."""
     tensors, structure = dict(model.named_parameters()) | dict(model.named_buffers()), repr(model)
     with suppress(TypeError, ValueError):  # what cannot be captured is not certified either
-        graph = graph_of(model, _on_device_of(model, x[:1]))
+        graph = graph_of(model, on_device_of(model, x[:1]))
         tensors |= {node.name: tensor for node, tensor in graph.lookup(model).items()}
         structure += "".join(f"{node.name} {node.target} {node.args} {node.kwargs}" for node in graph.nodes)
         for path in {call.path: None for call in graph.whole}:  # whose operators the graph does not tell

@@ -96,9 +96,6 @@ def certified_radius(
     Returns:
         A `RadiusResult`; numerical events are in its ``status``.
 
-    Raises:
-        TypeError, ValueError: naming the argument, what was wrong and what is accepted.
-
     Example:
         >>> al.certified_radius(model, x, y, eps_max=0.5).radius  # where 0.2 + eps meets 0.7 - eps
         tensor([0.2500])

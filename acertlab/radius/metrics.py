@@ -221,11 +221,14 @@ def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
         raise ValueError("model is in training mode; call model.eval() first")
     if len(x) == 0 or batch_size < 1:
         raise ValueError(f"there must be samples, and batch_size >= 1; got {len(x)} and {batch_size!r}")
+    classifier, _ = as_classifier(model, on_device_of(model, x[:1]))
+    return torch.cat([classifier(on_device_of(model, batch)).cpu() for batch in x.split(batch_size)])
+
+
+def on_device_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Inputs, or uint8 images as floats, on the model's device."""
     device = next((p.device for p in model.parameters()), x.device)
-    first = to_float(x[:1], device) if x.dtype == torch.uint8 else x[:1].to(device)
-    model, _ = as_classifier(model, first)
-    batches = ((to_float(b, device) if b.dtype == torch.uint8 else b.to(device)) for b in x.split(batch_size))
-    return torch.cat([model(batch).cpu() for batch in batches])
+    return to_float(x, device) if x.dtype == torch.uint8 else x.to(device)
 
 
 def _tensor(values: ArrayLike) -> Tensor:

@@ -56,11 +56,7 @@ EXACT = "exact"  # the bound that is no pass through the network, but a program 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How certified radii are searched for: what `certified_radius`, `certify` and training share, defaults included.
-
-    Raises:
-        TypeError, ValueError: naming the setting, what was wrong and what is accepted.
-    """
+    """How certified radii are searched for: what `certified_radius`, `certify` and training share, with its defaults."""
 
     bound: str = "ibp"
     merged: bool = True

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 from acertlab._lock import locked
@@ -15,12 +15,12 @@ from acertlab._validation import refuse
 from acertlab.bounds.checks import check_mode
 from acertlab.bounds.graph.output import as_classifier
 from acertlab.bounds.rules.affine import Normalize
-from acertlab.data.datasets import ImageData, certified_at, to_float
+from acertlab.data.datasets import ImageData, certified_at
 from acertlab.data.files import write_json, write_parquet, write_weights
 from acertlab.data.run import EXTERNAL, LOCK_WAIT, Run, history_table, load_run, open_folder
 from acertlab.models.architectures import MODELS
 from acertlab.radius.certificate import certify, fingerprint
-from acertlab.radius.metrics import summarise
+from acertlab.radius.metrics import on_device_of, summarise
 from acertlab.training.config import TrainConfig
 
 
@@ -84,7 +84,7 @@ def import_run(
 def _classifier(model: nn.Module, data: ImageData) -> nn.Module:
     """The model as one with logits of the dataset's classes."""
     check_mode(model)
-    x = _first_images(model, data)
+    x = on_device_of(model, data.test_x[:4])
     try:
         classifier, logits = as_classifier(model, x)
     except ValueError as error:
@@ -92,10 +92,6 @@ def _classifier(model: nn.Module, data: ImageData) -> nn.Module:
     if (shape := tuple(logits.shape)) != (len(x), data.num_classes):
         raise ValueError(f"model: it gives {shape} for {len(x)} images of {data.name}, not {len(x), data.num_classes}")
     return classifier
-
-
-def _first_images(model: nn.Module, data: ImageData) -> Tensor:
-    return to_float(data.test_x[:4], next((p.device for p in model.parameters()), None))
 
 
 def _described(
@@ -109,7 +105,7 @@ def _described(
     asked |= {"in_shape": data.in_shape, "classes": data.num_classes, "n_test": len(data.test_x)}
     asked |= {"data": {"test": data.digests()["test"]}}
     asked |= _architecture(model, data) | {"version": version("acertlab")}
-    asked |= {"network": fingerprint(classifier, _first_images(model, data))}
+    asked |= {"network": fingerprint(classifier, data.test_x)}
     return json.loads(json.dumps(asked))
 
 
@@ -118,7 +114,7 @@ def _architecture(model: nn.Module, data: ImageData) -> dict[str, Any]:
     front = next((m for m in model.modules() if isinstance(m, Normalize)), None)
     mean, std = (front.mean.tolist(), front.std.tolist()) if front else (None, None)
     width = next((len(m.weight) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), 1)
-    weights, x = model.state_dict(), _first_images(model, data)
+    weights, x = model.state_dict(), on_device_of(model, data.test_x[:4])
     for name, build in MODELS.items():
         try:
             with torch.device("meta"), torch.no_grad():

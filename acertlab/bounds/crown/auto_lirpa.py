@@ -35,16 +35,9 @@ class AutoLirpaNetwork:
     So alpha-crown <= crown <= crown-ibp <= ibp by construction, and no certificate is lost by asking for a tighter
     bound. Operators whose relaxation we have not tested are refused, see `acertlab.bounds.crown.relaxations`.
 
-    Args:
-        model: in evaluation mode, (B, ...) -> (B, classes) for any B; it is copied, never changed.
-        graph: the model's, where it is known.
-        bound: "crown-ibp" (inner bounds by IBP, the last by CROWN), "crown" (all by CROWN), or "alpha-crown" (inner
-            bounds by CROWN, then the slopes of the last pass optimised).
-        iterations: steps of the optimiser of "alpha-crown", >= 1.
-
-    Raises:
-        ValueError: ``bound`` is unknown, or the model is in training mode.
-        ImportError: auto_LiRPA is not installed.
+    The model, in evaluation mode, (B, ...) -> (B, classes) for any B, is copied. Under "crown-ibp" inner bounds are
+    IBP's and the last CROWN's, under "crown" all are CROWN's, and under "alpha-crown" the slopes of the last pass are
+    optimised, in so many ``iterations``. ImportError where auto_LiRPA is not installed.
     """
 
     tile = 1  # no padding: a pass costs what its samples cost

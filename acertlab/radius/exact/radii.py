@@ -28,11 +28,7 @@ STRETCHES = (0.0, *np.logspace(-7, -2, 21))  # by which a solver's point is move
 
 @dataclass(frozen=True)
 class ExactSettings:
-    """How the programs are solved.
-
-    Raises:
-        ValueError: naming the setting, what was wrong and what is accepted.
-    """
+    """How the programs are solved."""
 
     domain: DomainLike = (0.0, 1.0)
     time_limit: float = 60.0  # seconds a sample, attack excluded
