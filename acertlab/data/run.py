@@ -135,9 +135,7 @@ class Run:
     def load_model(self) -> torch.nn.Module:
         """The trained network, in evaluation mode, rebuilt from `config.json` and `model.safetensors`.
 
-        Raises:
-            FileNotFoundError: The weights are gone, or were never there: runs are packed without them.
-            ValueError: The configuration names an unknown network, or the weights do not fit it.
+        FileNotFoundError where runs were packed without weights, or these are gone; ValueError where they do not fit.
         """
         from safetensors import SafetensorError, safe_open
 

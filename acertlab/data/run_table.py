@@ -1,7 +1,7 @@
 """Many runs as tables: their results, radii and histories."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,11 @@ def load_runs(root: str | Path, settings: Sequence[str] = ()) -> pd.DataFrame:
     if _is_run(root, os.listdir(root)):
         raise ValueError(f"{root} is one run's folder: use load_run({str(root)!r}), or give the folder above it")
     found, unfinished = [], []  # a path, a result and a config each
-    for folder, files in _run_folders(root):
+    for path, below, files in walk(root):
+        folder = Path(path)
+        if not (PACKED in files or _is_run(folder, files)):
+            continue
+        below[:] = [name for name in below if name not in INSIDE_RUN]
         if PACKED in files:
             found += [(folder / name, *run) for name, run in read_packed(folder).items()]
         if "result.json" in files:
@@ -151,14 +155,6 @@ def _load_tables(runs: pd.DataFrame, file: str, columns: list[str]) -> dict[str,
         else:
             raise ValueError(f"{folder / file} has no rows of the run {path}")
     return tables
-
-
-def _run_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """The folders that hold a run or packed runs, each with the names of its files."""
-    for folder, below, files in walk(root):
-        if "result.json" in files or PACKED in files or _is_run(Path(folder), files):
-            below[:] = [name for name in below if name not in INSIDE_RUN]
-            yield Path(folder), files
 
 
 def _is_run(folder: Path, files: Sequence[str]) -> bool:

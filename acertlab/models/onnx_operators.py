@@ -62,9 +62,8 @@ class Node:
             changed.setdefault("axis", int(old_softmax))
         if changed.get("axis", -1) >= 0:
             changed["axis"] += 1
-        sizes = [
-            size if known is not None else (1, *size) for size, known in zip(self.sizes, self.constants, strict=True)
-        ]
+        known = zip(self.sizes, self.constants, strict=True)
+        sizes = [(1, *size) if value is None else size for size, value in known]
         return replace(self, attributes=changed, sizes=sizes, shape=(1, *self.shape))
 
     def setting(self, name: str, position: int | None = None, default: Any = None) -> Any:

@@ -61,25 +61,19 @@ def export_vnnlib(
     x, timeout = x.detach(), check("timeout", timeout, Within(0, open_low=True))
     check_eps(radius, x)
     radii = torch.as_tensor(radius, dtype=torch.float64, device=x.device).expand(len(x))
+    boxes, rows = ball(x.double(), radii, Domain.of(domain).holding(x)), []
     with _whole(Path(folder).absolute()) as aside:
-        _write(model, x, y, radii, aside, domain, timeout)
+        sample = x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])
+        classes = write_onnx(model, sample, aside / "model.onnx").shape[1]
+        for i, label in enumerate(y.tolist()):
+            name = f"sample_{i:04d}.vnnlib"
+            box = Box(boxes.lower[i], boxes.upper[i])
+            head = f"; sample {i}, label {label}: an input within {radii[i].item():.9g} that another class reaches"
+            (aside / name).write_text("\n".join([head, *_property(box, label, classes)]) + "\n", encoding="utf-8")
+            rows.append(["model.onnx", name, f"{timeout:g}"])
+        with (aside / "instances.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
     return Path(folder) / "instances.csv"
-
-
-def _write(
-    model: nn.Module, x: Tensor, y: Tensor, radii: Tensor, folder: Path, domain: DomainLike, timeout: float
-) -> None:
-    classes = write_onnx(model, x[:1] if len(x) else x.new_zeros(1, *x.shape[1:]), folder / "model.onnx").shape[1]
-    boxes = ball(x.double(), radii, Domain.of(domain).holding(x))
-    rows = []
-    for i, label in enumerate(y.tolist()):
-        name = f"sample_{i:04d}.vnnlib"
-        box = Box(boxes.lower[i], boxes.upper[i])
-        head = f"; sample {i}, label {label}: an input within {radii[i].item():.9g} that another class reaches"
-        (folder / name).write_text("\n".join([head, *_property(box, label, classes)]) + "\n", encoding="utf-8")
-        rows.append(["model.onnx", name, f"{timeout:g}"])
-    with (folder / "instances.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 @contextmanager

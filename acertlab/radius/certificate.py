@@ -327,15 +327,13 @@ class _Folder:
             for old in [self.header, *path.glob("batch-*.parquet")]:  # the header first: half deleted is not begun
                 old.unlink(missing_ok=True)
         elif self.header.is_file():
-            self._refuse_other(read_json(self.header))
+            earlier = read_json(self.header)
+            for name, now in self.asked.items():
+                if (then := earlier.get(name)) != now:
+                    what = "another network" if name == "model" else f"{name} = {then!r}, not {now!r}"
+                    raise ValueError(f"run_dir: {path} was begun with {what}; {ELSEWHERE}")
         elif any(path.glob("batch-*.parquet")):
             raise ValueError(f"run_dir: {path} holds batches, but no certify.json that says of what; {ELSEWHERE}")
-
-    def _refuse_other(self, earlier: dict[str, Any]) -> None:
-        for name, now in self.asked.items():
-            if (then := earlier.get(name)) != now:
-                what = "another network" if name == "model" else f"{name} = {then!r}, not {now!r}"
-                raise ValueError(f"run_dir: {self.path} was begun with {what}; {ELSEWHERE}")
 
     def path_of(self, i: int, x: Tensor, y: Tensor) -> Path:
         """Where batch i is kept; ValueError where the folder has a batch i of other samples."""

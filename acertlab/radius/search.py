@@ -56,7 +56,7 @@ EXACT = "exact"  # the bound that is no pass through the network, but a program 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How certified radii are searched for: what `certified_radius`, `certify` and training share, with its defaults."""
+    """How certified radii are searched for: what `certified_radius`, `certify` and training share, and its defaults."""
 
     bound: str = "ibp"
     merged: bool = True

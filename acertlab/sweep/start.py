@@ -54,9 +54,7 @@ def visible_gpus() -> list[str]:
 def check_this_machine(sweep: Sweep) -> None:
     """The datasets and devices are there: found out once, before anything starts. Downloads what is missing.
 
-    Raises:
-        ValueError: a device is not there, or a job was begun on other images than those that are here.
-        FileNotFoundError: a dataset is not there.
+    ValueError where a device is not there, or a job was begun on other images; FileNotFoundError without a dataset.
     """
     trainings = [job for job in sweep.jobs if is_training(job.parameters)]
     if not trainings:

@@ -128,11 +128,9 @@ def certified_areas(breakdowns: Sequence[ACRBreakdown]) -> go.Figure:
         grid = np.linspace(0.0, breakdown.eps_max, 201)
         share = metrics.certified_accuracy(breakdown.radii, grid)
         name = f"{breakdown.name}: area {100 * breakdown.acr:.1f} %"
-        line = {"color": colour, "width": 2, "dash": dash}
+        look = {"mode": "lines", "line": {"color": colour, "width": 2, "dash": dash}, "legendgroup": breakdown.name}
         area = {"fill": "tozeroy", "fillcolor": faded(colour, 0.08), "hovertemplate": "%{y:.1f} %", "showlegend": True}
-        figure.add_scatter(
-            x=grid, y=100 * share, name=name, legendgroup=breakdown.name, mode="lines", line=line, **area
-        )
+        figure.add_scatter(x=grid, y=100 * share, name=name, **look, **area)
         inside = {eps: at for eps, at in breakdown.certified.items() if eps <= breakdown.eps_max}
         marker = {"color": colour, "symbol": symbol, "size": 10}
         points = {"mode": "markers", "marker": marker, "showlegend": False, "hoverinfo": "skip"}

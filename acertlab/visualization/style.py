@@ -140,9 +140,7 @@ def vertical(x: float | None, low: float, high: float, name: str, colour: str, e
     }
 
 
-def panels(
-    parts: Sequence[go.Figure], title: str, height: int, row_heights: Sequence[float] | None = None
-) -> go.Figure:
+def panels(parts: Sequence[go.Figure], title: str, height: int, heights: list[float] | None = None) -> go.Figure:
     """Figures as panels of one, two in a row and each under its title; an odd last one takes its whole row."""
     rows = math.ceil(len(parts) / 2)
     specs: list = [[{}, {}] for _ in range(rows)]
@@ -150,8 +148,8 @@ def panels(
         specs[-1] = [{"colspan": 2}, None]
     layouts = [part.layout.to_plotly_json() for part in parts]
     titles = [layout["title"]["text"] for layout in layouts]
-    gap, heights = 0.39 / rows, None if row_heights is None else list(row_heights)
-    figure = make_subplots(rows, 2, specs=specs, subplot_titles=titles, vertical_spacing=gap, row_heights=heights)
+    how = {"vertical_spacing": 0.39 / rows, "row_heights": heights}
+    figure = make_subplots(rows, 2, specs=specs, subplot_titles=titles, **how)
     figure.update_layout(base_layout(title, height=height))
     for i, (part, layout) in enumerate(zip(parts, layouts, strict=True)):
         row, col = i // 2 + 1, i % 2 + 1

@@ -131,7 +131,8 @@ class _BoundProblem:
         self.inner = {
             node.name: (node.lower.detach(), node.upper.detach())
             for node in self.converted._modules.values()
-            if node.perturbed and node.name != self.converted.final_name and _has_bounds(node)
+            if node.perturbed and node.name != self.converted.final_name
+            if all(isinstance(getattr(node, end, None), Tensor) for end in ("lower", "upper"))
         }
 
     def alpha_crown(self, iterations: int, rate: float = 0.5, decay: float = 0.9, inside: float = 1e-6) -> Tensor:
@@ -143,7 +144,8 @@ class _BoundProblem:
         auto_LiRPA's own optimiser is of no use here: slopes start at 0 or 1, it clamps them to [0, 1], and
         ``torch.clamp`` has no gradient at its ends (torch 2.14). So they are kept ``inside`` that interval.
         """
-        inner = {_inner_argument(self.converted): self.inner}
+        names = inspect.signature(self.converted.compute_bounds).parameters  # of 0.7, or of 0.3
+        inner = {"interm_bounds" if "interm_bounds" in names else "intermediate_layer_bounds": self.inner}
         self.converted(self.x[0].ptb.x_L)  # by its last input MaxPool knows how many samples there are
         initialise = getattr(self.converted, "init_alpha", None) or self.converted.init_slope  # 0.7, 0.3
         initialise(self.x, method="backward", c=self.specification, bound_lower=not self.merged, **inner)
@@ -196,16 +198,6 @@ class _BoundProblem:
                 slack = 1e-3 * value.abs().max() + 1e-6
                 if (value > high + slack).any() or (low is not None and (value < low - slack).any()):
                     raise TypeError(f"its bounds of {what} do not hold")
-
-
-def _has_bounds(node: Any) -> bool:
-    return all(isinstance(getattr(node, end, None), Tensor) for end in ("lower", "upper"))
-
-
-def _inner_argument(converted: Any) -> str:
-    """What `compute_bounds` calls given bounds of inner nodes: in 0.7, and in 0.3."""
-    names = inspect.signature(converted.compute_bounds).parameters
-    return "interm_bounds" if "interm_bounds" in names else "intermediate_layer_bounds"
 
 
 def _convert(model: nn.Module, network: IntervalNetwork, box: Box) -> tuple[Any, bool]:

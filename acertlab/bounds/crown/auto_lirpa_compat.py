@@ -60,10 +60,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
 @contextmanager
 def _explained(model: nn.Module) -> Iterator[None]:
     """Keeps auto_LiRPA's prints, logs and warnings inside, and turns its failures into one clear error.
@@ -82,7 +78,8 @@ def _explained(model: nn.Module) -> Iterator[None]:
         if out_of_memory(error) or isinstance(error, UnprovedError):
             raise
         operations = sorted(set(re.findall(r"(?:onnx|aten|prim)::\w+", said.getvalue() + str(error))))
-        what = f"the operation {', '.join(operations)} is unsupported" if operations else _last_line(error)
+        last_line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        what = f"the operation {', '.join(operations)} is unsupported" if operations else last_line
         raise TypeError(
             f"model: auto_LiRPA cannot bound {type(innermost(model)).__name__}: {what}. Write that layer in other "
             "terms, or give its module an interval rule (acertlab.rule.register) and use bound='ibp'"

@@ -141,7 +141,7 @@ def train_front(
             _write_statistics(knots, data, run_dir, config.torch_device())
         front = Front(run_dir, kappas, knots, {})
         for i, pair in enumerate(pairwise(kappas)):
-            kappa = _half_way(pair)
+            kappa = round(sum(pair) / 2, 9)  # not .8500000000000001
             front.between[kappa] = _measured(
                 front, replace(this, kappa=kappa), data, run_dir / f"between-{i:02d}", pair
             )
@@ -188,10 +188,6 @@ def load_front(path: str | Path) -> Front:
         raise ValueError(f"path: {path / FILE} tells of other kappas than its networks were trained by")
     knots, between = ({run.config["kappa"]: run for run in runs} for runs in (walked, middle))
     return Front(path, tuple(told["kappas"]), knots, between)
-
-
-def _half_way(pair: tuple[float, float]) -> float:
-    return round(sum(pair) / 2, 9)  # not .8500000000000001
 
 
 def epochs_after_first(config: TrainConfig) -> int:

@@ -53,16 +53,10 @@ def options(runs: pd.DataFrame, dataset: str, eps_max: float | None) -> list[str
 
 
 def first_choice(runs: pd.DataFrame, dataset: str = "", eps_max: float = 0.0, origin: str = "") -> Choice:
-    """Where the pickers stand at the start.
+    """Where the pickers stand at the start: where `Choice` is empty or 0, there are the most ``runs``.
 
-    Args:
-        runs: `load_beside_shipped` or `load_runs`.
-        dataset: "": CIFAR-10, or, without its runs or where yours are asked for, the one of which there are most.
-        eps_max: What the runs were trained for, pixel units; 0: the one of which there are most.
-        origin: "": both where there are both.
-
-    Raises:
-        ValueError: No such run; the message tells what there is.
+    But CIFAR-10 before all others, where yours alone are not asked for; and both origins where there are both. The
+    ValueError without such a run tells what there is.
     """
     if origin and origin not in ORIGINS:
         raise ValueError(f"origin = {origin!r}: accepted are {', '.join(ORIGINS)}, or '' for all that there are")
