@@ -117,9 +117,8 @@ def _memory(values: Any) -> set[int]:
 def check_operators(model: nn.Module, graph: Graph, x: Tensor) -> None:
     """Runs the model itself and its graph side by side on x (B, ...), a few points.
 
-    Raises:
-        TypeError: forward reads values, or runs other operators than the graph holds.
-        ValueError: an operator computes another value; the message names the first.
+    TypeError where forward reads values, or runs other operators than the graph; ValueError names the first operator
+    that computes another value.
     """
     with torch.no_grad():
         own = x.clone()  # forward may change its input
@@ -177,12 +176,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def points(x: Tensor, domain: DomainLike, eps: float, rows: int) -> Tensor:
-    """Points at which a model and its graph are compared: samples, corners and random points of boxes and domain.
-
-    Args:
-        x: (B, ...) samples; domain, eps: of the boxes around them.
-        rows: how many points, of each kind in turn.
-    """
+    """So many ``rows``, in turn: samples x (B, ...), corners, and random points of their boxes and of the domain."""
     x = x.detach()[torch.linspace(0, len(x) - 1, rows, device=x.device).round().long()]
     box = ball(x, eps, domain)
     generator = torch.Generator(x.device).manual_seed(0)

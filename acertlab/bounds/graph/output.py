@@ -77,9 +77,6 @@ def select_output(model: nn.Module, output: str | int | None = None, *, threshol
     Returns:
         A module around the same ``model``, not a copy.
 
-    Raises:
-        TypeError, ValueError: naming the argument, what was wrong and what is accepted.
-
     Example:
         >>> class Pair(torch.nn.Module):
         ...     def forward(self, x):

@@ -126,10 +126,7 @@ class Repeats:
 def _repeats(padded: fx.Node, kernel: Sequence[int], sizes: tuple) -> Repeats | None:
     """What the padding before a convolution of this kernel repeats inside its windows, if anything.
 
-    Args:
-        padded: what enters the convolution.
-        kernel: the size of its kernel.
-        sizes: its stride, padding and dilation, as far as they are given.
+    ``padded`` enters the convolution, ``sizes`` are its stride, padding and dilation, as far as they are given.
     """
     args: Any = arguments_of(padded) or (None,)
     x, how = args[0], args[1:]

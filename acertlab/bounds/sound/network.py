@@ -45,13 +45,7 @@ from acertlab.bounds.sound.rules import EXACT, RULES
 
 
 class SoundNetwork(IntervalNetwork):
-    """A network prepared for bounds that hold in spite of rounding; weights are float64 copies of the model's.
-
-    Args:
-        model: in evaluation mode; left exactly as it was.
-        sound: True: bounds of the network in exact real arithmetic; "float32": of its evaluations in float32.
-        graph: the model's own, captured in its own dtype; None: captured at the first pass.
-    """
+    """A network prepared by `prepare_sound`; weights are float64 copies of the model's."""
 
     def __init__(self, model: nn.Module, sound: bool | Literal["float32"], graph: Graph | None = None) -> None:
         if sound not in ROUNDINGS:
@@ -137,16 +131,10 @@ class SoundNetwork(IntervalNetwork):
             return super().propagate(box, relu_inputs, until=until)
 
     def margins(self, box: Box, y: Tensor, *, merged: bool = True, relu_inputs: list[Box] | None = None) -> Tensor:
-        """Proved upper bounds of logit_i - logit_y over ``box``, for every class i; never differentiable.
+        """As `IntervalNetwork.margins`, proved and never differentiable, over a float64 box.
 
-        Args:
-            box: (B, ...) float64 input box, whose ends are those of the real box, rounded to nearest.
-            y: (B,) int64 labels.
-            merged: as in `IntervalNetwork.margins`.
-
-        Returns:
-            (B, classes) float64; column y is 0. < 0: for every input in the box logit_i < logit_y, exactly or as
-            computed in float32. NaN or inf where anything overflows or is not finite.
+        Its ends are those of the real box, rounded to nearest. (B, classes) float64; < 0: for every input in the box
+        logit_i < logit_y, exactly or as computed in float32. NaN or inf where anything overflows or is not finite.
         """
         if box.lower.dtype != torch.float64:
             raise TypeError(f"box: sound bounds are computed in torch.float64, not {box.lower.dtype}; convert its ends")

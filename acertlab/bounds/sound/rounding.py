@@ -66,13 +66,10 @@ class Rounding:
         return torch.where((x >= 4 * self.smallest) & (x < self.limit), x, torch.nan)
 
     def outward(self, box: Box, size: Tensor, roundings: int, operands: Tensor | float = 0.0) -> Box:
-        """The box with its ends moved outwards by the error of a few roundings.
+        """The box, computed in float64, with its ends moved outwards by the error of a few roundings of each term.
 
-        Args:
-            box: bounds in exact arithmetic, computed in float64 by as many roundings.
-            size: what the roundings are relative to: the result's magnitude, or, of a sum, that of its terms.
-            roundings: of each term.
-            operands: sum of the factors' magnitudes, in products.
+        They are relative to ``size``, the result's magnitude or, of a sum, that of its terms; in products ``operands``
+        is the sum of the factors' magnitudes.
         """
         reach = size * roundings + operands
         slack = self.gamma(roundings) * size + self.flushed * (roundings + operands)
@@ -168,10 +165,7 @@ def few_at_a_time(operation: Operation, stride: int) -> Operation:
     """A convolution, a few samples at a time on the CPU: 3 x faster.
 
     There torch unrolls the input of a float64 convolution into one table for the whole batch, far larger than a cache.
-
-    Args:
-        operation: the convolution.
-        stride: the product of its strides.
+    ``stride`` is the product of the convolution's strides.
     """
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

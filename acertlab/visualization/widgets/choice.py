@@ -53,10 +53,11 @@ def options(runs: pd.DataFrame, dataset: str, eps_max: float | None) -> list[str
 
 
 def first_choice(runs: pd.DataFrame, dataset: str = "", eps_max: float = 0.0, origin: str = "") -> Choice:
-    """Where the pickers stand at the start: where `Choice` is empty or 0, there are the most ``runs``.
+    """Where the pickers stand at the start.
 
-    But CIFAR-10 before all others, where yours alone are not asked for; and both origins where there are both. The
-    ValueError without such a run tells what there is.
+    Of what is not given ("" or 0): CIFAR-10, or without its runs, or where yours are asked for, the dataset of which
+    there are most; the eps_max of most runs; both origins where there are both. ValueError, which tells what there is,
+    without such a run.
     """
     if origin and origin not in ORIGINS:
         raise ValueError(f"origin = {origin!r}: accepted are {', '.join(ORIGINS)}, or '' for all that there are")

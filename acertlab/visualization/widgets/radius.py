@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import ipywidgets as ipw
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from acertlab.bounds.box import Box
 from acertlab.bounds.ibp import propagate
 from acertlab.bounds.margin import certified_margin
-from acertlab.data.datasets import ImageData, to_float
+from acertlab.data.datasets import ImageData
 from acertlab.radius.certified import certified_radius
+from acertlab.radius.metrics import on_device_of
 from acertlab.radius.search import RadiusStatus
 from acertlab.training.config import preset
 from acertlab.visualization.radius import image_grid, logit_intervals, margin_curve
@@ -72,19 +74,8 @@ def radius_figures(
     "box", the ends of the box beside the image; "logits", their intervals; "margin", its curve up to eps_max, with the
     image's certified ``radius``. All radii are in pixel units.
     """
-    grid = np.linspace(0.0, eps_max, GRID)
-    certificate = certificate_at(model, x, y, eps)
-    return {
-        "box": _box(x, eps),
-        "logits": _logits(certificate, int(y), classes, logit_span(model, x, y, eps_max)),
-        "margin": _margin(grid, margins_over(model, x, y, grid), radius, eps, certificate),
-    }
-
-
-def _box(x: Tensor, eps: float) -> go.Figure:
-    box = Box.around(x, eps)
-    titles = ["darkest in the box", "the image", "brightest in the box"]
-    return image_grid(torch.cat([box.lower, x, box.upper]).cpu(), titles, columns=3)
+    shown = _Images(model, x, y, eps_max, classes, [radius])
+    return {"box": shown.box(0, eps), "logits": shown.logits(0, eps), "margin": shown.margin(0, eps)}
 
 
 def logit_span(model: nn.Module, x: Tensor, y: Tensor, eps_max: float) -> tuple[float, float]:
@@ -99,24 +90,13 @@ def logit_span(model: nn.Module, x: Tensor, y: Tensor, eps_max: float) -> tuple[
     return low - 0.05 * reach, high + 0.05 * reach
 
 
-def _logits(certificate: Certificate, y: int, classes: Sequence[str] | None, span: tuple[float, float]) -> go.Figure:
-    lower, upper = (bound[0].cpu() for bound in (certificate.logits.lower, certificate.logits.upper))
-    figure = logit_intervals(lower, upper, y, classes, span=span)
-    title = f"Intervals of the logits: Eq. (3) gives {certificate.margin_eq3:.3g}"
-    return figure.update_layout({**NARROW, "title_text": title})
-
-
-def _margin(grid: np.ndarray, margins: np.ndarray, radius: float, eps: float, certificate: Certificate) -> go.Figure:
-    figure = margin_curve(grid, margins, radius=radius, current=(eps, certificate.margin))
-    return figure.update_layout({**NARROW, "title_text": "The certified margin"})
-
-
 class _Images:
     """Images with their certified radii; a method draws one part of `radius_explorer` for an image and an eps."""
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, eps_max: float, classes: Sequence[str] | None) -> None:
-        self.model, self.x, self.y, self.eps_max, self.classes = model, x, y, eps_max, classes
-        self.found = certified_radius(model, x, y, eps_max)
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, eps_max: float, classes: Sequence[str] | None, radii: Any
+    ) -> None:
+        self.x, self.y, self.eps_max, self.classes, self.radii = x, y, eps_max, classes, radii
         self.grid = np.linspace(0.0, eps_max, GRID)
         # what one movement needs several times, or the next one again
         self.certificate = lru_cache(maxsize=256)(lambda image, eps: certificate_at(model, *self.sample(image), eps))
@@ -126,24 +106,31 @@ class _Images:
     def sample(self, image: int) -> tuple[Tensor, Tensor]:
         return self.x[image : image + 1], self.y[image : image + 1]
 
-    def verdict(self, image: int, eps: float) -> str:
-        label, radius = int(self.y[image]), float(self.found.radius[image])
+    def verdict(self, image: int, eps: float, status: Tensor) -> str:
+        label, radius = int(self.y[image]), float(self.radii[image])
         name = label if self.classes is None else self.classes[label]
-        status = RadiusStatus(int(self.found.status[image])).sentence
         words = eps_words(self.eps_max)
-        what = f"image {image}, a {name}: certified radius {words(radius)}. {status}"
+        told = RadiusStatus(int(status[image])).sentence
+        what = f"image {image}, a {name}: certified radius {words(radius)}. {told}"
         text = "<b>At eps = {}: {}</b><br>{}"
         return Markup(text).format(words(eps), self.certificate(image, eps).sentence, what)
 
     def box(self, image: int, eps: float) -> go.Figure:
-        return _box(self.sample(image)[0], eps)
+        x, titles = self.sample(image)[0], ["darkest in the box", "the image", "brightest in the box"]
+        box = Box.around(x, eps)
+        return image_grid(torch.cat([box.lower, x, box.upper]).cpu(), titles, columns=3)
 
     def logits(self, image: int, eps: float) -> go.Figure:
-        return _logits(self.certificate(image, eps), int(self.y[image]), self.classes, self.span(image))
+        found = self.certificate(image, eps)
+        lower, upper = (bound[0].cpu() for bound in (found.logits.lower, found.logits.upper))
+        figure = logit_intervals(lower, upper, int(self.y[image]), self.classes, span=self.span(image))
+        title = f"Intervals of the logits: Eq. (3) gives {found.margin_eq3:.3g}"
+        return figure.update_layout({**NARROW, "title_text": title})
 
     def margin(self, image: int, eps: float) -> go.Figure:
-        radius = float(self.found.radius[image])
-        return _margin(self.grid, self.margins(image), radius, eps, self.certificate(image, eps))
+        here, radius = (eps, self.certificate(image, eps).margin), float(self.radii[image])
+        figure = margin_curve(self.grid, self.margins(image), radius=radius, current=here)
+        return figure.update_layout({**NARROW, "title_text": "The certified margin"})
 
 
 def radius_explorer(
@@ -171,8 +158,8 @@ def radius_explorer(
         ValueError: No images, or no eps_max for images that come without a dataset's name.
     """
     if isinstance(data, ImageData):
-        device = next((p.device for p in model.parameters()), None)
-        x, y = to_float(data.test_x[:images], device), data.test_y[:images].to(device=device)
+        x = on_device_of(model, data.test_x[:images])
+        y = data.test_y[:images].to(x.device)
         classes = data.classes if classes is None else classes
         eps_max = preset(data.name, "acert").eps_max if eps_max is None else float(eps_max)
     else:
@@ -181,13 +168,14 @@ def radius_explorer(
         raise ValueError("data: holds no images to choose from")
     if eps_max is None:
         raise ValueError("eps_max: is needed where data are tensors; in pixel units, such as 8 / 255")
-    shown = _Images(model, x, y, eps_max, classes)
-    found = shown.found
+    found = certified_radius(model, x, y, eps_max)
+    shown = _Images(model, x, y, eps_max, classes, found.radius)
     start = int((found.status == RadiusStatus.CONVERGED).int().argmax())  # the first radius inside, if there is one
     places = {"value": start, "min": 0, "max": len(x) - 1, "continuous_update": False}
     image = ipw.IntSlider(readout=False, **places)
     eps = slider(float(found.radius[start]), 0.0, eps_max)
-    draws = {"verdict": shown.verdict, "box": shown.box, "logits": shown.logits, "margin": shown.margin}
+    verdict = partial(shown.verdict, status=found.status)
+    draws = {"verdict": verdict, "box": shown.box, "logits": shown.logits, "margin": shown.margin}
     controls = {"image": image, "eps": eps}
     parts = follow(controls, {name: Part(draw, ("image", "eps")) for name, draw in draws.items()})
     buttons = _buttons(image, eps, {"to its certified radius": found.radius, "a hair beyond": found.upper})
