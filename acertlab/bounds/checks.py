@@ -101,10 +101,8 @@ def inputs_of(x: Any, like: Tensor, *, images: bool = False) -> Any:
     if isinstance(x, np.ndarray) and array.dtype.kind != "f":
         raise TypeError(f"x: an array of {array.dtype} has no single meaning; write {line}")
     if isinstance(x, np.ndarray) and channels_last(array.shape):
-        raise ValueError(
-            f"x: an array of shape {array.shape} may have its channels last; write {line}, or torch.as_tensor(x) where "
-            "they are not"
-        )
+        line += ", or torch.as_tensor(x) where they are not"
+        raise ValueError(f"x: an array of shape {array.shape} may have its channels last; write {line}")
     return torch.as_tensor(array.astype(np.float64)).to(like)
 
 

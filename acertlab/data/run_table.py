@@ -89,10 +89,8 @@ def load_finished(*roots: str | Path) -> pd.DataFrame:
     unfinished = [path for table in tables for path in table.attrs["unfinished"]]
     if runs.empty:
         more = f" ({len(unfinished)} unfinished)" if unfinished else ""
-        raise FileNotFoundError(
-            f"RUNS: there is no finished run below {', '.join(map(str, roots))}{more}; train with "
-            "notebooks/02_training.ipynb or `make demo`, or give a folder of packed runs"
-        )
+        advice = "train with notebooks/02_training.ipynb or `make demo`, or give a folder of packed runs"
+        raise FileNotFoundError(f"RUNS: there is no finished run below {', '.join(map(str, roots))}{more}; {advice}")
     runs = fronts_apart(runs)
     runs.attrs["unfinished"] = unfinished
     return runs

@@ -1,7 +1,4 @@
-"""IBP initialisation of weights.
-
-Source: Shi et al. 2021, "Fast Certified Robust Training with Short Warmup".
-"""
+"""IBP initialisation of weights."""
 
 import math
 
@@ -28,7 +25,7 @@ def ibp_init_(model: nn.Module) -> nn.Module:
     Keeps the mean width of the bounds constant from layer to layer. Biases and BatchNorm stay as they are; a weight fed
     by a residual addition, whose interval is the sum of two, is halved. Returns the model.
 
-    Source: Shi et al. 2021, Sec. 3.1.
+    Source: Shi et al. 2021, "Fast Certified Robust Training with Short Warmup", Sec. 3.1.
 
     Example:
         >>> wide = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(400, 400), torch.nn.Linear(400, 2))
@@ -39,10 +36,8 @@ def ibp_init_(model: nn.Module) -> nn.Module:
     try:
         graph = LayerTracer().trace(root)
     except Exception as error:  # torch.fx raises many kinds
-        raise TypeError(
-            f"model: torch.fx cannot trace {type(model).__name__}, and so not tell which weights follow an addition: "
-            f"{error}. Initialise it by other means (TrainConfig's methods without ibp_init)"
-        ) from error
+        what = f"torch.fx cannot trace {type(model).__name__}, and so not tell which weights follow an addition"
+        raise TypeError(f"model: {what}: {error}. Take a method without IBP initialisation") from error
     modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
     called = [(node, modules[str(node.target)]) for node in graph.nodes if node.op == "call_module"]
     layers = [(node, layer) for node, layer in called if isinstance(layer, AFFINE)]

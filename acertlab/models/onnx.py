@@ -161,10 +161,8 @@ def _output(proto: Any, path: Path, given: str | None) -> str:
     if given is None and len(names) != 1:
         sizes = ([d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim] for v in proto.graph.output)
         told = ", ".join(f"{name!r} {tuple(size)}" for name, size in zip(names, sizes, strict=True))
-        raise ValueError(
-            f"output: the network of {path} has several, {told}; give the name of one, such as load_onnx(path, "
-            f"output={names[0]!r})"
-        )
+        line = f"load_onnx(path, output={names[0]!r})"
+        raise ValueError(f"output: the network of {path} has several, {told}; give the name of one, such as {line}")
     if given is not None and given not in names:
         raise ValueError(f"output: the network of {path} has no '{given}'; accepted is one of {', '.join(names)}")
     return given or names[0]

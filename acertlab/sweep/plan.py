@@ -120,10 +120,7 @@ def _grids(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     grids = content.get("grid", {})
     grids = grids if isinstance(grids, list) else [grids]
     if not grids or not all(isinstance(grid, Mapping) for grid in grids):
-        raise ValueError(
-            f"grid = {content['grid']!r}: accepted is a table from parameters to lists of values, or a "
-            "list of such tables"
-        )
+        refuse("grid", content["grid"], "a table from parameters to lists of values, or a list of such tables")
     return grids
 
 

@@ -115,10 +115,8 @@ def _read_notebook(notebook: Path) -> tuple[dict[str, Any], str]:
     except (ValueError, SyntaxError) as error:
         raise ValueError(f"notebook: the parameters of {notebook} must be plain values: {error}") from None
     if "run_dir" not in found:
-        raise ValueError(
-            f"notebook: {notebook} has no parameter run_dir in a cell tagged parameters, the folder that "
-            "takes its result.json"
-        )
+        where = "in a cell tagged parameters, the folder that takes its result.json"
+        raise ValueError(f"notebook: {notebook} has no parameter run_dir {where}")
     return found, "\n".join(cell.source for cell in cells if cell not in tagged)
 
 
@@ -182,12 +180,8 @@ def _sweep(out: Path, notebook: Path, code: str, given: list[dict[str, Any]]) ->
             folder, earlier = before, earlier + 1
         jobs[name] = Job(folder.name, parameters, folder, notebook, environment, Path.cwd())
     if earlier:
-        log.warning(
-            "%s: %d jobs were begun by version 0.1.0, which did not note a notebook's code: taken for this %s's",
-            out,
-            earlier,
-            notebook.name,
-        )
+        what = "begun by version 0.1.0, which did not note a notebook's code: taken for this"
+        log.warning("%s: %d jobs were %s %s's", out, earlier, what, notebook.name)
     return Sweep(out, tuple(jobs.values()), varied)
 
 

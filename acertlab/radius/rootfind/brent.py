@@ -1,7 +1,4 @@
-"""Brent's method, decision by decision scipy's.
-
-Source: Brent 1973; Press et al. 2007; scipy.optimize.brentq's documented behaviour.
-"""
+"""Brent's method, decision by decision scipy's."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,7 +1,4 @@
-"""Chandrupatla's method.
-
-Source: Chandrupatla 1997.
-"""
+"""Chandrupatla's method."""
 
 from collections.abc import Callable
 from typing import NamedTuple

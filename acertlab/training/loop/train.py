@@ -279,15 +279,12 @@ def _warn_of_spiral(state: State) -> None:
     if state.warned or not positive or (positive[-1] >= max(positive) - 0.1 and radii[-1] >= 0.5 * max(radii)):
         return
     state.warned = True
+    shares, sizes = (max(positive), positive[-1]), (radii[-1], max(radii))
     log.warning(
         "epoch %d: the share of training samples with a positive radius fell from %.2f to %.2f, their mean radius is "
         "%.4g (at best %.4g). A ramp that is too quick makes radii shrink: more ramp_epochs, a larger kappa or a "
         "smaller eps_max help",
-        state.history[-1]["epoch"],
-        max(positive),
-        positive[-1],
-        radii[-1],
-        max(radii),
+        *(state.history[-1]["epoch"], *shares, *sizes),
     )
 
 

@@ -86,8 +86,6 @@ def tightness(sums: list[Sums], input_radius: Tensor) -> Tensor:
 
     d is the mean of the half width (u - l) / 2 of the box at a ReLU's input, d0 = ``input_radius`` that of the box at
     the network's (normalised) input. The penalty is 0 where no ReLU's bounds are wider than d0 / tau.
-
-    Source: Shi et al. 2021, "Fast certified robust training with short warmup".
     """
     terms = [F.relu(TAU - input_radius / means[0].clamp(min=1e-12)) / TAU for means, _ in sums]
     return torch.stack(terms).mean() if terms else input_radius.new_zeros(())
@@ -101,8 +99,6 @@ def relu_balance(sums: list[Sums]) -> Tensor:
 
     A layer without a surely inactive neuron, whose r_mean is infinite or undefined, is skipped as in the published
     code: it counts 0. The mean is over all ReLUs.
-
-    Source: Shi et al. 2021.
     """
     terms = []
     for (_, active, inactive, spread_active, spread_inactive), n_inactive in sums:
