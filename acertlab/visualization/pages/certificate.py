@@ -1,7 +1,5 @@
 """The figure and the page of a data set's certificate."""
 
-from __future__ import annotations
-
 import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -24,7 +22,7 @@ def certificate(report: Report) -> go.Figure:
         parts.append(image_grid(images.numpy(), titles, radii=worst["radius"], title=title))
     rows = len(parts) - 1
     title = f"{report.settings['n']} samples, {report.summary()}"
-    figure = panels(parts, title, 140 + 340 * rows, row_heights=[0.65, 0.35][:rows])
+    figure = panels(parts, title, 140 + 340 * rows, [0.65, 0.35][:rows])
     return figure.update_layout(showlegend=False, bargap=0)
 
 

@@ -1,7 +1,5 @@
 """The page of an executed notebook, with figures that are drawn and formulas that browsers know."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from contextlib import suppress
@@ -25,15 +23,9 @@ _NOTEBOOK = """{% extends 'lab/index.html.j2' %}
 
 
 def notebook_page(notebook: str | Path, output: str | Path, preface: str = "") -> None:
-    """Write an executed notebook as one HTML page that needs no network, atomically.
+    """Write an executed notebook as one HTML page that needs no network, atomically; ``preface`` (Markdown) above it.
 
-    Args:
-        notebook: With its outputs. Of widgets the page has what stands below them, a still picture.
-        output: The page, an HTML file; replaced where it is there.
-        preface: Markdown to stand above the notebook.
-
-    Raises:
-        ValueError: A cell's figure has no data that can be drawn.
+    Of widgets the page has what stands below them, a still picture. ValueError where a figure cannot be drawn.
     """
     need("notebooks", "a notebook's page", "nbconvert", "latex2mathml")
     import nbformat

@@ -4,8 +4,6 @@ For every dataset and trained eps_max: which front leads where, the kappa-tuned 
 said, and what each ACR is made of.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd
@@ -25,16 +23,10 @@ from acertlab.visualization.pages.template import drawn, page, table_html
 
 
 def write_report(root: str | Path, output: str | Path, resamples: int = 1000, progress: bool = True) -> list[str]:
-    """Analyse every finished run below a folder and write the page, atomically.
+    """Analyse every finished run below the folder ``root``, and write the HTML page ``output``, atomically.
 
-    Args:
-        root: A folder that holds run folders or packed runs, at any depth.
-        output: The page, an HTML file; replaced where it is there.
-        resamples: Draws of the bootstrap.
-        progress: Show a bar over the datasets and trained eps_max.
-
-    Returns:
-        What could not be analysed, a sentence each: those parts of the page say why.
+    Returns what could not be analysed, a sentence each: those parts of the page say why. ``resamples`` are draws of the
+    bootstrap; ``progress`` shows a bar over the datasets and trained eps_max.
 
     Raises:
         FileNotFoundError: There is no such folder, or no finished run in it.
@@ -43,8 +35,7 @@ def write_report(root: str | Path, output: str | Path, resamples: int = 1000, pr
     if Path(output).is_dir():
         raise ValueError(f"output: {output} is a folder; give the name of an HTML file")
     runs = load_finished(root)
-    parts, failed = [], []
-    groups = list(by_sweep(runs))
+    parts, failed, groups = [], [], list(by_sweep(runs))
     for dataset, eps_max, rows in tqdm(groups, "report", unit="sweep", disable=not progress):
         part = {"dataset": dataset, "eps_max": eps_text(eps_max), "count": len(rows), "runs": _all_runs(rows)}
         try:
@@ -69,9 +60,7 @@ def _analysed(analysis: Analysis) -> dict[str, object]:
     samples, resamples = analysis.samples, analysis.resamples
     sensitivity = cap_sensitivity(samples, resamples)
     grid = sorted({eps for run in samples.runs.cert_acc for eps in run if eps <= samples.cap})
-    best = [
-        acr_breakdown(samples, resamples, tuned.method, tuned.kappa, analysis.eps_max, grid) for tuned in analysis.tuned
-    ]
+    best = [acr_breakdown(samples, resamples, of.method, of.kappa, analysis.eps_max, grid) for of in analysis.tuned]
     compared = [pair for pair in analysis.comparisons if pair.compared is not None]
     return {
         "verdict": analysis.verdict,

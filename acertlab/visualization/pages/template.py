@@ -1,7 +1,5 @@
 """What pages are made of: their templates, drawn figures and tables, which load nothing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd
