@@ -202,10 +202,13 @@ def certify(
     settings = SearchSettings(bound, merged, domain, sound, solver, xtol, rtol, maxiter, time_limit)
     asked = {"eps_max": eps_max, **settings.plain(), "model": "", "version": version("acertlab")}
     folder, parts, kept, place = None, [], None, 0
-    if isinstance(loader, Dataset):
-        loader = DataLoader(loader, PAIR_BATCH)
-    total, like = operator.length_hint(loader, 0) or None, weight_of(model, torch.zeros(()))
-    for i, (x, y) in enumerate(tqdm(_batches(loader, like), "certify", _pairs(loader) or total, disable=not progress)):
+    given: Any = DataLoader(loader, PAIR_BATCH) if isinstance(loader, Dataset) else loader
+    like = weight_of(model, torch.zeros(()))
+    if _is_pair(given) and given[0].ndim:
+        x, y = _check_batch(given, 0, like)
+        given = list(zip(x.split(PAIR_BATCH), y.split(PAIR_BATCH), strict=True))
+    total = operator.length_hint(given, 0) or None
+    for i, (x, y) in enumerate(tqdm(_batches(given, like), "certify", total, disable=not progress)):
         try:
             if not len(y):
                 continue
@@ -233,23 +236,13 @@ def certify(
     return _report(pd.concat(parts, ignore_index=True), kept, grid, asked, model)
 
 
-def _pairs(loader: Any) -> int | None:
-    """How many batches one pair of tensors makes; None where the loader is not such a pair."""
-    pair = _is_pair(loader) and loader[0].ndim
-    return -(-len(loader[0]) // PAIR_BATCH) if pair else None
-
-
 def _is_pair(batch: Any) -> bool:
     two = isinstance(batch, (tuple, list)) and len(batch) == 2
     return two and hasattr(batch[0], "__array__") and (isinstance(batch[1], list) or hasattr(batch[1], "__array__"))
 
 
-def _batches(loader: Iterable[Batch] | Batch, like: Tensor) -> Iterator[Batch]:
+def _batches(loader: Iterable[Batch], like: Tensor) -> Iterator[Batch]:
     """The loader's batches, each one a pair of tensors of the same length, of arrays in the dtype of ``like``."""
-    if _pairs(loader) is not None:
-        x, y = _check_batch(loader, 0, like)
-        yield from zip(x.split(PAIR_BATCH), y.split(PAIR_BATCH), strict=True)
-        return
     if isinstance(loader, (str, bytes, dict, Tensor, nn.Module)) or not isinstance(loader, Iterable):
         raise TypeError(f"loader: must {ACCEPTED}; not {type(loader).__name__}")
     for i, batch in enumerate(loader):

@@ -65,7 +65,8 @@ def exact_radii(
         clean = clean_margin(clean_logits(model, x), y)
         for i in tqdm(range(len(x)), desc="exact radii", unit="sample", disable=not settings.progress):
             if clean[i] < 0 and clean[i].isfinite():
-                search = _Search(model, network, x[i : i + 1], y[i : i + 1], cap, attack, i, settings)
+                best = min(cap, float(attack.radius[i]))
+                search = _Search(model, network, x[i : i + 1], y[i : i + 1], best, attack, i, settings)
                 search.run()
                 lower[i] = rounded(torch.tensor(search.lower, dtype=torch.float64), x.dtype, -torch.inf)
                 statuses[i], programs[i] = int(search.status), 1 + search.programs
@@ -75,24 +76,23 @@ def exact_radii(
     return RadiusResult(lower, margin, attack.radius.clone(), statuses, programs), attack
 
 
+@dataclass
 class _Search:
     """The search of one sample; what it finds closer than the attack did goes into ``attack`` at ``row``."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        network: ReluNetwork,
-        x: Tensor,
-        y: Tensor,
-        eps_max: float,
-        attack: AttackResult,
-        row: int,
-        settings: ExactSettings,
-    ) -> None:
-        self.model, self.network, self.x, self.y = model, network, x, y
-        self.attack, self.row, self.settings = attack, row, settings
-        self.best = min(eps_max, float(attack.radius[row]))
-        self.lower, self.status, self.programs = self.best, RadiusStatus.AT_EPS_MAX, 0
+    model: nn.Module
+    network: ReluNetwork
+    x: Tensor
+    y: Tensor
+    best: float
+    attack: AttackResult
+    row: int
+    settings: ExactSettings
+    status = RadiusStatus.AT_EPS_MAX
+    programs = 0
+
+    def __post_init__(self) -> None:
+        self.lower = self.best
 
     def run(self) -> None:
         end = time.perf_counter() + self.settings.time_limit

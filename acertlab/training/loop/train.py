@@ -105,7 +105,8 @@ def train_from(
 ) -> Run:
     """`train`, but beginning with the weights of ``start`` where one is given."""
     _check_data(config, data)
-    device, run_dir, described = config.torch_device(), Path(run_dir), described_run(config, data, start)
+    config.torch_device()  # refuses one that is not there
+    run_dir, described = Path(run_dir), described_run(config, data, start)
     if (run_dir / "result.json").is_file() and (finished := open_folder(run_dir, described, resume)):
         return finished  # needs no lock, which a read-only folder could not give
     with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT) as held, full_disk_explained(run_dir):
@@ -122,19 +123,13 @@ def train_from(
             if not (run_dir / "config.json").is_file():
                 write_json(run_dir / "config.json", described)
 
-        return _train(start, config, data, run_dir, device, progress, ready)
+        return _train(start, config, data, run_dir, progress, ready)
 
 
 def _train(
-    start: Start | None,
-    config: TrainConfig,
-    data: ImageData,
-    run_dir: Path,
-    device: torch.device,
-    progress: bool,
-    ready: Callable[[], None],
+    start: Start | None, config: TrainConfig, data: ImageData, run_dir: Path, progress: bool, ready: Callable[[], None]
 ) -> Run:
-    owners = _owners(described_run(config, data, start))
+    device, owners = config.torch_device(), _owners(described_run(config, data, start))
     steps = math.ceil(len(data.train_x) / config.batch_size)
     train_x, train_y = data.train_x.to(device), data.train_y.to(device)
     label = f"{config.method} kappa={config.kappa:g}"
