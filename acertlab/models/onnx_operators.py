@@ -78,16 +78,11 @@ class Node:
         return value.tolist()
 
 
-def _axes(node: Node, default: Sequence[int]) -> list[int]:
-    axes = node.setting("axes", 1)
-    if not axes:
-        return [] if node.attributes.get("noop_with_empty_axes") else list(default)
-    return [axis % len(node.sizes[0]) for axis in axes]
-
-
 def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def apply(node: Node, x: Tensor) -> Tensor:
-        axes = _axes(node, range(len(node.sizes[0])))
+        axes, rank = node.setting("axes", 1), len(node.sizes[0])
+        axes = axes or ([] if node.attributes.get("noop_with_empty_axes") else range(rank))
+        axes = [axis % rank for axis in axes]
         return function(x, axes, keepdim=bool(node.setting("keepdims", default=1))) if axes else x
 
     return apply

@@ -69,7 +69,9 @@ def load_program(
     if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
         raise ValueError(f"input_shape: {path} leaves the shape of a sample open; give it (without the batch)")
     dtype = next((t.dtype for t in program.state_dict().values() if t.is_floating_point()), torch.float32)
-    x = _samples(batch, shape).to(dtype)
+    # whole batches, of pixels and of numbers far beyond: what a change in place does to other names shows in those
+    sizes, generator = (-(-SAMPLES // batch) * batch, *shape), torch.Generator().manual_seed(0)
+    x = torch.cat([torch.rand(sizes, generator=generator), 3 * torch.randn(sizes, generator=generator)]).to(dtype)
     try:
         with torch.no_grad():
             traced = make_fx(program, pre_dispatch=True)(x[:batch])
@@ -85,12 +87,6 @@ def load_program(
         model = _for_any_batch(traced)
         check_same(model, lambda part: program(torch.from_numpy(part)).numpy(), x, path, batch)
     return normalised(drop_softmax(model).float(), mean, std).eval()
-
-
-def _samples(batch: int, shape: tuple[int, ...]) -> Tensor:
-    """Whole batches, of pixels and of numbers far beyond: what a change in place does to other names shows in those."""
-    sizes, generator = (-(-SAMPLES // batch) * batch, *shape), torch.Generator().manual_seed(0)
-    return torch.cat([torch.rand(sizes, generator=generator), 3 * torch.randn(sizes, generator=generator)])
 
 
 def _read_program(path: Path) -> tuple[nn.Module, int, Sequence[Any]]:

@@ -306,7 +306,8 @@ class _Search:
         start = x + direction / length.view(shape) * _reach(x, eps, self.ascent.domain)
         point, value = self.ascent(x, self.y[index], eps, start, target)
         hit = value >= 0
-        moved = _relative(point - x, self.ascent.domain)
+        moved, scale = point - x, Domain.of(self.ascent.domain).ends(x).scale
+        moved = moved if scale is None else torch.where(scale > 0, moved / scale, 0.0)  # for each unit of eps
         self.direction[index[hit]] = moved[hit]  # else the last success is the better guide
         self.evaluations[index] += self.ascent.steps + 1
         self.keep(index, point, value, closer_only=True)
@@ -362,12 +363,6 @@ def _reach(x: Tensor, eps: Tensor, domain: DomainLike) -> Tensor:
     """How far each number of x may move at eps, (B,)."""
     scale, reach = Domain.of(domain).ends(x).scale, eps.view(-1, *[1] * (x.dim() - 1))
     return reach if scale is None else reach * scale
-
-
-def _relative(change: Tensor, domain: DomainLike) -> Tensor:
-    """A change of x for each unit of eps; that of what is held fixed is 0."""
-    scale = Domain.of(domain).ends(change).scale
-    return change if scale is None else torch.where(scale > 0, change / scale, 0.0)
 
 
 def check_budget(**numbers: float) -> None:

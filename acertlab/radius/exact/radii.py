@@ -55,7 +55,11 @@ def exact_radii(
         network = as_relu_network(model, graph)
         check_chunk(model, graph, x, settings.domain, cap)
         if len(x):
-            _check_same(model, network, points(x, settings.domain, cap, ROWS))
+            at = points(x, settings.domain, cap, ROWS)
+            theirs = clean_logits(model, at)
+            ours = torch.as_tensor(network.logits(at.double().flatten(1).cpu().numpy())).to(theirs)
+            if (gap := (ours - theirs).abs().max()) > allowed_gap(theirs):
+                raise ValueError(f"model: its logits differ by {gap:.3g} from those of its form with ReLUs alone")
     effort = {"steps": settings.steps, "restarts": settings.restarts, "seed": settings.seed}
     found = attacked_radius(model, x, y, cap, domain=settings.domain, progress=settings.progress, **effort)
     attack = replace(found, radius=found.radius.clone(), x_adv=found.x_adv.clone(), margin=found.margin.clone())
@@ -138,10 +142,3 @@ class _Search:
         self.attack.x_adv[self.row] = moved[first]
         self.best = float(away[first])
         return True
-
-
-def _check_same(model: nn.Module, network: ReluNetwork, at: Tensor) -> None:
-    theirs = clean_logits(model, at)
-    ours = torch.as_tensor(network.logits(at.double().flatten(1).cpu().numpy())).to(theirs)
-    if (gap := (ours - theirs).abs().max()) > allowed_gap(theirs):
-        raise ValueError(f"model: its logits differ by {gap:.3g} from those of its form with ReLUs alone")

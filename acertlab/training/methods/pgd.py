@@ -114,7 +114,8 @@ def _latent_attack(
 ) -> Tensor:
     lower, upper = lower.unsqueeze(1), upper.unsqueeze(1)
     width, size = upper - lower, max(0.2, 2 / steps)
-    falls = [int(share * steps) for share in _shares(steps)]
+    shares = () if steps < 20 else (0.7,) if steps <= 50 else (0.4, 0.7) if steps <= 80 else (0.3, 0.6, 0.8)
+    falls = [int(share * steps) for share in shares]
     shape = (len(y), classes - 1, *lower.shape[2:])
     point = lower + width * torch.rand(shape, dtype=lower.dtype, device=lower.device)
     best, largest = point.clone(), lower.new_full(shape[:2], -torch.inf)
@@ -130,12 +131,6 @@ def _latent_attack(
             move = size * 0.1 ** sum(step >= fall for fall in falls) * width
             point = slope.sign_().mul_(move).add_(point).clamp_(lower, upper)  # in place: 0.75 of the attack's time
     return best
-
-
-def _shares(steps: int) -> tuple[float, ...]:
-    if steps < 20:
-        return ()
-    return (0.7,) if steps <= 50 else (0.4, 0.7) if steps <= 80 else (0.3, 0.6, 0.8)
 
 
 def margins_at(network: IntervalNetwork, points: Tensor, y: Tensor) -> Tensor:
