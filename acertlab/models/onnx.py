@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from acertlab._optional import need
 from acertlab.models.onnx_operators import ONE_TENSOR, OPERATORS, Node
+from acertlab.models.state_dict import existing_file
 
 OLDEST_OPSET = 9  # older files are upgraded first
 OPSET = 17  # in which networks are written
@@ -52,9 +53,7 @@ def load_onnx(path: str | Path, *, input_shape: Sequence[int] | None = None, out
         >>> al.load_onnx("property/model.onnx")(torch.rand(3, 4)).shape
         torch.Size([3, 2])
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"path: there is no file {path}")
+    path = existing_file(path)
     onnx, runtime = (_import(name) for name in ("onnx", "onnxruntime"))
     proto = _read(onnx, path)
     entry, shape, batch = _input(proto, path, input_shape)

@@ -28,13 +28,9 @@ Span = tuple[tuple[float, float], tuple[float, float]]  # ends of the axes of ac
 def tradeoff(runs: pd.DataFrame, *, kappa: float | None = None, span: Span | None = None) -> go.Figure:
     """Fig. 1: standard accuracy against the average certified radius, a line a method over kappa, over a map of ART.
 
-    Args:
-        runs: A row a run, of one dataset and one eps_max: method, kappa, seed, acc, acr, art (fractions).
-        kappa: Points with this share of the clean loss are circled.
-        span: Ends of the accuracy axis and of the ACR axis (fractions); None: around the points.
-
-    Raises:
-        ValueError: No runs, or runs of several datasets or eps_max: ACR (Eq. 12) is relative to eps_max.
+    ``runs`` has a row a run, of one dataset and one eps_max: method, kappa, seed, acc, acr, art (fractions). Points
+    with this ``kappa`` are circled; ``span`` has the ends of both axes (fractions; None: around the points). ValueError
+    for no runs, or runs of several datasets or eps_max: ACR (Eq. 12) is relative to eps_max.
     """
     check_comparable(runs, "dataset", "eps_max")
     table = mean_over_seeds(runs)

@@ -116,11 +116,8 @@ def certified_beside_paper(
 ) -> go.Figure:
     """Fig. 3: our certified-accuracy curves, and what the paper's tables tell of its own: both ends of a straight line.
 
-    Args:
-        radii: From a curve's name to the certified radii (N,), pixel units.
-        eps_max: The right end of our axis.
-        rows: The paper's of Table 7, of one dataset; none: ours alone.
-        methods: From a curve's name to the method whose colour and marker it takes.
+    ``radii`` (N,) by a curve's name are in pixel units, ``methods`` says whose colour and marker each takes; our axis
+    ends at eps_max. ``rows`` are the paper's of Table 7, of one dataset; none: ours alone.
     """
     theirs = f"the paper: {DATASETS[rows[0].dataset].title}, the points of Table 7" if rows else None
     panels = _beside_paper("Certified accuracy at every radius", ours, theirs, 460)

@@ -39,15 +39,9 @@ def certified_accuracy_curves(
 ) -> go.Figure:
     """Fig. 3: the share of samples certified at every eps; the area under a curve is eps_max times the ACR.
 
-    Args:
-        radii: From a curve's name to the certified radii (N,) of its samples, pixel units.
-        eps_max: The right end of the axis.
-        methods: From a curve's name to the method whose colour and marker it takes; None: the names are methods.
-        eps: One radius to mark by a vertical line.
-        points: How many eps, from 0 to eps_max.
-
-    Returns:
-        The figure: a trace a name, and the line. At eps = 0 a curve shows the accuracy.
+    ``radii`` (N,) by a curve's name, and eps, are in pixel units; eps_max is the right end of the axis, and a line
+    marks ``eps``. ``methods`` says of each name whose colour and marker it takes; None: the names are methods. At eps =
+    0 a curve shows the accuracy.
     """
     grid = np.linspace(0.0, eps_max, points)
     shares = {name: metrics.certified_accuracy(np.asarray(values), grid) for name, values in radii.items()}
@@ -140,17 +134,11 @@ def margin_curve(
 ) -> go.Figure:
     """R_cert(x, eps) of Eq. (3) over eps, with the points that a root finder visited and the certified radius.
 
-    Args:
-        eps: (M,) radii of the box, pixel units.
-        margins: (M,) the certified margin at each; negative: certified (Eq. 4).
-        iterates: The (eps, margin) pairs that a root finder evaluated, in its order; they are numbered.
-        radius: The certified radius: a vertical line.
-        current: One (eps, margin) to point out.
-
-    Returns:
-        The figure; its traces are always the curve, its certified part, the zero line, the radius, the iterates and
-        the current point, in this order (hidden where not given). Where there are iterates, a second panel shows how
-        small |R_cert| is at each of them.
+    eps and margins (M,) are the curve, in pixel units; negative: certified (Eq. 4). ``iterates`` are the (eps, margin)
+    pairs that a root finder evaluated, in its order, in which they are numbered; ``radius`` is a vertical line;
+    ``current`` one (eps, margin) to point out. The traces are always the curve, its certified part, the zero line, the
+    radius, the iterates and the current point (hidden where not given). Where there are iterates, a second panel shows
+    how small |R_cert| is at each of them.
     """
     eps, margins = np.asarray(eps, dtype=float), np.asarray(margins, dtype=float)
     low, high = min(margins.min(), 0.0), max(margins.max(), 0.0)
@@ -210,9 +198,8 @@ def _sizes_beside(figure: go.Figure, sizes: np.ndarray) -> None:
 def interval_growth(layers: Sequence[str], widths: Mapping[float, ArrayLike]) -> go.Figure:
     """How wide the intervals are after every layer, on a logarithmic axis.
 
-    Args:
-        layers: The layers' names, the input first.
-        widths: From eps (pixel units) to a width for each layer, such as the mean of upper - lower; 0 is not shown.
+    ``layers`` are named, the input first; ``widths`` tells of each eps (pixel units) a width for each layer, such as
+    the mean of upper - lower; 0 is not shown.
     """
     figure = empty_figure("Intervals grow through the network", "after layer", "mean width of the intervals")
     shades = px.colors.sample_colorscale("Cividis", np.linspace(0.1, 0.85, len(widths))) if widths else []
@@ -238,15 +225,9 @@ def logit_intervals(
 ) -> go.Figure:
     """Eq. (3) at a glance: the interval of every logit; one that reaches the true class's breaks the certificate.
 
-    Args:
-        lower, upper: (C,) bounds of the logits.
-        y: The true class.
-        classes: The classes' names.
-        span: Ends of the axis of logits, the same for several eps; None: around the intervals.
-
-    Returns:
-        The figure; its traces are always the true class, the classes below its lower end, those that reach it, and a
-        line at that end. An interval of one point is a stroke.
+    lower and upper (C,) bound the logits, ``y`` is the true class; ``span`` ends the axis of logits, the same for
+    several eps; None: around the intervals. The traces are always the true class, the classes below its lower end,
+    those that reach it, and a line at that end. An interval of one point is a stroke.
     """
     lower, upper = np.asarray(lower, dtype=float), np.asarray(upper, dtype=float)
     names = [str(name) for name in (classes if classes is not None else range(len(lower)))]
@@ -282,11 +263,8 @@ def radius_ranges(
 ) -> go.Figure:
     """What is known of each sample's true robust radius: proved up to here, broken from there, unknown between.
 
-    Args:
-        certified: From a bound's name, of one or more, to (n,) radii certified by it, pixel units.
-        attacked: (n,) smallest distance at which an attack succeeded; inf where none did up to eps_max.
-        eps_max: Where the search ended, pixel units.
-        samples: What each sample is called; their numbers by default.
+    ``certified`` has (n,) radii by a bound's name, one or more; ``attacked`` (n,) the smallest distance at which an
+    attack succeeded; inf where none did up to eps_max, where the search ended. All in pixel units.
     """
     if not certified:
         raise ValueError("certified: no bound is given; give at least one, such as {'ibp': radii}")
@@ -325,17 +303,10 @@ def image_grid(
     columns: int = 8,
     title: str = "",
 ) -> go.Figure:
-    """Images side by side, each under its title and its certified radius.
+    """Images (N, C, H, W), C of 1 or 3, pixels in [0, 1], side by side, each under its title and its certified radius.
 
-    Args:
-        images: (N, C, H, W), C of 1 or 3, pixels in [0, 1].
-        titles: N texts.
-        radii: (N,) certified radii, pixel units, written below the titles.
-        columns: How many side by side.
-        title: Of the whole figure.
-
-    Returns:
-        The figure: one small picture for all images, and a text an image.
+    ``titles`` are N texts, ``radii`` (N,) in pixel units; ``title`` is the whole figure's: one small picture for all
+    images, and a text an image.
     """
     images = np.asarray(images, dtype=float)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):

@@ -43,16 +43,12 @@ def pareto_explorer(
     and worst images with their [certified, attacked] ranges (as far as images and weights are at hand). Two methods are
     compared at equal accuracy.
 
-    Args:
-        runs: A row a run, of any datasets and trained eps_max; with a column `origin` (`widgets.load_beside_shipped`)
-            yours and those that come with acertlab are told apart. Or the folder that holds the runs.
-        eps_max: Where its slider starts, at most the radii's cap; None: what the runs were trained for.
-        kappa: Where its slider starts, or near it; None: the smallest.
-        choice: Where the pickers start; None: `widgets.first_choice(runs)`.
-        data_root: Where the dataset is looked for, as in `load_dataset`; nothing is downloaded.
-
-    Raises:
-        ValueError: No finished run, or those at the start are not seeds of one setting.
+    ``runs`` has a row a run, of any datasets and trained eps_max; with a column `origin`
+    (`widgets.load_beside_shipped`) yours and those that come with acertlab are told apart. Or it is the folder that
+    holds them. The pickers start at ``choice`` (None: `widgets.first_choice(runs)`), the sliders at eps_max, at most
+    the radii's cap (None: what the runs were trained for), and near ``kappa`` (None: the smallest). The dataset is
+    looked for in ``data_root``, as by `load_dataset`; nothing is downloaded. ValueError without a finished run, or
+    where those at the start are not seeds.
     """
     runs = runs if isinstance(runs, pd.DataFrame) else load_runs(runs)
     choice = first_choice(runs) if choice is None else choice

@@ -144,14 +144,9 @@ def front_explorer(front: Front, data: ImageData, *, images: int = 500, kappa: f
     Nothing is looked up between trained networks: at each position the weights there are made, and that network is
     measured on the first test images. On a second click it is attacked.
 
-    Args:
-        front: from `train_front` or `load_front`.
-        data: the dataset that it was trained on.
-        images: how many test images to measure on.
-        kappa: where the slider starts; None: the middle.
-
-    Raises:
-        ValueError: other test images than the front was measured on, or kappa outside of the front.
+    ``front`` is from `train_front` or `load_front`, ``data`` the dataset that it was trained on, ``images`` how many to
+    measure on, and ``kappa`` where the slider starts; None: the middle. ValueError for other test images than the front
+    was measured on, or kappa outside of it.
     """
     view = FrontView(front, data, images)
     low, high = min(front.kappas), max(front.kappas)

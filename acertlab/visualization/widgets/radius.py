@@ -150,10 +150,6 @@ def radius_explorer(
         images: How many to choose from, at most: the first ones.
         classes: The classes' names; None: the dataset's, or their numbers.
 
-    Returns:
-        A box of the two sliders and two buttons, the verdict and the figures; `.controls` and `.parts` have them by
-        name.
-
     Raises:
         ValueError: No images, or no eps_max for images that come without a dataset's name.
     """
