@@ -62,11 +62,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def in_chunks(work: Callable[[slice], Part], n: int, size: int, *, desc: str, progress: bool) -> list[Part]:
-    """``work`` on the slices of n samples, ``size`` each, on an empty one if n is 0; one that does not fit is halved.
-
-    Raises:
-        MemoryError, RuntimeError: memory ran out for a single sample; or whatever else ``work`` raises.
-    """
+    """``work`` on the slices of n samples, ``size`` each, on an empty one if n is 0; one too large is halved."""
     parts, start = [], 0
     with tqdm(total=n, desc=desc, unit="sample", disable=not progress) as bar:
         while start < n or not parts:

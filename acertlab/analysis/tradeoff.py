@@ -108,11 +108,7 @@ class Interpolation:
 
 
 def pool_seeds(runs: pd.DataFrame, radii: Mapping[str, np.ndarray]) -> Tradeoff:
-    """The tradeoff of a table of runs and their radii (`load_radii`): seeds pooled, radii sorted and summed.
-
-    Raises:
-        ValueError: No run, several datasets or eps_max, or runs that are not seeds of one setting.
-    """
+    """The tradeoff of a table of runs and their radii (`load_radii`): seeds pooled, radii sorted and summed."""
     check_comparable(runs, "dataset", "eps_max")
     table = mean_over_seeds(runs)  # checks what may be pooled
     points = []

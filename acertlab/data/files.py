@@ -22,11 +22,7 @@ SHIPPED = _CARRIED if _CARRIED.is_dir() else _PACKAGE.parent  # holds notebooks/
 
 
 def shipped(path: str) -> Path:
-    """A file or folder that comes with the package, such as "notebooks/02_training.ipynb".
-
-    Raises:
-        FileNotFoundError: It does not; the message says where it was looked for.
-    """
+    """A file or folder that comes with the package, such as "notebooks/02_training.ipynb"; else FileNotFoundError."""
     if not (found := SHIPPED / path).exists():
         raise FileNotFoundError(f"{path} does not come with acertlab ({SHIPPED} has none); give a path of your own")
     return found

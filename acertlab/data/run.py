@@ -262,9 +262,7 @@ def _load_packed_run(folder: Path, path: Path) -> Run:
 def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run | None:
     """Begin a run's folder by writing ``described`` into its `config.json`, or go on in it; the run, if it is finished.
 
-    Raises:
-        FileExistsError: `resume` is False and there is a run.
-        ValueError: There is another run; the message names what differs. Nothing is overwritten.
+    FileExistsError for a run and no `resume`; ValueError, which names what differs, for another one. None is harmed.
     """
     path = run_dir / "config.json"
     if (run_dir / FRONT_FILES[0]).exists():

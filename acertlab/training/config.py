@@ -146,11 +146,7 @@ class TrainConfig:
         return kind(**own | ({"eps_max": self.train_eps} if "eps_max" in own else {}))
 
     def torch_device(self) -> torch.device:
-        """The device that ``device`` names on this machine.
-
-        Raises:
-            ValueError: the machine has no such device.
-        """
+        """The device that ``device`` names on this machine; ValueError where it has none."""
         usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         name = next(name for name in usable if usable[name]) if self.device == "auto" else self.device
         if not usable[name]:

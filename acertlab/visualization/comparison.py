@@ -79,11 +79,7 @@ def _error_bars(ends: Sequence[ConfidenceInterval]) -> dict:
 
 
 def difference(comparison: Comparison) -> go.Figure:
-    """The difference of two fronts' ACR at equal accuracy, with the band that holds the whole curve at 95 %.
-
-    Raises:
-        ValueError: The fronts share no accuracy.
-    """
+    """The difference of two fronts' ACR at equal accuracy, which they share, with the 95 % band of the whole curve."""
     if comparison.compared is None:
         raise ValueError(f"comparison: {comparison.sentence}")
     a, b, band = name_of(comparison.method), name_of(comparison.other), comparison.band

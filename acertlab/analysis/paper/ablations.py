@@ -75,11 +75,9 @@ def _mean(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def ramp_table(runs: Runs) -> pd.DataFrame:
-    """Table 2: training without the ramp, and ΔART, its ART less that of training with the ramp.
+    """Table 2: training without the ramp, and ΔART, its ART less that of training with the ramp, in per cent.
 
-    Returns:
-        A row a method and kappa (the index); columns (ours | the paper's, Acc | ACR | ART | ± ART | with ramp, which is
-        the ART of training with it | ΔART), per cent.
+    A row a method and kappa (the index); columns (ours | the paper's, Acc | ACR | ART | ± ART | with ramp | ΔART).
     """
     rows = {}
     for setting in NO_RAMP:

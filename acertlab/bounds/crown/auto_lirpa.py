@@ -182,11 +182,7 @@ class _BoundProblem:
         return best
 
     def check(self, margins: Tensor) -> None:
-        """Evaluates the network in four corners of the boxes. Not a proof, but a guard against wrong conversions.
-
-        Raises:
-            TypeError: a margin, or a value inside, lies beyond its bounds.
-        """
+        """Evaluates the network in four corners of the boxes. Not a proof, but a guard against wrong conversions."""
         lower, upper = self.x[0].ptb.x_L, self.x[0].ptb.x_U
         coin = torch.Generator(lower.device).manual_seed(0)
         heads = [torch.rand(lower.shape[1:], generator=coin, device=lower.device) < 0.5 for _ in range(2)]
@@ -207,11 +203,8 @@ def _convert(model: nn.Module, network: IntervalNetwork, box: Box) -> tuple[Any,
     convolution compact, which makes CROWN several times faster.
 
     Traced on one sample, or, where the graph then holds for that size alone (0.3, for `x.view(x.shape[0], -1)`), on as
-    many as there are in ``box``.
-
-    Raises:
-        TypeError: forward depends on data, the graph computes something else than the model, or has a node of which
-            no bound was tested.
+    many as there are in ``box``. TypeError where forward depends on data, the graph computes something else than the
+    model, or has a node of which no bound was tested.
     """
     changed = PlainModule(network).eval()
     version = import_auto_lirpa().__version__

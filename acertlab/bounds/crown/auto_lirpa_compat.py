@@ -62,11 +62,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def _explained(model: nn.Module) -> Iterator[None]:
-    """Keeps auto_LiRPA's prints, logs and warnings inside, and turns its failures into one clear error.
-
-    Raises:
-        TypeError: anything went wrong but memory and what is refused with its reason, which go on as they are.
-    """
+    """Keeps auto_LiRPA's prints, logs and warnings inside; makes its failures, but of memory, one TypeError."""
     said = io.StringIO()
     handler, logger = logging.StreamHandler(said), logging.getLogger("auto_LiRPA")
     logger.addHandler(handler)
@@ -89,11 +85,7 @@ def _explained(model: nn.Module) -> Iterator[None]:
 
 
 def import_auto_lirpa() -> Any:
-    """The module auto_LiRPA, with what its version 0.3 misses in today's numpy and torch.
-
-    Raises:
-        ImportError: auto_LiRPA is not installed; the message says how to install it.
-    """
+    """The module auto_LiRPA, with what its version 0.3 misses in today's numpy and torch."""
     if (known := sys.modules.get("auto_LiRPA")) is not None:
         return known
     if not hasattr(np.lib, "arraysetops"):

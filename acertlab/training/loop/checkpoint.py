@@ -37,11 +37,7 @@ def _checkpoints(root: Path) -> dict[Path, int]:
 
 
 def save_checkpoint(state: State, root: Path, owner: str) -> None:
-    """Writes what training changes; ``owner`` names the run to which it belongs.
-
-    Raises:
-        OSError: the disk is full, or cannot be written; earlier checkpoints are as they were.
-    """
+    """Writes what training changes; ``owner`` names its run. Where the disk is full, earlier ones stay as they were."""
     optimizer = state.optimizer.state_dict()
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in (state.best_weights or {}).items()}

@@ -59,11 +59,7 @@ class Front:
     between: dict[float, Run]
 
     def network(self, kappa: float) -> nn.Module:
-        """The network at ``kappa``, in evaluation mode; at a knot, the one that was trained.
-
-        Raises:
-            ValueError: kappa is outside of the front.
-        """
+        """The network at ``kappa``, within the front, in evaluation mode; at a knot, the one that was trained."""
         check("kappa", kappa, Within(min(self.kappas), max(self.kappas)))
         i = next(i for i, pair in enumerate(pairwise(self.kappas)) if min(pair) <= kappa <= max(pair))
         first, second = self.kappas[i], self.kappas[i + 1]

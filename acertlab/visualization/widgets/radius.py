@@ -143,15 +143,9 @@ def radius_explorer(
 ) -> Explorer:
     """Sliders for an image and a radius: its box, the intervals of the logits, the margin, whether it is certified.
 
-    Args:
-        model: In evaluation mode, (B, C, H, W) -> (B, classes).
-        data: A dataset, of which test images are shown; or images (B, C, H, W) in [0, 1], with their labels (B,).
-        eps_max: The largest radius, pixel units; None: that of the dataset's preset.
-        images: How many to choose from, at most: the first ones.
-        classes: The classes' names; None: the dataset's, or their numbers.
-
-    Raises:
-        ValueError: No images, or no eps_max for images that come without a dataset's name.
+    ``model`` is in evaluation mode, (B, C, H, W) -> (B, classes); ``data`` a dataset, of which the first so many test
+    ``images`` are shown, or images (B, C, H, W) in [0, 1] with their labels (B,). ``eps_max``, in pixel units, is by
+    default that of the dataset's preset. ValueError without images, or without eps_max where data are tensors.
     """
     if isinstance(data, ImageData):
         x = on_device_of(model, data.test_x[:images])
