@@ -4,9 +4,8 @@ A run's folder holds `config.json`, `history.parquet` (a row an epoch), `radii.p
 `model.safetensors`, `checkpoint/` and, renamed into place last, `result.json`: a folder without it is unfinished.
 Nothing is ever pickled.
 
-Many runs without their weights go into one packed folder (`acertlab.pack` writes it): `packed.json` (each run's
-result and config), `radii.parquet` and `history.parquet` (as in a run's folder, with a column `run`). The path of a
-packed run is the packed folder and its name below it, as if it were a folder there; every function takes both kinds.
+Many runs go into one packed folder, see `acertlab.data.pack`. The path of a packed run is the packed folder and its
+name below it, as if it were a folder there; every function takes both kinds.
 """
 
 from __future__ import annotations

@@ -16,18 +16,8 @@ from acertlab.bounds.graph.structure import Graph
 from acertlab.bounds.rules.operators import place
 
 STRUCTURE = {  # changes of shape, copies and what in-place changes through views become: their values enter others
-    *(
-        "view",
-        "_unsafe_view",
-        "_reshape_alias",
-        "reshape",
-        "t",
-        "transpose",
-        "permute",
-        "expand",
-        "unsqueeze",
-        "squeeze",
-    ),
+    *("view", "_unsafe_view", "_reshape_alias", "reshape", "t", "transpose", "permute", "expand"),
+    *("unsqueeze", "squeeze"),
     *("slice", "select", "as_strided", "alias", "detach", "clone", "copy", "_to_copy", "lift_fresh", "lift_fresh_copy"),
     *("contiguous", "unbind", "split", "split_with_sizes", "narrow", "diagonal", "unfold", "view_as", "empty"),
     *("slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter", "empty_like", "new_empty"),
