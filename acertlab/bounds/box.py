@@ -84,9 +84,9 @@ class Domain:
         key = x.dtype, x.device
         if key not in self._ends:
             low, high = (None if isinstance(end, float) and math.isinf(end) else end for end in (self.low, self.high))
+            low, high = (end.to(x) if isinstance(end, Tensor) else end for end in (low, high))
             one = isinstance(self.eps_scale, float) and self.eps_scale == 1
-            scale = None if one else torch.as_tensor(self.eps_scale)
-            self._ends[key] = Ends(*(end.to(x) if isinstance(end, Tensor) else end for end in (low, high, scale)))
+            self._ends[key] = Ends(low, high, None if one else torch.as_tensor(self.eps_scale).to(x))
         return self._ends[key]
 
     def filled(self, x: Tensor, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
