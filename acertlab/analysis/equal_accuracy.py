@@ -54,18 +54,9 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
     at = np.minimum(accuracy, high)  # a multiple of the step may lie above by its rounding
     acr, other_acr = (np.stack([front_acr(x, y, at) for x, y in of_method]) for of_method in of_seeds)
     ratio = acr / other_acr
-    return pd.DataFrame(
-        {
-            "accuracy": accuracy,
-            "acr": acr.mean(0),
-            "other_acr": other_acr.mean(0),
-            "ratio": ratio.mean(0),
-            "standard_error": ratio.std(0, ddof=1) / len(ratio) ** 0.5,
-            "low": ratio.min(0),
-            "high": ratio.max(0),
-            "seeds": len(ratio),
-        }
-    )
+    columns = {"accuracy": accuracy, "acr": acr.mean(0), "other_acr": other_acr.mean(0), "ratio": ratio.mean(0)}
+    columns |= {"standard_error": ratio.std(0, ddof=1) / len(ratio) ** 0.5, "low": ratio.min(0), "high": ratio.max(0)}
+    return pd.DataFrame(columns | {"seeds": len(ratio)})
 
 
 def _grid(low: float, high: float, step: float) -> np.ndarray:

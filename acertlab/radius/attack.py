@@ -282,17 +282,9 @@ class _Search:
             value = self.attack(cap[index], index, target[index])
             hit = value > 0
             index, b = index[hit], cap[index[hit]]
-            brentq(
-                self.attack,
-                torch.zeros_like(b),
-                b,
-                args=(index, target[index]),
-                fa=self.clean[index],
-                fb=value[hit],
-                xtol=self.xtol / 2,
-                rtol=self.rtol / 2,
-                maxiter=50,
-            )
+            known = {"args": (index, target[index]), "fa": self.clean[index], "fb": value[hit]}
+            tolerances = {"xtol": self.xtol / 2, "rtol": self.rtol / 2}
+            brentq(self.attack, torch.zeros_like(b), b, **known, **tolerances, maxiter=50)
         self.settle()
 
     def attack(self, eps: Tensor, index: Tensor, target: Tensor) -> Tensor:

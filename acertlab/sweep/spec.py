@@ -44,13 +44,8 @@ NOT_KEYED = ("run_dir", "data_root")  # where things are on a machine, not what 
 # One thread of arithmetic a job: jobs run side by side, and results depend on the number of threads, bit for bit.
 # Freed memory is kept for the next step: Dask has its workers' children return every 64 kB at once, which made an epoch
 # of a small CNN take twice as long (half of it in the operating system).
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "MALLOC_TRIM_THRESHOLD_": "1000000000",
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-}
+ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYDEVD_DISABLE_FILE_VALIDATION"), "1")
+ENVIRONMENT |= dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), "1000000000")
 log = logging.getLogger(__name__)
 
 

@@ -13,14 +13,8 @@ from acertlab.radius import metrics
 from acertlab.visualization.style import BLACK, GREY, PURPLE, base_layout, eps_words, method_style
 
 PLACES = {  # of a label at its point: to which side, 1: right or up
-    "top right": (1, 1),
-    "bottom left": (-1, -1),
-    "bottom right": (1, -1),
-    "top left": (-1, 1),
-    "middle right": (1, 0),
-    "middle left": (-1, 0),
-    "top center": (0, 1),
-    "bottom center": (0, -1),
+    **{"top right": (1, 1), "bottom left": (-1, -1), "bottom right": (1, -1), "top left": (-1, 1)},
+    **{"middle right": (1, 0), "middle left": (-1, 0), "top center": (0, 1), "bottom center": (0, -1)},
 }
 Span = tuple[tuple[float, float], tuple[float, float]]  # ends of the axes of accuracy and of ACR, fractions
 

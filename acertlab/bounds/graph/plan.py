@@ -64,18 +64,8 @@ class Plan:
         head = folded.get(output, output)
         is_linear = head in affine and affine[head].operation is F.linear and len(size_of(affine[head].input)) == 2
         constants = tuple(node for node in graph if node not in dependent)
-        return cls(
-            constants,
-            nodes,
-            affine,
-            norms,
-            standard,
-            folded,
-            frozenset(boxed),
-            last_uses,
-            frozenset(owners),
-            output if is_linear else None,
-        )
+        head, boxes, relus = output if is_linear else None, frozenset(boxed), frozenset(owners)
+        return cls(constants, nodes, affine, norms, standard, folded, boxes, last_uses, relus, head)
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """The nodes whose values enter what this one does in a pass."""

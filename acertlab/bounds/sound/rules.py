@@ -18,13 +18,7 @@ from acertlab.bounds.sound.rounding import Rounding, magnitude_of
 
 EXACT = {*SELECTION, *ORDER, *SIZES, aten.relu, aten.relu6, aten.neg, aten.abs, aten.maximum, aten.minimum, aten.detach}
 EXACT |= {aten.index, aten.clone, operator.getitem, aten.zeros, aten.ones, aten.sign}
-EXACT -= {
-    aten.pad,
-    aten.constant_pad_nd,
-    aten.masked_fill,
-    aten.full_like,
-    aten.new_full,
-}  # of constants that may round
+EXACT -= {aten.pad, aten.constant_pad_nd, aten.masked_fill, aten.full_like, aten.new_full}  # constants may round
 
 
 def _add(rounding: Rounding, plain: Callable, op: Any, a: Any, b: Any, *, alpha: float = 1) -> Box:
