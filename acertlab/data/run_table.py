@@ -1,7 +1,7 @@
 """Many runs as tables: their results, radii and histories."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
