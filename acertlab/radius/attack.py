@@ -192,7 +192,6 @@ def attacked_radius(
         batch_size: samples searched at once.
         progress: show a progress bar over the samples.
 
-
     Example:
         >>> round(al.attacked_radius(model, x, y, eps_max=0.5).radius.item(), 2)
         0.25

@@ -44,7 +44,6 @@ def brentq(
             synchronises with the host once an iteration. False evaluates the full batch exactly `maxiter` times after
             the ends, and never synchronises.
 
-
     Source: R. P. Brent, Algorithms for Minimization without Derivatives (1973), ch. 4; P. O. J. Scherer, Computational
         Physics, "Roots and Extremal Points"; decisions checked against scipy.optimize.brentq.
 
