@@ -127,9 +127,9 @@ def least_certified(eps: ArrayLike) -> np.ndarray:
 
 
 def summarise(table: pd.DataFrame, eps_max: float, eps_grid: Sequence[float], radius_cap: float) -> dict[str, Any]:
-    """{"acc", "acr", "art": floats, "cert_acc": {eps: share}} of a run's radii.parquet, the last one at `eps_grid`.
+    """Acc, ACR, ART and certified accuracies of a run's radii.parquet at any eps_max up to `radius_cap` (pixel units).
 
-    At any eps_max up to `radius_cap` (pixel units).
+    As {"acc", "acr", "art": floats, "cert_acc": {eps: share}}, the last one for `eps_grid`.
     """
     if beyond := [eps for eps in (eps_max, *eps_grid) if eps > radius_cap]:
         raise ValueError(f"radii were searched up to radius_cap = {radius_cap}: nothing is known at eps {beyond}")
