@@ -166,7 +166,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def points(x: Tensor, domain: DomainLike, eps: float, rows: int) -> Tensor:
-    """So many ``rows``, in turn: samples x (B, ...), corners, and random points of their boxes and of the domain."""
+    """Points at which to compare a model and its graph: samples x, corners and random points, ``rows`` in turn."""
     x = x.detach()[torch.linspace(0, len(x) - 1, rows, device=x.device).round().long()]
     box = ball(x, eps, domain)
     generator = torch.Generator(x.device).manual_seed(0)
