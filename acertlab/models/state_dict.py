@@ -208,7 +208,8 @@ def _other_layout(
     for i, (name, other) in enumerate(zip_longest(own, names)):
         told = [f"{n} {tuple(of[n].shape)}" if n else "nothing" for n, of in ((name, ours), (other, theirs))]
         if told[0].rpartition(".")[2] != told[1].rpartition(".")[2]:
-            first = f". By order number {i + 1} differs first: {told[0]} in the model, {told[1]} in the file"
+            where = f"number {i + 1}: {told[0]} in the model, {told[1]} in the file"
+            first = f". By order the first that differs is {where}"
             break
     return ValueError(
         f"path: the weights of {path} do not fit the model, {how}. Missing in the file: "
