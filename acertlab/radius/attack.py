@@ -281,9 +281,8 @@ class _Search:
             value = self.attack(cap[index], index, target[index])
             hit = value > 0
             index, b = index[hit], cap[index[hit]]
-            known = {"args": (index, target[index]), "fa": self.clean[index], "fb": value[hit]}
-            tolerances = {"xtol": self.xtol / 2, "rtol": self.rtol / 2}
-            brentq(self.attack, torch.zeros_like(b), b, **known, **tolerances, maxiter=50)
+            zero, args, fa, fb = torch.zeros_like(b), (index, target[index]), self.clean[index], value[hit]
+            brentq(self.attack, zero, b, args=args, fa=fa, fb=fb, xtol=self.xtol / 2, rtol=self.rtol / 2, maxiter=50)
         self.settle()
 
     def attack(self, eps: Tensor, index: Tensor, target: Tensor) -> Tensor:
