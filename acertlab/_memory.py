@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -15,6 +16,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 KEEP = 2**30  # bytes of free memory that are not given back, and of a block that is not mapped by itself
 USUAL = {TRIM_THRESHOLD: 2**26, MMAP_THRESHOLD: 2**25}  # where glibc's own adjustment ends once large blocks were freed
 SET_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+ON_CPU = 2**29  # bytes that a call's tensors may take there
+SHARE = 0.5  # of a GPU's free memory: the rest is for cuDNN's own buffers, which nobody can count before, and for gaps
 Part = TypeVar("Part")
 
 
@@ -78,24 +81,63 @@ def in_chunks(work: Callable[[slice], Part], n: int, size: int, *, desc: str, pr
     return parts
 
 
-def largest_growth(work: Callable[[int], object], rows: int) -> int:
-    """Bytes by which the largest tensor of ``work(rows)`` grows a row; what two batches share is no activation."""
-    passes = []
+def free_memory(device: torch.device) -> int:
+    """Bytes that a call's tensors may take: on a CPU `ON_CPU`, on a GPU the `SHARE` of what is free there."""
+    if device.type != "cuda":
+        return ON_CPU
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes
+    return int(SHARE * (torch.cuda.mem_get_info(device)[0] + kept))
+
+
+def peak_growth(work: Callable[[int], object], rows: int) -> int:
+    """Bytes by which the peak memory of ``work(n)`` grows with each of many rows, from n = ``rows`` and twice as many.
+
+    At each moment what is held grows with the rows, from what does not: where it grows most is the peak of many rows,
+    and need not be that of few.
+    """
+    held = []
     for batch in (rows, 2 * rows):
-        with _TensorSizes() as seen:
+        with PeakMemory() as seen:
             work(batch)
-        passes.append(seen.sizes)
-    return max((two - one for one, two in zip(*passes, strict=False)), default=0) // rows
+        held.append(seen.moments)
+    return max(1, max((two - one for one, two in zip(*held, strict=False)), default=0) // rows)
 
 
-class _TensorSizes(TorchDispatchMode):
-    """Notes the size in bytes of every tensor that an operation inside returns."""
+class PeakMemory(TorchDispatchMode):
+    """Follows the storage of every tensor that an operation inside returns; what a kernel holds for itself is unseen.
+
+    Attributes:
+        moments: bytes held after each operation; of tensors on the meta device, what they would hold.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.sizes: list[int] = []
+        self.held, self.moments = 0, [0]
+        self._known: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor)]
+        shared = {a.untyped_storage()._cdata for a in given}
         out = func(*args, **(kwargs or {}))
-        self.sizes += [out.numel() * out.element_size()] if isinstance(out, Tensor) else []
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor.untyped_storage(), shared)
+        self.moments.append(self.held)
         return out
+
+    @property
+    def peak(self) -> int:
+        """Bytes, the most at once."""
+        return max(self.moments)
+
+    def _follow(self, storage: torch.UntypedStorage, shared: set[int]) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or key in shared:
+            return
+        self._known.add(key)
+        self.held += size
+        weakref.finalize(storage, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.held -= size

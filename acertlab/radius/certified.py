@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from acertlab._memory import in_chunks, largest_growth, memory_kept
+from acertlab._memory import free_memory, in_chunks, memory_kept, peak_growth
 from acertlab._validation import check
 from acertlab.bounds.box import Domain, DomainLike
 from acertlab.bounds.checks import check_dense, check_samples, full_precision
@@ -31,11 +31,13 @@ class Chunks(NamedTuple):
     """How a call works through its samples."""
 
     size: int | None = None  # samples at once; None: as many as fit into the memory
-    memory: int = 2**29  # bytes of activations, roughly
+    memory: int | None = None  # bytes; None: `free_memory`
     progress: bool = False  # show a progress bar
 
 
 ALL_THAT_FIT = Chunks()
+COPIES = 3  # of a sample, that a search holds beside a pass
+BRACKETS = 128  # numbers a sample: two copies of what a search carries from round to round, and its results
 _measured: WeakKeyDictionary[Graph, dict[tuple, int]] = WeakKeyDictionary()  # bytes a sample, by bound
 
 
@@ -57,7 +59,7 @@ def certified_radius(
     differentiable: bool = False,
     sound: Sound = False,
     batch_size: int | None = None,
-    memory: int = 2**29,
+    memory: int | None = None,
     progress: bool = False,
 ) -> RadiusResult:
     r"""Def. 3.1: the largest l_inf radius, up to eps_max, at which each sample is certified.
@@ -89,8 +91,8 @@ def certified_radius(
             evaluation ("float32"), rounding errors included; in float64. Whether a sample is classified correctly is
             then decided by a proof as well.
         batch_size: samples a chunk at most; None: as many as fit into ``memory``.
-        memory: bytes of activations that a chunk may take, roughly. Where memory runs out all the same, the chunk is
-            halved and the search goes on.
+        memory: bytes that the tensors of a chunk may take; None: 512 MiB on a CPU, half of what is free on a GPU. Where
+            memory runs out all the same, the chunk is halved and the search goes on.
         progress: show a progress bar over the samples.
 
     Returns:
@@ -101,8 +103,8 @@ def certified_radius(
         tensor([0.2500])
     """
     settings = SearchSettings(bound, merged, domain, sound, solver, xtol, rtol, maxiter, time_limit)
-    for name, value in (("batch_size", 1 if batch_size is None else batch_size), ("memory", memory)):
-        check(name, value, AT_LEAST_ONE)
+    for name, value in (("batch_size", batch_size), ("memory", memory)):
+        check(name, 1 if value is None else value, AT_LEAST_ONE)
     if differentiable and (bound != "ibp" or sound):
         raise ValueError("differentiable: the gradient is that of bound='ibp' with sound=False; choose these")
     if differentiable and torch.is_inference_mode_enabled():
@@ -156,7 +158,8 @@ def find_radii(
         bounds = names[: names.index(settings.bound) + 1]
         graph = captured(model, x, settings.domain, eps_max)
         networks = prepare_all(model, graph, bounds, sound, x, y.long())
-        size = chunks.size or _chunk_size(model, graph, networks[-1], x[:1], y[:1].long(), eps_max, settings, chunks)
+        room = free_memory(x.device) if chunks.memory is None else chunks.memory
+        size = chunks.size or max(1, room // bytes_a_row(model, graph, networks[-1], x[:1], eps_max, settings))
         parts = in_chunks(search, len(x), size, desc="certified radii", progress=chunks.progress)
     names = ("radius", "margin", "upper", "status", "evaluations")
     columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
@@ -180,33 +183,27 @@ def _attach_gradient(model: nn.Module, x: Tensor, y: Tensor, result: RadiusResul
         return result.radius.index_put((inside,), eps.detach() + step)
 
 
-def _chunk_size(
-    model: nn.Module,
-    graph: Graph,
-    network: Network,
-    x: Tensor,
-    y: Tensor,
-    eps_max: float,
-    settings: SearchSettings,
-    chunks: Chunks,
+def bytes_a_row(
+    model: nn.Module, graph: Graph, network: Network, x: Tensor, eps_max: float, settings: SearchSettings
 ) -> int:
-    """How many samples keep activations, about eight tensors of the largest size, in memory; measured once a graph.
+    """Bytes by which a search's peak memory grows with every sample like ``x`` (1, ...); counted once a graph.
 
-    Those of the clean pass count as well: a prepared network may take a batch in parts.
+    Those of a bound pass, or of the clean one (a prepared network may take a batch in parts), and what the search holds
+    beside: the samples it was given, those that are left of them, and their brackets.
     """
 
     def passes(rows: int) -> None:
         first = torch.zeros(rows, dtype=torch.long, device=x.device)
         model(x[first])
         inputs = x[first].double() if settings.sound else x[first]
-        margin_at(network, inputs, y[first], eps_max, domain=settings.domain)
+        margin_at(network, inputs, first, eps_max, domain=settings.domain)
 
     if not len(x):
         return 1
     known, kind = _measured.setdefault(graph, {}), (settings.bound, settings.sound)
     if kind not in known:
-        known[kind] = max(1, largest_growth(passes, network.tile))
-    return max(1, chunks.memory // (8 * known[kind]))
+        known[kind] = peak_growth(passes, network.tile) + COPIES * x.nbytes + BRACKETS * x.element_size()
+    return known[kind]
 
 
 def _check_warm_start(warm_start: Tensor, y: Tensor) -> None:

@@ -1,7 +1,6 @@
 """How time and memory grow with the batch, the width of the network and the number of classes; for `acertlab.bench`."""
 
 import statistics
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,8 +9,8 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from acertlab._memory import PeakMemory
 from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import margin_at
 from acertlab.data.datasets import to_float
@@ -52,41 +51,6 @@ class Point:
     what: str
     seconds: float
     bytes: int
-
-
-class PeakMemory(TorchDispatchMode):
-    """Follows the storage of every tensor that an operation inside returns; what a kernel holds for itself is unseen.
-
-    Attributes:
-        peak: bytes, the most at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = self.held = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor)]
-        shared = {a.untyped_storage()._cdata for a in given}
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage(), shared)
-        return out
-
-    def _follow(self, storage: torch.UntypedStorage, shared: set[int]) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known or key in shared:
-            return
-        self._known.add(key)
-        self.held += size
-        self.peak = max(self.peak, self.held)
-        weakref.finalize(storage, self._release, key, size)
-
-    def _release(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.held -= size
 
 
 def peak_memory(call: Callable[[], object]) -> int:

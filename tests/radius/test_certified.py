@@ -14,12 +14,15 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
+from acertlab._memory import SHARE, PeakMemory, free_memory
 from acertlab.bounds.box import Box
+from acertlab.bounds.graph.memory import graph_of
 from acertlab.bounds.ibp import IntervalNetwork, freeze
-from acertlab.bounds.margin import certified_margin, clean_margin, margin_at
-from acertlab.models.architectures import mlp, residual_cnn
+from acertlab.bounds.margin import certified_margin, clean_margin, margin_at, prepare_all
+from acertlab.models.architectures import MODELS, mlp, residual_cnn
+from acertlab.models.initialisation import ibp_init_
 from acertlab.radius.attack import attacked_radius
-from acertlab.radius.certified import _attach_gradient, certified_radius
+from acertlab.radius.certified import _attach_gradient, bytes_a_row, certified_radius
 from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.radius.search import RadiusResult, RadiusStatus, SearchSettings
 from tests.helpers.networks import Trained, captured_once
@@ -386,7 +389,7 @@ def test_a_sample_is_computed_alike_wherever_it_is(features: int, outputs: int, 
 
 
 def test_chunks_keep_to_the_memory_given(digits_net: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest tensor of any bound pass, times eight, stays within ``memory``; the radii are the same."""
+    """What a sample takes, as it was counted, stays within ``memory``; the radii are the same."""
     x, y = digits_net.x.repeat(4, 1, 1, 1), digits_net.y.repeat(4)
     rows: list[int] = []
     margins = IntervalNetwork.margins
@@ -399,6 +402,44 @@ def test_chunks_keep_to_the_memory_given(digits_net: Trained, monkeypatch: pytes
     small = certified_radius(digits_net.model, x, y, 0.2, memory=2**21)
     assert 64 < max(rows) < 500  # 8 channels of 4 x 4 or less, linear 50: kilobytes a sample
     assert torch.equal(small.radius, whole.radius)
+
+
+NETWORKS = {"small_cnn": ((1, 28, 28), 16, 64), "cnn7": ((3, 32, 32), 8, 32), "mlp": ((1, 28, 28), 64, 256)}
+
+
+@pytest.mark.parametrize("sound", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_search_holds_what_was_counted_for_its_samples(name: str, sound: bool) -> None:
+    shape, width, n = NETWORKS[name]
+    torch.manual_seed(0)
+    model, x = ibp_init_(MODELS[name](shape, 10, width=width)).eval(), torch.rand(2 * n, *shape)
+    y, peaks = model(x).argmax(1), []
+    for rows in (n, 2 * n):
+        with PeakMemory() as seen:
+            found = certified_radius(model, x[:rows], y[:rows], 0.05, sound=sound, batch_size=rows)
+        assert (found.status == RadiusStatus.CONVERGED).float().mean() > 0.9
+        peaks.append(seen.peak)
+    graph, settings = graph_of(model, x), SearchSettings(sound=sound)
+    network = prepare_all(model, graph, ["ibp"], sound, x[:1], y[:1])[-1]
+    counted = bytes_a_row(model, graph, network, x[:1], 0.05, settings)
+    assert 0.75 < (peaks[1] - peaks[0]) / n / counted <= 1
+
+
+@pytest.mark.parametrize(("free", "rows"), {16e9: 4_857, 80e9: 24_285, 141e9: 42_802}.items())
+def test_a_gpus_memory_is_filled_to_its_share(free: float, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CNN7 of width 64 on CIFAR-10, on the meta device, where a pass holds what it would on a GPU."""
+    with torch.device("meta"), torch.no_grad():
+        model, x = MODELS["cnn7"]((3, 32, 32), 10).eval(), torch.rand(1, 3, 32, 32)
+        graph = graph_of(model, x)
+        network = freeze(model, graph=graph)
+        assert SHARE * free // bytes_a_row(model, graph, network, x, 0.1, SearchSettings()) == rows
+        with PeakMemory() as seen:
+            margin_at(network, torch.rand(rows, 3, 32, 32), torch.zeros(rows, dtype=torch.int64), 0.1)
+    assert 0.9 * SHARE * free < seen.peak < SHARE * free
+    gpu = torch.device("cuda")
+    for name, value in {"mem_get_info": (int(free), 0), "memory_reserved": 0, "memory_allocated": 0}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory(gpu) == SHARE * free
 
 
 def test_out_of_memory_halves_the_chunk_and_goes_on(digits_net: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
