@@ -65,10 +65,12 @@ WHOLE = (0.0, 1.0)
 @pytest.mark.parametrize("seed", range(3))
 def test_radii_are_those_of_the_rescaled_network(bound: str, seed: int) -> None:
     model = network(seed)
-    u, x, y = samples(model, 4 if bound == "exact" else 12)
-    ours = certified_radius(model, x, y, 0.4, bound=bound, domain=DOMAIN, rtol=1e-7)
-    theirs = certified_radius(Rescaled(model).eval(), u, y, 0.4, bound=bound, domain=WHOLE, rtol=1e-7)
-    assert torch.allclose(ours.radius, theirs.radius, rtol=1e-4 if bound in ("exact", "alpha-crown") else 1e-6)
+    slow = bound in ("exact", "alpha-crown")
+    u, x, y = samples(model, 4 if slow else 12)
+    rtol = 1e-5 if bound == "alpha-crown" else 1e-7
+    ours = certified_radius(model, x, y, 0.4, bound=bound, domain=DOMAIN, rtol=rtol)
+    theirs = certified_radius(Rescaled(model).eval(), u, y, 0.4, bound=bound, domain=WHOLE, rtol=rtol)
+    assert torch.allclose(ours.radius, theirs.radius, rtol=1e-4 if slow else 1e-6)
     assert (ours.radius > 0.005).any() and (ours.radius < 0.4).any() and ours.status.tolist() == theirs.status.tolist()
     if bound != "exact":
         assert (certified_margin(model, x, y, ours.radius, bound=bound, domain=DOMAIN) < 0).all()
