@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 import pytest
 from safetensors.torch import load_file, save_file
 
-from acertlab.data.run import load_run
 from acertlab.training.config import preset
 from acertlab.training.loop.train import train
 from tests.helpers.training import SMALL, Interrupted, assert_same_weights, stop_after, weights
@@ -32,7 +31,7 @@ CHILD = textwrap.dedent("""
 
 @pytest.mark.parametrize("history", [False, True])
 def test_a_killed_run_goes_on_bit_for_bit(history, digits, tmp_path):
-    """SIGKILL at a random moment after the first epoch; the same command again; compared with a run left in peace."""
+    """SIGKILL at a random moment after the first epoch; the same run again; compared with a run left in peace."""
     config = replace(
         preset("digits", "acert", budget="fast"),
         width=2,
@@ -40,9 +39,10 @@ def test_a_killed_run_goes_on_bit_for_bit(history, digits, tmp_path):
         epochs=10,
         ramp_epochs=5,
         radius_history=history,
+        device="cpu",
     )
     killed = tmp_path / "killed"
-    command = [sys.executable, "-c", CHILD, str(killed), repr(asdict(replace(config, device="cpu")))]
+    command = [sys.executable, "-c", CHILD, str(killed), repr(asdict(config))]
     with subprocess.Popen(command) as process:
         while process.poll() is None and not list((killed / "checkpoint").glob("epoch-*")):
             time.sleep(0.01)
@@ -51,8 +51,7 @@ def test_a_killed_run_goes_on_bit_for_bit(history, digits, tmp_path):
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL, f"after {delay:.3f} s"
     assert not (killed / "result.json").exists(), f"after {delay:.3f} s"
-    subprocess.run(command, check=True)
-    resumed, whole = load_run(killed), train(config, digits, tmp_path / "whole", progress=False)
+    resumed, whole = (train(config, digits, folder, progress=False) for folder in (killed, tmp_path / "whole"))
     assert_same_weights(weights(resumed.path), weights(whole.path))
     assert resumed.radii.equals(whole.radii)
     assert resumed.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
@@ -118,16 +117,15 @@ FULL = textwrap.dedent("""
 """)
 
 
-def test_a_full_disk_is_a_clear_error_and_loses_nothing(digits, tmp_path):
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(digits, tmp_path, monkeypatch):
     """The child may write no file larger than so many bytes: less than a checkpoint, as on a disk without room."""
     config = replace(SMALL, epochs=3, ramp_epochs=1)
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "run"), repr(asdict(config))]
-    with subprocess.Popen(command) as process:
-        while process.poll() is None and not list((tmp_path / "run" / "checkpoint").glob("epoch-0001")):
-            time.sleep(0.01)
-        process.kill()
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        stop_after(1, patched)
+        train(config, digits, tmp_path / "run", progress=False)
     before = load_file(tmp_path / "run" / "checkpoint" / "epoch-0001" / "state.safetensors")
-    full = [sys.executable, "-c", CHILD.replace("import torch", FULL + "import torch", 1), *command[3:], "20000"]
+    limited = CHILD.replace("import torch", FULL + "import torch", 1)
+    full = [sys.executable, "-c", limited, str(tmp_path / "run"), repr(asdict(config)), "20000"]
     failed = subprocess.run(full, capture_output=True, text=True)
     assert failed.returncode == 1
     message = failed.stderr.strip().splitlines()[-1]
@@ -137,6 +135,5 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(digits, tmp_path):
     assert kept == ["epoch-0001"] and not list(tmp_path.rglob("*.tmp"))
     after = load_file(tmp_path / "run" / "checkpoint" / "epoch-0001" / "state.safetensors")
     assert_same_weights(before, after)
-    subprocess.run(command, check=True)
-    whole = train(config, digits, tmp_path / "whole", progress=False)
-    assert_same_weights(weights(tmp_path / "run"), weights(whole.path))
+    resumed, whole = (train(config, digits, tmp_path / name, progress=False) for name in ("run", "whole"))
+    assert_same_weights(weights(resumed.path), weights(whole.path))
