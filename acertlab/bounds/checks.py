@@ -21,12 +21,18 @@ LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """No TF32, no reduced-precision matrix products and no autocast inside; the settings come back afterwards."""
+    with float32_products(tf32=False), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """Products of float32 in TF32, where the device has it, or in full inside; the settings come back afterwards."""
     matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
     try:
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = convolution

@@ -61,7 +61,7 @@ NOT_IDENTIFYING = ("device", "version")  # of `config.json`: with another one it
 # Settings that version 0.1.0 does not name, and what it did; of methods with no use for one, today's default
 DEFAULTS_BEFORE: dict[str, Any] = {"train_eps_factor": 1.0, "l1_reach": "weights", "attack_eps_factor": 1.0}
 DEFAULTS_BEFORE |= {"classifier_relus": 1, "taps_weight": 5.0, "latent_steps": 20, "link_share": 0.5}
-DEFAULTS_BEFORE |= {"relu_shrinkage": 0.0, "patience": 0, "min_epochs": 0}
+DEFAULTS_BEFORE |= {"relu_shrinkage": 0.0, "patience": 0, "min_epochs": 0, "train_precision": "full"}
 ORIGIN_BEFORE = {"weights": "", "front": []}  # of a run that does not say where it began: at random, in no front
 UNATTACKED = ("standard", "ibp", "fast-ibp", "crown-ibp", "acert", "acert-fast", "taps")
 RULES_BEFORE = {  # what it did, what is done today, and the methods with no use for the setting

@@ -18,6 +18,7 @@ from acertlab.training.schedules import RAMPS
 
 PROTOCOLS = ("held-out", "published")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("full", "tf32")
 SEED = Within(0, 2**64 - 1, int, says="a whole number >= 0 and < 2^64")  # what torch takes
 
 
@@ -102,6 +103,7 @@ class TrainConfig:
 
     device: str = "auto"  # cuda, else mps, else cpu
     amp: bool = False  # on CUDA: attacks (never bounds, losses or radii) in bfloat16
+    train_precision: str = "full"  # or "tf32", of a step's products, on GPUs that have it; never of a certificate
 
     def __post_init__(self) -> None:
         for name, accepted in ACCEPTED.items():
@@ -211,6 +213,7 @@ ACCEPTED: dict[str, Accepted] = {  # of each setting by itself, for `check`; rad
     "attack": ("authors", "last"),
     "small_box_at_border": ("inside", "cut"),
     "batch_statistics": ("attacked", "clean"),
+    "train_precision": PRECISIONS,
 }
 
 

@@ -59,6 +59,7 @@ from acertlab.training.presets import BUDGETS
         ("patience", -1, ">= 0"),
         ("protocol", "paper", "held-out, published"),
         ("amp", 1, "True or False"),
+        ("train_precision", "bf16", "full, tf32"),
     ],
 )
 def test_bad_settings_are_named_with_what_is_accepted(name, value, accepted):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from acertlab._memory import memory_kept
-from acertlab.bounds.checks import full_precision
+from acertlab.bounds.checks import float32_products, full_precision
 from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.data.datasets import ImageData
 from acertlab.training.config import TrainConfig
@@ -43,17 +43,18 @@ def train_step(
         logits, statistics = clean_pass(state.model, x)
         return logits, freeze(state.model, statistics, state.graph)
 
-    logits, statistics = clean_pass(state.model, x)
-    frozen = freeze(state.model, statistics, state.graph) if state.objective.bounds else None
-    known = state.radii.of(index) if state.radii else None
-    step = Step(x, y, logits, frozen, eps, std, known, state.model, statistics, own_pass)
-    loss, logged = state.objective(step)
-    if state.radii and eps > 0:
-        state.radii.update_(index, logged.radii)
-    if config.l1:
-        loss = loss + config.l1 * l1_norm(state.model, config.l1_reach)
-    state.optimizer.zero_grad()
-    loss.backward()
+    with float32_products(tf32=config.train_precision != "full"):
+        logits, statistics = clean_pass(state.model, x)
+        frozen = freeze(state.model, statistics, state.graph) if state.objective.bounds else None
+        known = state.radii.of(index) if state.radii else None
+        step = Step(x, y, logits, frozen, eps, std, known, state.model, statistics, own_pass)
+        loss, logged = state.objective(step)
+        if state.radii and eps > 0:
+            state.radii.update_(index, logged.radii)
+        if config.l1:
+            loss = loss + config.l1 * l1_norm(state.model, config.l1_reach)
+        state.optimizer.zero_grad()
+        loss.backward()
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), math.inf if config.clip is None else config.clip)
     state.optimizer.step()
     state.scheduler.step()
