@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from acertlab.radius.search import POINTS
-from tests.benchmarks.roofline import STEPS, Cost, table
+from tests.benchmarks.roofline import GPUS, STEPS, Cost, table
 
 WIDTH, LINEAR, BATCH = 64, 512, 128  # of smaller batches a search pads its passes to 32
 
@@ -52,6 +52,18 @@ def test_time_is_at_least_that_of_the_arithmetic(found) -> None:
     assert (found["at least, ms"] >= found["arithmetic alone, ms"]).all()
     assert found["/ FastIBP's"]["FastIBP"] == 1
     assert found["at least, ms"].drop("ACERT-fast").is_monotonic_increasing
+
+
+def test_tf32_speeds_up_products_and_moves_no_byte_less(found) -> None:
+    full, tf32 = GPUS["H100"].float32, GPUS["H100"].tf32
+    faster = table("cifar10", BATCH, "tf32")
+    assert (faster[["GFLOP", "GB"]] == found[["GFLOP", "GB"]]).all(axis=None)
+    ratio = found["arithmetic alone, ms"] / faster["arithmetic alone, ms"]
+    assert ratio.tolist() == pytest.approx([tf32 / full] * len(found))
+    moved = 1e12 * found.GB / GPUS["H100"].bandwidth
+    assert (faster["at least, ms"] >= moved).all() and (faster["at least, ms"] < 1.2 * moved).all()  # traffic decides
+    at_h200 = table("cifar10", BATCH, "tf32", "H200")["at least, ms"]
+    assert (at_h200 < faster["at least, ms"]).all()
 
 
 def test_traffic_of_one_operation() -> None:
