@@ -220,9 +220,21 @@ def pack(args: argparse.Namespace) -> int:
 def estimate(args: argparse.Namespace) -> int:
     """Tell how long a training will take, from a few of its own steps."""
     print(f"{args.steps} steps of each phase of {args.method} on {args.dataset}, budget {args.budget} ...", flush=True)
-    from acertlab.training.estimate import estimate_sentence
+    from acertlab.training.cost.estimate import estimate_sentence
 
     print(estimate_sentence(args.dataset, args.method, args.budget, args.steps))
+    return 0
+
+
+def gpu_check(args: argparse.Namespace) -> int:
+    """Tell in eight minutes what holds on a GPU, and what training steps take there beside what was calculated."""
+    if (args.out is None) == (args.pack is None):
+        raise ValueError("give OUT, a folder for what is found, or --pack FILE")
+    from acertlab.training.cost import gpu_check
+
+    if args.out:
+        return gpu_check.gpu_check(Path(args.out), args.images and Path(args.images), args.small)
+    print(f"{args.pack}: {gpu_check.pack(Path(args.pack)) / 1e6:.2f} MB")
     return 0
 
 
@@ -233,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
 
     def command(run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        added = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        added = commands.add_parser(run.__name__.replace("_", "-"), help=run.__doc__, description=run.__doc__)
         added.set_defaults(run=run)
         return added
 
@@ -287,6 +299,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("method")
     one.add_argument("--budget", choices=("smoke", "fast", "paper"), default="paper")
     one.add_argument("--steps", type=int, default=10, help="measured in each phase (default: %(default)s)")
+    one = command(gpu_check)
+    one.add_argument("out", nargs="?", help="a folder: the same one again goes on with the steps that are missing")
+    one.add_argument("--images", metavar="FILE", help="what --pack wrote (may be left out with --small: digits)")
+    one.add_argument("--pack", metavar="FILE", help="write images of MNIST and CIFAR-10 and a network, and end")
+    one.add_argument("--small", action="store_true", help="narrow networks and few images: seconds, also on a CPU")
     return parser
 
 
@@ -300,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except (OSError, ValueError, TypeError, ImportError, LockHeldError) as error:
-        print(f"acertlab {args.run.__name__}: error: {error}", file=sys.stderr)
+        print(f"acertlab {args.run.__name__.replace('_', '-')}: error: {error}", file=sys.stderr)
         return 2 if args.run is sweep else 1  # of a sweep, 1 says that jobs failed
 
 

@@ -15,9 +15,6 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -195,6 +192,8 @@ def _decoded(folder: Path, classes: tuple[str, ...], train: list[tuple[str, int]
 
 def _decode(paths: list[str], description: str) -> Tensor:
     """Image files -> uint8 (N, 3, H, W), turned as their EXIF says; grey images are repeated in three channels."""
+    from PIL import Image, ImageOps
+
     transparent: list[str] = []
 
     def decode(path: str) -> Tensor:
@@ -230,6 +229,8 @@ def _decode(paths: list[str], description: str) -> Tensor:
 
 def _read_cache(path: Path, fingerprint: str) -> Tensor | None:
     """The cached images, or None where the file is missing, out of date or damaged."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -246,6 +247,9 @@ def _checksum(x: Tensor) -> str:
 
 
 def _write_cache(path: Path, x: Tensor, fingerprint: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
         with written_aside(path) as aside:
             save_file({"x": x}, aside, metadata={"fingerprint": fingerprint, "crc32": _checksum(x)})

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from acertlab.bounds.rules.affine import Normalize, Stats
@@ -88,6 +86,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, without what lies around it."""
     try:
         if path.suffix == SAFETENSORS:
+            from safetensors.torch import load_file
+
             held = load_file(path)
         else:
             with torch.serialization.safe_globals(NUMPY), warnings.catch_warnings():
@@ -132,7 +132,7 @@ def _why_unread(error: Exception) -> str:
         )
     if "TorchScript" in str(error):
         return "is TorchScript, a whole program: use load_program"
-    kind = "safetensors file" if isinstance(error, SafetensorError) else "checkpoint"
+    kind = "safetensors file" if type(error).__name__ == "SafetensorError" else "checkpoint"
     return f"is no {kind}, or a damaged one (a program of torch.export goes to load_program): {type(error).__name__}"
 
 

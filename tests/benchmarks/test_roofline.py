@@ -1,13 +1,14 @@
 """The calculation of what a step costs: its FLOPs follow from the network's sizes."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from acertlab._memory import PeakMemory
 from acertlab.radius.search import POINTS
-from tests.benchmarks.roofline import GPUS, STEPS, Cost, table
+from acertlab.training.cost.gpu_steps import step_seconds
+from acertlab.training.cost.roofline import GPUS, STEPS, Cost, begun, count, random_batch, step_config
+from acertlab.training.loop.step import train_step
+from tests.benchmarks.roofline import bytes_of_a_step, table
 
 WIDTH, LINEAR, BATCH = 64, 512, 128  # of smaller batches a search pads its passes to 32
 
@@ -74,16 +75,22 @@ def test_traffic_of_one_operation() -> None:
     assert cost.traffic == 4 * (50 * 20 + 20 * 30 + 50 * 30) + 4 * 2 * 50 * 30  # views move nothing
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_measuring_without_a_gpu_is_an_error() -> None:
-    command = [sys.executable, "-m", "tests.benchmarks.roofline", "--measure"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "--measure: this machine has no CUDA device" in done.stderr
+def test_a_step_holds_what_grows_with_its_batch() -> None:
+    """On the meta device, where 4096 images of CNN7 of width 64 take no memory."""
+    a_row, config = bytes_of_a_step("FastIBP", "cifar10"), step_config("FastIBP", "cifar10")
+    state, peaks = begun(config, "meta"), []
+    for batch in (2048, 4096):
+        with PeakMemory() as seen:
+            train_step(state, config, *random_batch(config, "meta", batch))
+        peaks.append(seen.peak)
+    assert (peaks[1] - peaks[0]) / 2048 == pytest.approx(a_row, rel=0.01)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_takes_longer_than_the_calculation() -> None:
-    from tests.benchmarks.roofline import measured
-
-    assert (measured("cifar10", 128, rounds=5) > 0).all()
+    gpu = next((gpu for name, gpu in GPUS.items() if name in torch.cuda.get_device_name()), GPUS["H200"])
+    for name in STEPS:
+        config = step_config(name, "cifar10")
+        least = count(begun(config, "meta"), config, 128, gpu).seconds
+        assert step_seconds(begun(config, "cuda"), config, 128) > least

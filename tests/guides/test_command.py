@@ -21,6 +21,7 @@ from acertlab.training.parameters import config_from_parameters, front_kappas
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("demo", "notebooks", "handouts", "sweep", "certify", "report", "table", "compare", "pack", "estimate")
+COMMANDS += ("gpu-check",)
 
 
 def test_alone_it_greets_with_every_command(capsys: pytest.CaptureFixture) -> None:

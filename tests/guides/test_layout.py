@@ -43,6 +43,8 @@ TESTED_ELSEWHERE = {  # modules without a test file of their own name, and where
     "radius/exact/radii": "radius/test_exact.py",
     "radius/exact/relu_network": "radius/test_exact.py",
     "sweep/job": "sweep/test_executor.py",
+    "training/cost/gpu_steps": "training/test_gpu_check.py",
+    "training/cost/roofline": "benchmarks/test_roofline.py",
     "training/presets": "training/test_config.py",
     "training/schedules": "training/test_config.py",
     "training/loop/state": "training/test_train.py",

@@ -31,7 +31,7 @@ from tests.helpers.quick_runs import CONFIG, made, quickly
 @pytest.fixture
 def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
     """Has something happen while an epoch is trained."""
-    real = loop._train_epoch
+    real = loop.train_epoch
 
     def arrange(when: int, what: Callable[[], object]) -> None:
         def epoch_of(state, config, data, x, y, epoch, bar):
@@ -40,7 +40,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], ob
                 what()
             return row
 
-        monkeypatch.setattr(loop, "_train_epoch", epoch_of)
+        monkeypatch.setattr(loop, "train_epoch", epoch_of)
 
     return arrange
 

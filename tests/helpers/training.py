@@ -25,11 +25,11 @@ class Interrupted(Exception):
 
 
 def stop_after(epochs, monkeypatch):
-    original = loop._train_epoch
+    original = loop.train_epoch
 
     def epoch_or_stop(state, *args):
         if len(state.history) == epochs:
             raise Interrupted
         return original(state, *args)
 
-    monkeypatch.setattr(loop, "_train_epoch", epoch_or_stop)
+    monkeypatch.setattr(loop, "train_epoch", epoch_or_stop)

@@ -59,7 +59,7 @@ from acertlab.training.config import TrainConfig
 from acertlab.training.loop.train import train
 
 module = sys.modules["acertlab.training.loop.train"]
-real = module._train_epoch
+real = module.train_epoch
 
 
 def logged(state, config, data, x, y, epoch, bar):
@@ -70,7 +70,7 @@ def logged(state, config, data, x, y, epoch, bar):
     return row
 
 
-module._train_epoch = logged
+module.train_epoch = logged
 """,
     CONFIG
     := "config = TrainConfig(method=method, kappa=kappa, seed=seed, epochs=4, ramp_epochs=2, width=2, eps_max=0.2)",

@@ -7,7 +7,7 @@ import torch
 
 import acertlab as al
 from acertlab.__main__ import main
-from acertlab.training import estimate
+from acertlab.training.cost import estimate
 from acertlab.training.loop import step
 from acertlab.training.loop.state import initial_state
 

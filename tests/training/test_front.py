@@ -84,7 +84,7 @@ def test_statistics_on_the_way_are_those_of_training_images(front, few):
 def test_killed_anywhere_it_goes_on_to_the_same_bits(place, front, few, tmp_path, monkeypatch):
     """In the second epoch of the first knot, in the third knot, before its result, at the statistics, half way."""
     calls = {"epochs": 0, "results": 0}
-    real_epoch, real_results = loop._train_epoch, loop.write_results
+    real_epoch, real_results = loop.train_epoch, loop.write_results
 
     def epoch_of(*args):
         calls["epochs"] += 1
@@ -101,7 +101,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(place, front, few, tmp_path
     def statistics(*_):
         raise Interrupted
 
-    monkeypatch.setattr(loop, "_train_epoch", epoch_of)
+    monkeypatch.setattr(loop, "train_epoch", epoch_of)
     monkeypatch.setattr(loop, "write_results", results)
     monkeypatch.setattr(fronts, "write_results", results)
     if place == 3:

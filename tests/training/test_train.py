@@ -79,7 +79,7 @@ def test_a_run_of_before_a_setting_goes_on(method, then, tmp_path, monkeypatch):
             train(today, data, tmp_path / "old", progress=False)
     with pytest.raises(ValueError, match="train_eps_factor = .* there, 0.5 here"):
         train(replace(config, train_eps_factor=0.5), data, tmp_path / "old", progress=False)
-    monkeypatch.setattr(loop, "_train_epoch", stop)  # nothing is trained again
+    monkeypatch.setattr(loop, "train_epoch", stop)  # nothing is trained again
     again = train(config, data, tmp_path / "old", progress=False)
     assert again.result["art"] == whole.result["art"] and len(again.history) == 4
 
@@ -130,7 +130,7 @@ def test_stored_radii_are_certified_by_the_stored_weights(done, few):
 
 
 def test_the_same_call_again_returns_the_run_without_training(done, few, monkeypatch):
-    monkeypatch.setattr(loop, "_train_epoch", None)
+    monkeypatch.setattr(loop, "train_epoch", None)
     again = train(replace(SMALL, kappa=0.25, device="auto"), few, done.path, progress=False)
     assert again.result == done.result
 

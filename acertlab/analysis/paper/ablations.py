@@ -24,7 +24,7 @@ from acertlab.data.run import Run
 from acertlab.radius import metrics
 from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.radius.search import MarginGrowth, SearchSettings, margin_function, search_radius
-from acertlab.training import estimate
+from acertlab.training.cost import estimate
 from acertlab.training.loop.batch_statistics import clean_pass
 from acertlab.training.methods.catalogue import name_of
 from acertlab.training.methods.sample_radii import SampleSearch, approximate_radius

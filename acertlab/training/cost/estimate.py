@@ -106,9 +106,8 @@ def step_seconds(
 ) -> dict[Name, float]:
     """Seconds a step after the ramp, from trained networks that take turns on the same batches.
 
-    Steps are taken at a learning rate so small that the weights stay, and without radii of an earlier epoch; each
-    network takes batches of its own size, on its own device. Medians of ``count`` steps; with one thread on a CPU it is
-    processor time, so that other processes count little.
+    Steps are taken at a learning rate so small that the weights stay, and without radii of an earlier epoch. Medians of
+    ``count`` steps; with one thread on a CPU it is processor time, so that other processes count little.
     """
     contenders = {}
     for name, (config, model) in trained.items():
@@ -148,7 +147,7 @@ class _Stepper:
             images = augment(to_float(x), self.config.dataset, generator.manual_seed(0))
             train_step(self.state, self.config, images, y, index, eps, std)
 
-        return _seconds(step, self.device, clock)
+        return seconds_of(step, self.device, clock)
 
 
 def _per_image(
@@ -163,10 +162,13 @@ def _per_image(
     search = partial(evaluate, model, x, y, cap, settings, config.eval_batch)
     if device.type != "cpu":
         search()  # the first one of a shape is slow
-    return _seconds(search, device) / len(x)
+    return seconds_of(search, device) / len(x)
 
 
-def _seconds(call: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
+def seconds_of(
+    call: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds that a call takes, with what it leaves to the device."""
     _wait(device)
     start = clock()
     call()

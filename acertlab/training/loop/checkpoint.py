@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from acertlab.data.files import write_json, write_weights
@@ -69,6 +67,8 @@ def save_checkpoint(state: State, root: Path, owner: str) -> None:
 
 def restore(state: State, root: Path, owners: Sequence[str]) -> None:
     """Takes up the newest checkpoint that is whole and belongs to this run; says which ones are not, and why."""
+    from safetensors import SafetensorError
+
     for folder in reversed(_checkpoints(root)):
         try:
             plain, tensors = _read(state, folder, owners)
@@ -96,6 +96,8 @@ def restore(state: State, root: Path, owners: Sequence[str]) -> None:
 
 def _read(state: State, folder: Path, owners: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a checkpoint holds, after all that could be wrong with it was looked at; ValueError and its like name it."""
+    from safetensors.torch import load_file
+
     sums = json.loads((folder / "sha256.json").read_text())
     for name in STATE:
         if _sha256(folder / name) != sums.get(name):

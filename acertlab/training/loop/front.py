@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
@@ -74,6 +72,9 @@ class Front:
 
     @cached_property
     def _stored(self) -> list[list[dict[str, Tensor]]]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
         try:
             stored = load_file(self.path / STATISTICS)
         except SafetensorError as error:

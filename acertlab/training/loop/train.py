@@ -143,11 +143,11 @@ def _train(
                     break
                 started = time.perf_counter()
                 try:
-                    row = {"epoch": epoch} | _train_epoch(state, config, data, train_x, train_y, epoch, bar)
+                    row = {"epoch": epoch} | train_epoch(state, config, data, train_x, train_y, epoch, bar)
                 except NonFiniteLossError as error:
                     state = _begun(start, config, data, device, steps)
                     restore(state, run_dir / "checkpoint", owners)
-                    again = partial(_train_epoch, state, config, data, train_x, train_y, epoch, bar)
+                    again = partial(train_epoch, state, config, data, train_x, train_y, epoch, bar)
                     raise NonFiniteLossError(f"{error}. {find_layer(state, error, again)}", error.eps) from error
                 row |= _validate(state.model, config, data, row["eps_t"])
                 _keep_best(state, config, row["val_art"])
@@ -183,7 +183,7 @@ def evaluate(
     return pd.DataFrame(table.assign(index=range(len(table))), columns=list(RADII_COLUMNS))
 
 
-def _train_epoch(
+def train_epoch(
     state: State, config: TrainConfig, data: ImageData, train_x: Tensor, train_y: Tensor, epoch: int, bar: tqdm
 ) -> dict[str, Any]:
     """One pass over the training set. Nothing waits for the device but a look at the loss every `CHECK_EVERY` steps."""

@@ -8,7 +8,7 @@ import pytest
 import acertlab as al
 from acertlab.analysis.paper import ablations, tables as paper
 from acertlab.analysis.paper.ablations import ACERT, ACERT_FAST, FAST_IBP, NO_RAMP, RAMP, Setting
-from acertlab.training import estimate
+from acertlab.training.cost import estimate
 from tests.helpers.synthetic_runs import run_of
 
 
