@@ -1,14 +1,11 @@
 """The robust radius from both sides: brackets that never cross, unless a certificate is wrong."""
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acertlab.bounds.margin import clean_margin, margin_at
-from acertlab.data import datasets as data
 from acertlab.models.architectures import mlp, residual_cnn
 from acertlab.radius import search
 from acertlab.radius.attack import attacked_radius
@@ -35,17 +32,9 @@ def assert_never_crossing(name: str, bracket: RadiusBracket) -> None:
     assert bracket.attacked.isfinite().double().mean() > 0.5 and (bracket.gap[attacked.isfinite()] >= 0).all()
 
 
-def two_thousand(trained: Trained) -> tuple[Tensor, Tensor]:
-    """MNIST's first 2,000 test images (the fixture has half of them); of digits, all there are."""
-    if trained.name == "digits":
-        return trained.x, trained.y
-    images = data.load_dataset("mnist", root=os.environ.get("ACERTLAB_DATA", "data/datasets"))
-    return data.to_float(images.test_x[:2000]), images.test_y[:2000]
-
-
 def test_never_crossing(trained: Trained) -> None:
     effort = {"steps": 3, "restarts": 2} if trained.name == "mnist" else {}
-    bracket = radius_bracket(trained.model, *two_thousand(trained), 0.4, **effort)
+    bracket = radius_bracket(trained.model, trained.x, trained.y, 0.4, **effort)
     assert_never_crossing(trained.name, bracket)
     assert (bracket.certified > 0).double().mean() > 0.5
     ratio = (bracket.attacked / bracket.certified)[bracket.certified > 0]
@@ -54,10 +43,10 @@ def test_never_crossing(trained: Trained) -> None:
 
 @pytest.mark.parametrize("build", [mlp, residual_cnn], ids=["mlp", "residual_cnn"])
 def test_never_crossing_where_bounds_are_loose(trained: Trained, build) -> None:
-    x, y = two_thousand(trained)
+    x, y = trained.x, trained.y
     torch.manual_seed(0)
     small = {"width": 60} if build is mlp else {"width": 4, "linear": 30}
-    model = trained_plainly(build(x.shape[1:], 10, **small), trained.x, trained.y, 60)
+    model = trained_plainly(build(x.shape[1:], 10, **small), x, y, 60)
     bracket = radius_bracket(model, x, y, 0.3, steps=3, restarts=2)
     assert_never_crossing(f"{build.__name__} on {trained.name}", bracket)
 

@@ -36,8 +36,8 @@ def net(request: pytest.FixtureRequest, trained: Trained) -> Trained:
     return Trained(
         trained.name,
         copy.deepcopy(trained.model).to(dtype),
-        trained.x.to(dtype)[:600],
-        trained.y[:600],
+        trained.x.to(dtype)[:300],
+        trained.y[:300],
         trained.eps_max,
     )
 
@@ -73,11 +73,11 @@ def test_every_promise(net: Trained, solver: str, merged: bool) -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_independent_of_batch_size_and_order(net: Trained, solver: str) -> None:
-    net = replace(net, x=net.x[:200], y=net.y[:200])
+    net = replace(net, x=net.x[:100], y=net.y[:100])
     whole = certified_radius(net.model, net.x, net.y, net.eps_max, solver=solver).radius
     order = torch.randperm(len(net.x), generator=torch.Generator().manual_seed(1))
     allowed = (1e-6 if net.x.dtype == torch.float32 else 1e-12) * net.eps_max
-    for size in (1, 37, 150):
+    for size in (1, 37, 75):
         part = slice(0, 20 if size == 1 else None)
         some = certified_radius(
             net.model, net.x[order][part], net.y[order][part], net.eps_max, solver=solver, batch_size=size
@@ -87,7 +87,7 @@ def test_independent_of_batch_size_and_order(net: Trained, solver: str) -> None:
 
 def test_float64_agrees_with_scipy_brentq_sample_by_sample(trained: Trained) -> None:
     model = copy.deepcopy(trained.model).double()
-    n = 500
+    n = 250
     x, y = trained.x.double()[:n], trained.y[:n]
     results = [certified_radius(model, x, y, trained.eps_max, xtol=1e-8, rtol=rtol) for rtol in (1e-5, 1e-12)]
     inside = (results[0].status == RadiusStatus.CONVERGED).nonzero().squeeze(1)
