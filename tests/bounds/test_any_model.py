@@ -11,7 +11,7 @@ from acertlab.bounds.ibp import propagate
 from acertlab.bounds.rules.dispatch import has_rule, rule
 from acertlab.radius.certified import certified_radius
 from acertlab.radius.search import RadiusStatus
-from tests.bounds.test_ibp import Function
+from tests.helpers.networks import Program
 
 
 def samples(box: Box, n: int = 60) -> list[Tensor]:
@@ -73,7 +73,7 @@ ELEMENTWISE = {
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_an_activation_is_bounded_tightly(name: str) -> None:
     f = ELEMENTWISE[name]
-    model = nn.Sequential(f if isinstance(f, nn.Module) else Function(f)).double().eval()
+    model = nn.Sequential(f if isinstance(f, nn.Module) else Program(f)).double().eval()
     for low, high in [(-3.0, 1.0), (-6.0, -2.0), (-1.5, -1.0), (-0.25, 0.5), (0.25, 0.375), (0.5, 0.75), (1.0, 8.0)]:
         grid = model(torch.linspace(low, high, 24001, dtype=torch.float64).view(-1, 1)).detach()
         ends = torch.tensor([[[low]], [[high]]], dtype=torch.float64)
@@ -145,7 +145,7 @@ def test_a_layers_bounds_contain_its_values(layer: nn.Module) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_functions_bounds_contain_its_values(name: str) -> None:
     torch.manual_seed(0)
-    assert_sound_and_exact_at_points(Function(FUNCTIONS[name]).eval(), torch.randn(2, 4, 6, 6, dtype=torch.float64))
+    assert_sound_and_exact_at_points(Program(FUNCTIONS[name]).eval(), torch.randn(2, 4, 6, 6, dtype=torch.float64))
 
 
 def test_signals_and_volumes() -> None:
@@ -219,7 +219,7 @@ def test_a_layer_with_its_own_forward_inherits_no_rule() -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [nn.Softmax(1), nn.LogSoftmax(1), Function(lambda x: F.log_softmax(x, 1)), Function(lambda x: x.softmax(1))]
+    "head", [nn.Softmax(1), nn.LogSoftmax(1), Program(lambda x: F.log_softmax(x, 1)), Program(lambda x: x.softmax(1))]
 )
 def test_a_final_softmax_is_refused_with_what_to_do(head: nn.Module) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), head).eval()
@@ -245,16 +245,16 @@ def test_a_final_softmax_is_refused_with_what_to_do(head: nn.Module) -> None:
 )
 def test_a_function_without_a_sound_bound_is_refused(f: object, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
-        propagate(Function(f).eval(), Box(torch.zeros(1, 3, 3, 3), torch.ones(1, 3, 3, 3)))
+        propagate(Program(f).eval(), Box(torch.zeros(1, 3, 3, 3), torch.ones(1, 3, 3, 3)))
 
 
 @pytest.mark.parametrize(
     "f", [lambda x: 1 / x, lambda x: x**-1, lambda x: x**-1.5, lambda x: (x + 1) / x, torch.rsqrt, torch.log]
 )
 def test_what_has_a_pole_in_its_box_certifies_nothing(f: object) -> None:
-    wide = propagate(Function(f).eval(), Box(torch.full((1, 2), -0.5), torch.ones(1, 2)))
+    wide = propagate(Program(f).eval(), Box(torch.full((1, 2), -0.5), torch.ones(1, 2)))
     assert not (wide.lower.isfinite() & wide.upper.isfinite()).any()
-    model = nn.Sequential(nn.Linear(2, 2), Function(f), nn.Linear(2, 2)).eval()
+    model = nn.Sequential(nn.Linear(2, 2), Program(f), nn.Linear(2, 2)).eval()
     for layer, bias in ((model[0], -0.5), (model[2], 0.0)):
         nn.init.eye_(layer.weight)
         nn.init.constant_(layer.bias, bias)
@@ -275,16 +275,16 @@ class Branches(nn.Module):
 
 def test_an_error_names_the_module_and_what_to_do() -> None:
     box = Box(torch.zeros(1, 3), torch.ones(1, 3))
-    inner = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), Function(torch.tan)))
-    with pytest.raises(TypeError, match=r"operator 'tan' in '1\.1\.1' of type Function(.|\n)*acertlab.rule.register"):
+    inner = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), Program(torch.tan)))
+    with pytest.raises(TypeError, match=r"operator 'tan' in '1\.1\.1' of type Program(.|\n)*acertlab.rule.register"):
         propagate(nn.Sequential(nn.ReLU(), inner), box)
     with pytest.raises(TypeError, match=r"operator 'tan' in the model's own forward"):
-        propagate(Function(torch.tan), box)
+        propagate(Program(torch.tan), box)
     with pytest.raises(TypeError, match=r"forward of Sequential cannot be captured: its control flow.*acertlab\.rule"):
         propagate(nn.Sequential(nn.Sequential(nn.ReLU(), Branches())), box)
     with pytest.raises(TypeError, match="a power with an exponent") as caught:
-        propagate(nn.Sequential(nn.Sequential(nn.ReLU(), Function(lambda x: x**x))), box)
-    assert caught.value.__notes__ == ["This was at operator 'pow' in '0.1' of type Function."]
+        propagate(nn.Sequential(nn.Sequential(nn.ReLU(), Program(lambda x: x**x))), box)
+    assert caught.value.__notes__ == ["This was at operator 'pow' in '0.1' of type Program."]
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_an_error_names_the_module_and_what_to_do() -> None:
     ],
 )
 def test_what_was_changed_in_place_is_used_as_changed(f: object) -> None:
-    assert_sound_and_exact_at_points(Function(f).eval(), torch.randn(3, 2, 2, dtype=torch.float64))
+    assert_sound_and_exact_at_points(Program(f).eval(), torch.randn(3, 2, 2, dtype=torch.float64))
 
 
 def test_a_rule_of_ones_own_is_not_passed_over_for_the_parents() -> None:
@@ -340,6 +340,6 @@ def test_a_network_of_torchvision_certifies(name: str) -> None:
 
 
 def test_a_pool_that_turns_signs_is_refused() -> None:
-    for falling in (nn.AvgPool2d(2, divisor_override=-4), Function(lambda x: F.avg_pool2d(x, 2, divisor_override=-4))):
+    for falling in (nn.AvgPool2d(2, divisor_override=-4), Program(lambda x: F.avg_pool2d(x, 2, divisor_override=-4))):
         with pytest.raises(ValueError, match="average pooling with divisor_override = -4 < 0 is not monotone"):
             propagate(nn.Sequential(falling), Box(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)))

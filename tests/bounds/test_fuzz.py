@@ -23,6 +23,7 @@ from acertlab.bounds.rules.dispatch import RULES
 from acertlab.bounds.rules.elementwise import at_both_ends
 from acertlab.bounds.rules.operators import aten, packet
 from acertlab.radius.certified import certified_radius
+from tests.helpers.networks import points_of
 from tests.helpers.random_networks import BEFORE, MAKERS, RandomNetwork
 
 NEVER_CAPTURED = {  # torch.export writes them otherwise or fixes the batch; files of other versions may hold them
@@ -59,21 +60,6 @@ class Recording(IntervalNetwork):
             return self.boxes[node]
 
         return noted
-
-
-def points_of(model: RandomNetwork, box: Box, y: Tensor, n: int = 8) -> Tensor:
-    """(n + 5, B, ...): random points, corners, and those to which the signs of a few gradients point."""
-    u = torch.rand(n, *box.lower.shape, dtype=box.lower.dtype)
-    u[: n // 2] = u[: n // 2].round()
-    points = [*torch.lerp(box.lower, box.upper, u), box.lower, box.upper]
-    for _ in range(3):
-        x = points[-1].detach().requires_grad_()
-        logits = model(x)
-        others = logits.scatter(1, y.unsqueeze(1), -torch.inf).amax(1)
-        differences = (others - logits.gather(1, y.unsqueeze(1)).squeeze(1)).sum()
-        (slope,) = torch.autograd.grad(differences, x, materialize_grads=True)
-        points.append(torch.where(slope > 0, box.upper, torch.where(slope < 0, box.lower, x.detach())))
-    return torch.stack(points).clamp(box.lower, box.upper)
 
 
 def assert_boxes_hold(model: RandomNetwork, graph: Graph, x: Tensor, y: Tensor, eps: float) -> None:

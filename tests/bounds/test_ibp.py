@@ -18,30 +18,7 @@ from acertlab.bounds.rules.batch_invariance import batch_invariant_matmul
 from acertlab.bounds.rules.dispatch import rule
 from acertlab.models.architectures import MODELS, cnn7, mlp, residual_cnn, small_cnn
 from acertlab.training.loop.batch_statistics import clean_pass
-from tests.helpers.networks import captured_once
-
-
-class Function(nn.Module):
-    """A function as a traced forward, so that fx sees what it calls."""
-
-    def __init__(self, forward: object, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers, self.function = nn.ModuleList(layers), forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, *self.layers)
-
-
-def warm_up(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """Gives BatchNorm running statistics and an affine part that are not trivial."""
-    for layer in model.modules():
-        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            nn.init.normal_(layer.weight, 0.2, 1.0)  # of either sign
-            nn.init.normal_(layer.bias)
-    with torch.no_grad():
-        for _ in range(3):
-            model.train()(torch.rand(32, *shape, dtype=next(model.parameters()).dtype))
-    return model.eval()
+from tests.helpers.networks import Program, captured_once, warm_up
 
 
 def assert_contains_samples(model: nn.Module, box: Box, n: int = 200) -> Box:
@@ -140,7 +117,7 @@ def test_every_layers_rule_contains_its_samples(layer: nn.Module) -> None:
 def test_functions_and_methods_contain_their_samples(f: object) -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 3, 6, 6, dtype=torch.float64)
-    assert_contains_samples(Function(f).eval(), Box(x - 0.2, x + 0.7), 50)
+    assert_contains_samples(Program(f).eval(), Box(x - 0.2, x + 0.7), 50)
 
 
 def test_conv1d_and_batchnorm1d() -> None:
@@ -167,9 +144,9 @@ def test_a_jump_is_not_missed_by_a_rounding(f: Callable[[Tensor], Tensor]) -> No
     jumps = torch.tensor([[-3.0, -1.0, 1.0, 3.0]]) + (0.5 if f is torch.round else 0.0)
     for end in (-torch.inf, torch.inf):
         beside = jumps.nextafter(torch.tensor(end))
-        box = propagate(Function(f), Box(beside, beside))
+        box = propagate(Program(f), Box(beside, beside))
         assert ((box.lower <= f(jumps)) & (f(jumps) <= box.upper)).all()
-    zero = propagate(Function(f), Box(torch.zeros(1, 2), torch.zeros(1, 2)))
+    zero = propagate(Program(f), Box(torch.zeros(1, 2), torch.zeros(1, 2)))
     assert (zero.lower == 0).all() and (zero.upper == 0).all()  # what a ReLU cuts is 0 in any order
 
 
@@ -266,7 +243,7 @@ def test_a_relu_works_in_place_only_on_what_is_its_own() -> None:
         lambda x, linear, relu: relu(x) + linear(x),
     ):
         box = Box(x - 0.1, x + 0.1)
-        frozen = freeze(Function(f, nn.Linear(6, 6), nn.ReLU()).eval())
+        frozen = freeze(Program(f, nn.Linear(6, 6), nn.ReLU()).eval())
         with_graph = frozen.propagate(box)
         with torch.no_grad():
             without = frozen.propagate(box)
@@ -280,9 +257,9 @@ class Unknown(nn.Module):
 
 
 def test_an_unknown_layer_is_named_and_can_be_taught() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 4), Function(lambda x: x.tan()))).eval()
+    model = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 4), Program(lambda x: x.tan()))).eval()
     box = Box(torch.zeros(1, 4), torch.ones(1, 4))
-    with pytest.raises(TypeError, match=r"rule for operator 'tan' in '1\.1' of type Function.*\n.*rule\.register"):
+    with pytest.raises(TypeError, match=r"rule for operator 'tan' in '1\.1' of type Program.*\n.*rule\.register"):
         propagate(model, box)
     with pytest.raises(
         TypeError, match="forward of Unknown cannot be captured: its control flow depends on the values"
@@ -328,7 +305,7 @@ class ReusesInPlace(nn.Module):
 
 @pytest.mark.parametrize(
     "model",
-    [ReusesInPlace(), Function(lambda x: F.relu(x, True) + x), Function(lambda x: (x + 1).relu_() - x.relu_() + x)],
+    [ReusesInPlace(), Program(lambda x: F.relu(x, True) + x), Program(lambda x: (x + 1).relu_() - x.relu_() + x)],
 )
 def test_what_was_changed_in_place_is_used_as_changed(model: nn.Module) -> None:
     x = torch.linspace(-1, 1, 80).view(20, 4)

@@ -15,7 +15,7 @@ from acertlab.models.architectures import residual_cnn
 from acertlab.radius.certified import certified_radius
 from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.radius.search import RadiusStatus
-from tests.helpers.networks import captured_once
+from tests.helpers.networks import captured_once, points_of
 
 CLASSES, SHAPE = 4, (1, 5, 5)
 few = settings(max_examples=30, deadline=None)
@@ -99,21 +99,6 @@ rounded_networks = st.builds(Network, **of_a_network | {"kind": rounded_kinds}, 
 limits = st.sampled_from([1e-6, 0.01, 0.1, 1.0, 5.0])
 
 
-def points_of(box: Box, model: nn.Module, y: Tensor, n: int = 40) -> Tensor:
-    """Points of a box, (n + ..., B, ...): random ones, corners, and those where the signs of a few gradients point."""
-    u = torch.rand(n, *box.lower.shape, dtype=box.lower.dtype)
-    u[: n // 2] = u[: n // 2].round()
-    points = torch.lerp(box.lower, box.upper, u)
-    steps = [points[0]]
-    for _ in range(3):
-        x = steps[-1].detach().requires_grad_()
-        logits = model(x)
-        others = logits.scatter(1, y.unsqueeze(1), -torch.inf)
-        (slope,) = torch.autograd.grad((others.amax(1) - logits.gather(1, y.unsqueeze(1)).squeeze(1)).sum(), x)
-        steps.append(torch.where(slope > 0, box.upper, torch.where(slope < 0, box.lower, x.detach())))
-    return torch.cat([points, torch.stack(steps)]).clamp(box.lower, box.upper)
-
-
 def logits_of(model: nn.Module, points: Tensor) -> Tensor:
     with torch.no_grad():
         return model(points.flatten(0, 1)).unflatten(0, points.shape[:2])
@@ -134,7 +119,7 @@ def differences(logits: Tensor, y: Tensor) -> Tensor:
 @given(net=networks, eps_max=limits, solver=st.sampled_from(sorted(SOLVERS)), merged=st.booleans())
 def test_no_point_of_a_certified_box_changes_the_label(net: Network, eps_max: float, solver: str, merged: bool) -> None:
     result = certified_radius(net.model, net.x, net.y, eps_max, solver=solver, merged=merged)
-    logits = logits_of(net.model, points_of(ball(net.x, result.radius), net.model, net.y))
+    logits = logits_of(net.model, points_of(net.model, ball(net.x, result.radius), net.y, 40))
     slack = 1e-12 * logits.abs().amax(2, keepdim=True)  # the roundings of the forward pass, in float64
     assert ((differences(logits, net.y) <= slack) | (result.radius == 0).view(1, -1, 1)).all()
     again = certified_margin(net.model, net.x, net.y, result.radius, merged=merged)
@@ -151,7 +136,7 @@ def test_a_sound_certificate_holds_without_any_slack(net: Network, eps_max: floa
     lower, upper = (end.float() for end in (ball(x, radius).lower, ball(x, radius).upper))
     lower = torch.where(lower.double() < ball(x, radius).lower, lower.nextafter(torch.tensor(torch.inf)), lower)
     upper = torch.where(upper.double() > ball(x, radius).upper, upper.nextafter(torch.tensor(-torch.inf)), upper)
-    logits = logits_of(net.model, points_of(Box(lower, upper), net.model, net.y))
+    logits = logits_of(net.model, points_of(net.model, Box(lower, upper), net.y, 40))
     assert ((differences(logits, net.y) < 0) | (radius == 0).view(1, -1, 1)).all()
     exact = certified_radius(net.model, net.x, net.y, eps_max, sound=True).radius
     assert (radius <= exact).all()  # any float32 evaluation is more than the exact one
@@ -208,7 +193,7 @@ def test_a_class_that_is_there_twice_is_never_certified(net: Network, kind: dict
 @given(net=networks, eps=limits, cut=st.booleans())
 def test_bounds_contain_samples_layer_by_layer(net: Network, eps: float, cut: bool) -> None:
     box = ball(net.x, eps, (0.0, 1.0) if cut else None)
-    points = points_of(box, net.model, net.y)
+    points = points_of(net.model, box, net.y, 40)
     boxes: list[Box] = []
     seen: list[Tensor] = []
     relus = [layer for layer in net.model.modules() if isinstance(layer, nn.ReLU)]
@@ -249,7 +234,7 @@ def test_merged_is_never_looser(net: Network, eps: float, cut: bool) -> None:
     domain = (0.0, 1.0) if cut else None
     merged, plain = (certified_margin(net.model, net.x, net.y, eps, merged=m, domain=domain) for m in (True, False))
     assert (merged <= plain + 1e-9 * plain.abs().amax()).all()
-    points = points_of(ball(net.x, eps, domain), net.model, net.y)
+    points = points_of(net.model, ball(net.x, eps, domain), net.y, 40)
     seen = differences(logits_of(net.model, points), net.y).amax((0, 2))
     assert (seen <= merged + 1e-9 * (plain.abs().amax() + 1)).all()
 

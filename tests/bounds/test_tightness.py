@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from acertlab.bounds.box import Box
 from acertlab.bounds.ibp import freeze, propagate
 from acertlab.bounds.sound.network import prepare_sound
-from tests.bounds.test_ibp import Function
+from tests.helpers.networks import Program
 
 GRID = 4001
 
@@ -69,7 +69,7 @@ def padded_convolution(r: Random, dims: int) -> tuple[nn.Module, tuple[int, ...]
         name = f"{'Reflection' if mode == 'reflect' else 'Replication'}Pad{dims}d"
         model.insert(0, getattr(nn, name)(flat_sides))
     elif not own:
-        model.insert(0, Function(lambda x: F.pad(x, flat_sides, mode)))
+        model.insert(0, Program(lambda x: F.pad(x, flat_sides, mode)))
     if r.random() < 0.4:
         norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1](layer.out_channels)
         for tensor in (norm.running_mean, norm.weight, norm.bias):
@@ -111,7 +111,7 @@ def test_convolutions_of_repeated_pixels_are_exact(dims: int, seed: int) -> None
 @pytest.mark.parametrize("size", [(3, 9), (7, 2), (5, 4)])
 def test_bicubic_interpolation_is_exact(size: tuple[int, int], aligned: bool, antialias: bool) -> None:
     settings = {"mode": "bicubic", "align_corners": aligned, "antialias": antialias}
-    model, shape = Function(lambda x: F.interpolate(x, size, **settings).flatten(1)).eval(), (2, 5, 4)
+    model, shape = Program(lambda x: F.interpolate(x, size, **settings).flatten(1)).eval(), (2, 5, 4)
     box = random_box(40, 0.3, 0)
     bounds = propagate(model, Box(box.lower.view(1, *shape), box.upper.view(1, *shape)))
     matrix, constant = dense(model, shape)
@@ -230,7 +230,7 @@ def test_functions_of_several_numbers_against_a_grid(name: str, width: float) ->
     f, limit = OF_THREE[name]
     box = random_box(3, width, 3)
     truth = f(grid_of(flat(box), 41)).flatten(1)
-    bounds = propagate(Function(f), box)
+    bounds = propagate(Program(f), box)
     lower, upper = bounds.lower.flatten(), bounds.upper.flatten()
     low, high = truth.amin(0), truth.amax(0)
     assert (lower <= low + 1e-12).all() and (high <= upper + 1e-12).all()
@@ -258,7 +258,7 @@ def test_functions_of_one_number_are_exact(name: str) -> None:
     for low, high in [(-4.0, -3.9), (-2.0, 1.0), (-0.1, 0.2), (0.3, 0.4), (0.5, 7.0), (2.9, 3.3)]:
         x = torch.linspace(low, high, 200_001, dtype=torch.float64).view(-1, 1)
         truth = OF_ONE[name](torch.cat([x, torch.zeros(1 if low <= 0 <= high else 0, 1, dtype=torch.float64)]))
-        box = propagate(Function(OF_ONE[name]), Box(x[:1], x[-1:]))
+        box = propagate(Program(OF_ONE[name]), Box(x[:1], x[-1:]))
         scale = 1e-8 * (1 + float(truth.abs().max()))
         assert truth.min() - scale <= box.lower.item() <= truth.min() + 1e-13
         assert truth.max() - 1e-13 <= box.upper.item() <= truth.max() + scale

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
-from acertlab.bounds.box import ball
+from acertlab.bounds.box import Box, ball
 from acertlab.bounds.ibp import freeze
 from acertlab.models.initialisation import ibp_init_
 from acertlab.training.loop.batch_statistics import clean_pass
@@ -25,6 +25,33 @@ class Program(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.function(x, *self.layers)
+
+
+def warm_up(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """Gives BatchNorm running statistics and an affine part that are not trivial."""
+    for layer in model.modules():
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.normal_(layer.weight, 0.2, 1.0)  # of either sign
+            nn.init.normal_(layer.bias)
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(torch.rand(32, *shape, dtype=next(model.parameters()).dtype))
+    return model.eval()
+
+
+def points_of(model: nn.Module, box: Box, y: Tensor, n: int = 8) -> Tensor:
+    """(n + 5, B, ...): random points, corners, and those to which the signs of a few gradients point."""
+    u = torch.rand(n, *box.lower.shape, dtype=box.lower.dtype)
+    u[: n // 2] = u[: n // 2].round()
+    points = [*torch.lerp(box.lower, box.upper, u), box.lower, box.upper]
+    for _ in range(3):
+        x = points[-1].detach().requires_grad_()
+        logits = model(x)
+        others = logits.scatter(1, y.unsqueeze(1), -torch.inf).amax(1)
+        differences = (others - logits.gather(1, y.unsqueeze(1)).squeeze(1)).sum()
+        (slope,) = torch.autograd.grad(differences, x, materialize_grads=True)
+        points.append(torch.where(slope > 0, box.upper, torch.where(slope < 0, box.lower, x.detach())))
+    return torch.stack(points).clamp(box.lower, box.upper)
 
 
 _CAPTURED: dict[object, nn.Module] = {}
