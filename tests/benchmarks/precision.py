@@ -32,10 +32,8 @@ from acertlab.bounds.graph.memory import graph_of
 from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.bounds.margin import clean_margin
 from acertlab.bounds.rules.affine import Affine, AffineCall, IntervalAffine
-from acertlab.data.datasets import DATASETS, load_dataset, to_float
+from acertlab.data.datasets import load_dataset, to_float
 from acertlab.data.run import SHIPPED_FRONTS, load_run
-from acertlab.models.architectures import MODELS
-from acertlab.models.initialisation import ibp_init_
 from acertlab.radius.search import SearchSettings, search_radius
 from acertlab.training.config import TrainConfig, preset
 from acertlab.training.loop.batch_statistics import clean_pass
@@ -124,7 +122,6 @@ PRECISIONS = {
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 SEEDS = 3
 SHIPPED = [SHIPPED_FRONTS / f"{dataset}-acert" / "knot-00" for dataset in ("digits", "mnist")]
-CNN7_IMAGES = 32
 SETTINGS: dict[str, dict[str, Any]] = {  # beside those of ACERT's preset "fast"
     "digits": {},
     "mnist": {"width": 4, "kappa": 0.1},
@@ -168,19 +165,14 @@ def errors(model: nn.Module, x: Tensor, y: Tensor | None, eps: float) -> pd.Data
 
 
 def radii_table(runs: Sequence[Path], images: int) -> pd.DataFrame:
-    """`errors` of radii of runs' networks, and of a CNN7 before its training on the same images."""
+    """`errors` of radii of runs' networks, at eps_max and as on the ramp."""
     found = {}
     for run in map(load_run, runs):
         dataset, eps = run.config["dataset"], run.result["eps_max"]
-        data, known = load_dataset(dataset), DATASETS[dataset]
+        data = load_dataset(dataset)
         x, y = to_float(data.test_x[:images]), data.test_y[:images]
         for share in (1, 0.1):
             found[f"{dataset}, small CNN, eps_t = {share:g} eps_max"] = errors(run.load_model(), x, y, share * eps)
-        torch.manual_seed(0)
-        cnn7 = ibp_init_(MODELS["cnn7"](known.shape, known.classes, width=64, mean=known.mean, std=known.std)).train()
-        few = x[:CNN7_IMAGES]
-        eps = 2 * exact_radii(cnn7, few, None, eps).median().item()  # about half of the radii lie inside
-        found[f"{dataset}, CNN7 before training, eps_t = {eps:.2g}"] = errors(cnn7, few, None, eps)
     return pd.concat(found, names=["network", "precision"])
 
 
