@@ -60,7 +60,7 @@ def pack_runs(
         write_weights(out / WEIGHTS, {f"{n}/{t}": v for n, of in networks.items() for t, v in of.items()})
         for file in filter(Path.is_file, (root / name for name in FRONT_FILES)):
             shutil.copyfile(file, out / file.name)
-    if spec:
+    if spec and spec.resolve() != (out / spec.name).resolve():
         shutil.copyfile(spec, out / spec.name)
     precision = {name: str(samples[name].dtype) for name in ("radius", "upper")}
     write_json(out / PACKED, {"version": version("acertlab"), "dtype": precision, "runs": held})
@@ -74,7 +74,9 @@ def _check(table: pd.DataFrame, root: Path, out: Path, spec: Path | None) -> Non
         raise ValueError(f"root: {packed[0]} is packed already; give the folders of the runs themselves")
     if out.resolve() == root.resolve() or out.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"out: {out} lies in {root}, where it would be read along with the runs; give another folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / PACKED).is_file():
+    ours = {"radii.parquet", "history.parquet", WEIGHTS, *FRONT_FILES, *([spec.name] if spec else [])}
+    others = (file for file in (out.iterdir() if out.is_dir() else ()) if file.name not in ours)
+    if not (out / PACKED).is_file() and any(not (file.name[0] == "." and file.suffix == ".tmp") for file in others):
         raise ValueError(f"out: {out} holds other things; give a new folder, or one that holds a {PACKED}")
     if spec and not spec.is_file():
         raise FileNotFoundError(f"spec: there is no file {spec}")

@@ -85,12 +85,22 @@ def test_packing_again_replaces(root: Path, tmp_path: Path) -> None:
     assert len(run_table.load_runs(pack_runs(root, tmp_path / "packed"))) == 1
 
 
+def test_packing_again_by_the_file_that_lies_there(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("grid: []\n")
+    out = pack_runs(root, tmp_path / "packed", spec=tmp_path / "sweep.yaml")
+    pack_runs(root, out, spec=out / "sweep.yaml")
+    assert (out / "sweep.yaml").read_text() == "grid: []\n" and len(run_table.load_runs(out)) == len(run_table.load_runs(root))
+
+
 def test_a_crash_leaves_no_packed_folder(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = pack_runs(root, tmp_path / "packed")
     monkeypatch.setattr(pack, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         pack_runs(root, out)
     assert run_table.load_runs(out).empty
+    (out / ".radii.parquet.0123abcd.tmp").touch()  # as a killed process leaves it
+    monkeypatch.undo()
+    assert len(run_table.load_runs(pack_runs(root, out))) == len(run_table.load_runs(root))
 
 
 class TestFaults:
