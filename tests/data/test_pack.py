@@ -89,7 +89,8 @@ def test_packing_again_by_the_file_that_lies_there(root: Path, tmp_path: Path) -
     (tmp_path / "sweep.yaml").write_text("grid: []\n")
     out = pack_runs(root, tmp_path / "packed", spec=tmp_path / "sweep.yaml")
     pack_runs(root, out, spec=out / "sweep.yaml")
-    assert (out / "sweep.yaml").read_text() == "grid: []\n" and len(run_table.load_runs(out)) == len(run_table.load_runs(root))
+    assert (out / "sweep.yaml").read_text() == "grid: []\n"
+    assert len(run_table.load_runs(out)) == len(run_table.load_runs(root))
 
 
 def test_a_crash_leaves_no_packed_folder(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
