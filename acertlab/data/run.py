@@ -142,7 +142,7 @@ class Run:
 
         name, weights = self.config.get("model"), self.path / "model.safetensors"
         if name == EXTERNAL:
-            how = "fill its own architecture from model.safetensors by acertlab.load_weights"
+            how = "load it as before, or fill its own architecture from model.safetensors by acertlab.load_weights"
             raise ValueError(f"{self.path} is an imported network, none of {', '.join(MODELS)}: {how}")
         if name not in MODELS:
             raise ValueError(f"{self.path / 'config.json'}: model = {name!r} is unknown; known: {', '.join(MODELS)}")
@@ -284,7 +284,8 @@ def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run |
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"run_dir: {path} cannot be read ({error}); give another folder") from error
     if differs:
-        raise ValueError(f"run_dir: {run_dir} holds a run of another configuration: {'; '.join(differs)}")
+        what = f"{run_dir} holds a run of another configuration: {'; '.join(differs)}"
+        raise ValueError(f"run_dir: {what}. Give another folder, or the same configuration")
     if "data" not in before:
         log.warning("%s is of version 0.1.0, which did not note its images: taken for those that are here", run_dir)
     return load_run(run_dir) if "result.json" in there else None

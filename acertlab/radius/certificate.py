@@ -332,8 +332,8 @@ class _Folder:
         """Where batch i is kept; ValueError where the folder has a batch i of other samples."""
         path = self.path / f"batch-{i:05d}-{_sha256({'x': x, 'y': y})}.parquet"
         if not path.is_file() and any(self.path.glob(f"batch-{i:05d}-*.parquet")):
-            why = "a loader that shuffles gives other batches every time"
-            raise ValueError(f"run_dir: {self.path} was begun with other samples in batch {i}; {why}; {ELSEWHERE}")
+            why = "a loader that shuffles gives other batches every time; give the same ones"
+            raise ValueError(f"run_dir: {self.path} was begun with other samples in batch {i}; {why}, or {ELSEWHERE}")
         return path
 
     def keep(self, path: Path, table: pd.DataFrame) -> None:
