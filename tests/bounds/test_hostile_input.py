@@ -285,7 +285,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "maxiter zero": ({"maxiter": 0}, ValueError, "maxiter = 0: accepted is a whole number >= 1"),
     "maxiter float": ({"maxiter": 10.0}, ValueError, "maxiter = 10.0: accepted is a whole number >= 1"),
     "batch_size zero": ({"batch_size": 0}, ValueError, "batch_size = 0: accepted is a whole number >= 1"),
-    "memory None": ({"memory": None}, ValueError, "memory = None: accepted is a whole number >= 1"),
+    "memory text": ({"memory": "1 GB"}, ValueError, "memory = .1 GB.: accepted is a whole number >= 1"),
     "warm_start short": (
         {"warm_start": torch.zeros(3)},
         ValueError,
@@ -499,6 +499,7 @@ RIGHT: dict[str, tuple[dict[str, Any], set[RadiusStatus]]] = {
     "coarse": ({"xtol": 0.9, "rtol": 0.9}, POSITIVE),
     "one iteration": ({"maxiter": 1}, POSITIVE | {LATE}),
     "a byte of memory": ({"memory": 1}, POSITIVE),
+    "memory as the device has": ({"memory": None}, POSITIVE),
     "memory without end": ({"memory": HUGE, "batch_size": HUGE}, POSITIVE),
     "gradient, empty": ({"x": X[:0], "y": Y[:0], "differentiable": True}, set()),
     "gradient, nothing correct": ({"y": (Y + 1) % 10, "differentiable": True}, {WRONG}),
