@@ -64,7 +64,7 @@ def run(
     """Runs what is not yet done of a sweep.
 
     Args:
-        spec: a YAML file, or its content; see `acertlab.spec`.
+        spec: a YAML file, or its content; see `acertlab.sweep.spec`.
         out: the sweep's folder, instead of the specification's.
         workers: jobs side by side on this machine; 0: one a GPU (or MIG slice) where they may use such, else one a
             core. More than there are GPUs share these in turn. CUDA_VISIBLE_DEVICES says which may be used.
