@@ -19,7 +19,7 @@ help:  ## this list
 demo: $(READY)  ## train on the embedded digits, draw the Pareto picture, print the table (2 minutes)
 	$(BIN)/acertlab demo
 
-test: $(READY)  ## lint, unit and property tests, and every notebook (about 20 minutes on two cores)
+test: $(READY)  ## lint, unit and property tests, and every notebook (about 16 minutes on two cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	export ACERTLAB_EXECUTED=$$(mktemp -d) $(TEST_ENV); \
