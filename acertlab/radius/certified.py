@@ -158,8 +158,9 @@ def find_radii(
         bounds = names[: names.index(settings.bound) + 1]
         graph = captured(model, x, settings.domain, eps_max)
         networks = prepare_all(model, graph, bounds, sound, x, y.long())
-        room = free_memory(x.device) if chunks.memory is None else chunks.memory
-        size = chunks.size or max(1, room // bytes_a_row(model, graph, networks[-1], x[:1], eps_max, settings))
+        if (size := chunks.size) is None:
+            room = chunks.memory or free_memory(x.device)
+            size = max(1, room // bytes_a_row(model, graph, networks[-1], x[:1], eps_max, settings))
         parts = in_chunks(search, len(x), size, desc="certified radii", progress=chunks.progress)
     names = ("radius", "margin", "upper", "status", "evaluations")
     columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
