@@ -5,7 +5,7 @@ import torch
 
 from acertlab._memory import PeakMemory
 from acertlab.radius.search import POINTS
-from acertlab.training.cost.gpu_steps import step_seconds
+from acertlab.training.cost.gpu_steps import seconds_of_random_step
 from acertlab.training.cost.roofline import GPUS, STEPS, Cost, begun, count, random_batch, step_config
 from acertlab.training.loop.step import train_step
 from tests.benchmarks.roofline import bytes_of_a_step, table
@@ -93,4 +93,4 @@ def test_a_gpu_takes_longer_than_the_calculation() -> None:
     for name in STEPS:
         config = step_config(name, "cifar10")
         least = count(begun(config, "meta"), config, 128, gpu).seconds
-        assert step_seconds(begun(config, "cuda"), config, 128) > least
+        assert seconds_of_random_step(begun(config, "cuda"), config, 128) > least

@@ -62,6 +62,7 @@ def test_a_cut_off_loses_nothing_and_an_error_costs_its_own_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     taken: list[str] = []
+    mended = False
 
     def three(check: Check) -> Iterator[Row]:
         for what in ("one", "two", "three"):
@@ -73,6 +74,8 @@ def test_a_cut_off_loses_nothing_and_an_error_costs_its_own_step(
 
     def broken(check: Check) -> Iterator[Row]:
         yield row("before", "measured", "")
+        if mended:
+            return
         raise RuntimeError("CUDA error: an illegal memory access\nwas encountered")
 
     steps = {"versions": STEPS["versions"], "three": (1, three), "broken": (1, broken), "last": (1, three)}
@@ -86,7 +89,11 @@ def test_a_cut_off_loses_nothing_and_an_error_costs_its_own_step(
     assert [r["what"] for r in read_json(tmp_path / "2-three.json")["rows"]] == ["one", "two", "three"]
     said = capsys.readouterr().out.rpartition("\n\n")[2]
     assert "passed: 6\nfailed: 1\n  broken: RuntimeError: CUDA error: an illegal memory access\n" in said
-    assert main(command) == 1 and len(taken) == 6  # all is there
+    assert read_json(tmp_path / "3-broken.json")["failed"]["said"].startswith("RuntimeError: CUDA error")
+    mended = True
+    assert main(command) == 0 and len(taken) == 6  # only what failed is taken again
+    assert "passed: 6\nfailed: 0\n" in capsys.readouterr().out.rpartition("\n\n")[2]
+    assert main(command) == 0 and capsys.readouterr().out.startswith("\npassed: 6\n")  # all is there
 
 
 def test_a_folder_of_another_device_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

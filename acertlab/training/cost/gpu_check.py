@@ -1,8 +1,9 @@
 """The first minute on a GPU: `acertlab gpu-check OUT` tells in eight minutes what holds there and what a step takes.
 
 Each step writes OUT/N-NAME.json, a row of its findings after the other, so that a cut-off loses nothing: the same
-command goes on with what is missing. Beside torch it needs numpy, scipy, pandas and tqdm, and one file of images and a
-network, which `acertlab gpu-check --pack FILE` writes from the datasets of ACERTLAB_DATA.
+command goes on with what is missing, and takes a step that failed again. Beside torch it needs numpy, scipy, pandas and
+tqdm, and one file of images and a network, which `acertlab gpu-check --pack FILE` writes from the datasets of
+ACERTLAB_DATA.
 """
 
 import json
@@ -35,27 +36,33 @@ def gpu_check(out: Path, images: Path | None = None, small: bool = False) -> int
         FileNotFoundError: there are no images for a check that is not small.
     """
     check = _prepared(out, images, small)
-    for i, (name, (limit, step)) in enumerate(STEPS.items(), 1):
-        path = out / f"{i}-{name}.json"
-        told = read_json(path) if path.is_file() else {"rows": []}
-        if "seconds" in told:
-            continue
-        started, rows = time.perf_counter(), told["rows"]
-        check.deadline, check.known = started + limit, {known["what"] for known in rows}
-        print(f"{name}, at most {seconds_text(limit)} ...", flush=True)
-        try:
-            for found in step(check):
-                if found["what"] not in check.known:
-                    rows.append(found)
-                    write_json(path, told)
-                    print(f"  {found['verdict']}: {found['what']}: {found['said']}", flush=True)
-        except Exception as error:  # one step's end is not the others'
-            rows.append(row(name, False, f"{type(error).__name__}: {error}".partition("\n")[0]))
-            print(f"  failed: {rows[-1]['said']}", flush=True)
-        write_json(path, told | {"seconds": time.perf_counter() - started})
-    rows = [found for i, name in enumerate(STEPS, 1) for found in read_json(out / f"{i}-{name}.json")["rows"]]
+    rows = [found for i, name in enumerate(STEPS, 1) for found in _findings(check, name, out / f"{i}-{name}.json")]
     print(f"\n{in_words(rows)}")
     return int(any(found["verdict"] == "failed" for found in rows))
+
+
+def _findings(check: Check, name: str, path: Path) -> list[Row]:
+    """What a step finds, or has found: one that came to its end is not taken again, one that failed is."""
+    told = read_json(path) if path.is_file() else {"rows": []}
+    rows: list[Row] = told["rows"]
+    if "seconds" in told:
+        return rows
+    (limit, step), started = STEPS[name], time.perf_counter()
+    check.deadline, check.known = started + limit, {known["what"] for known in rows}
+    print(f"{name}, at most {seconds_text(limit)} ...", flush=True)
+    try:
+        for found in step(check):
+            if found["what"] not in check.known:
+                rows.append(found)
+                write_json(path, {"rows": rows})
+                print(f"  {found['verdict']}: {found['what']}: {found['said']}", flush=True)
+    except Exception as error:  # one step's end is not the others'
+        failed = row(name, False, f"{type(error).__name__}: {error}".partition("\n")[0])
+        print(f"  failed: {failed['said']}", flush=True)
+        write_json(path, {"rows": rows, "failed": failed})
+        return [*rows, failed]
+    write_json(path, {"rows": rows, "seconds": time.perf_counter() - started})
+    return rows
 
 
 def in_words(rows: list[Row]) -> str:

@@ -183,7 +183,7 @@ def tables(check: Check) -> Iterator[Row]:
         here, meta = (replace(states[name, place], objective=config.objective()) for place in places)
         least = count(meta, config, batch, GPUS[gpu]).seconds
         try:
-            seconds = step_seconds(here, config, batch)
+            seconds = seconds_of_random_step(here, config, batch)
         except torch.OutOfMemoryError:
             yield row(what, "not done", "out of memory", least=least)
         else:
@@ -220,7 +220,7 @@ def training(check: Check) -> Iterator[Row]:
     x, y, steps = data.train_x.to(device), data.train_y.to(device), -(-len(data.train_x) // 128)
     configs = {name: replace(check.config(name), clean_epochs=1) for name in ("FastIBP", "ACERT")}
     with session(device):
-        epoch = steps * sum(step_seconds(begun(config, device), config, 128) for config in configs.values())
+        epoch = steps * sum(seconds_of_random_step(begun(c, device), c, 128) for c in configs.values())
         epochs = 2 if check.small else int(min(60, max(2, 0.8 * check.left / epoch)))  # the rest is for the test
         configs = {name: replace(c, epochs=epochs, ramp_epochs=epochs // 2) for name, c in configs.items()}
         states = {name: initial_state(config, data, device, steps) for name, config in configs.items()}
@@ -290,7 +290,7 @@ def compile_gain(config: TrainConfig, device: str = "cuda", batch: int = 128) ->
         return before, after
 
 
-def step_seconds(state: State, config: TrainConfig, batch: int) -> float:
+def seconds_of_random_step(state: State, config: TrainConfig, batch: int) -> float:
     """Seconds of a training step on a batch of random images."""
     device = next(state.model.parameters()).device
     arguments = random_batch(config, device, batch)
