@@ -4,7 +4,6 @@ python docs/build.py handouts docs/html
 """
 
 import re
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +14,9 @@ import acertlab as al
 from acertlab.visualization.pages.notebook import mathml
 
 FORMULA = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
+RESULTS = "data/results/README.md"  # to which a notebook links
+PAGE = """<!doctype html><meta charset="utf-8"><title>Results</title>
+<style>body {{ font-family: sans-serif; margin: 2em }} td, th {{ padding: 0 1ex }}</style>{}"""
 
 
 def build(handouts: Path, out: Path) -> None:
@@ -33,9 +35,13 @@ def build(handouts: Path, out: Path) -> None:
     private = f"!acertlab\\.(?!({'|'.join(modules).replace('acertlab.', '')})$)"
     warnings.filterwarnings("ignore", "The module specification")  # a package's modules come with it, and are not shown
     pdoc.pdoc("acertlab", *(f"acertlab.{module}" for module in others), private, output_directory=out)
+    text = (Path(__file__).parents[1] / RESULTS).read_text(encoding="utf-8")
+    text = re.sub(r"\[([^]]+)\]\(\.\.[^)]+\)", r"\1", text)  # what it links to has no page
+    (out / "results.html").write_text(PAGE.format(plain(text)), encoding="utf-8")
+    (out / "tutorials").mkdir(exist_ok=True)
     for page in pages:
-        (out / "tutorials").mkdir(exist_ok=True)
-        shutil.copy(page, out / "tutorials")
+        text = page.read_text(encoding="utf-8").replace(f'href="../{RESULTS}"', 'href="../results.html"')
+        (out / "tutorials" / page.name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -61,16 +61,19 @@ def test_the_pages_hold_every_name_and_need_no_network(tmp_path: Path) -> None:
     pytest.importorskip("pdoc", reason="pdoc is not installed: pip install -e '.[dev]'")
     pytest.importorskip("latex2mathml", reason="latex2mathml is not installed: pip install -e '.[dev]'")
     (tmp_path / "handouts").mkdir()
-    (tmp_path / "handouts" / "01_certified_radius.html").write_text("<p>The box around an image</p>")
+    link = '<a href="../data/results/README.md">two errors</a>'  # as 03 has it
+    (tmp_path / "handouts" / "01_certified_radius.html").write_text(f"<p>The box around an image</p>{link}")
     command = [sys.executable, ROOT / "docs" / "build.py", tmp_path / "handouts", tmp_path / "html"]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0 and "Warn" not in built.stderr, built.stderr[-3000:]
     first = (tmp_path / "html" / "acertlab.html").read_text()
     for name in al._NAMES:
         assert f'id="{name}"' in first, name
-    for link in re.findall(r'href="((?:tutorials|acertlab)/[^"#]+)"', first):
-        assert (tmp_path / "html" / link).is_file(), link
+    for page in (tmp_path / "html").rglob("*.html"):
+        for link in re.findall(r'href="([^"#:$]+)[#"]', page.read_text(encoding="utf-8")):
+            assert (page.parent / link).is_file(), f"{page}: {link}"
     assert 'href="tutorials/01_certified_radius.html"' in first and 'href="acertlab/bounds/ibp.html"' in first
+    assert "<table" in (tmp_path / "html" / "results.html").read_text(encoding="utf-8")
     formulas = sum((inspect.getdoc(getattr(al, name)) or "").count("$$") for name in al._NAMES) // 2
     assert formulas == first.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">') > 3
     if CHROMIUM is None:
