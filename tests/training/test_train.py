@@ -1,10 +1,13 @@
 """Training: one run from end to end, and what happens when it is repeated, or its configuration changes."""
 
 import json
+import logging
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import margin_at
@@ -284,6 +287,19 @@ def test_shrinking_radii_are_warned_of_once(few, caplog):
         loop._warn_of_spiral(state)
         assert len(caplog.records) == (epoch >= 3)
     assert "epoch 3: the share of training samples with a positive radius fell from 0.90 to 0.75" in caplog.text
+
+
+def test_a_warning_is_not_glued_to_a_progress_bar(few, capsys):
+    state = loop.initial_state(SMALL, few, torch.device("cpu"), steps=7)
+    state.history = [{"epoch": i, "share_zero": zero, "radius_mean": 0.01} for i, zero in enumerate((0.1, 0.9))]
+    logging.getLogger().addHandler(handler := logging.StreamHandler())
+    try:
+        with tqdm(total=3, desc="networks", mininterval=0):
+            loop._warn_of_spiral(state)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    (line,) = [line for line in re.split("[\r\n]", capsys.readouterr().err) if "epoch 1: the share" in line]
+    assert line.startswith("epoch 1: the share of training samples")
 
 
 def test_ibp_methods_start_from_ibp_initialisation(few):

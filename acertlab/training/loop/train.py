@@ -275,12 +275,13 @@ def _warn_of_spiral(state: State) -> None:
         return
     state.warned = True
     shares, sizes = (max(positive), positive[-1]), (radii[-1], max(radii))
-    log.warning(
-        "epoch %d: the share of training samples with a positive radius fell from %.2f to %.2f, their mean radius is "
-        "%.4g (at best %.4g). A ramp that is too quick makes radii shrink: more ramp_epochs, a larger kappa or a "
-        "smaller eps_max help",
-        *(state.history[-1]["epoch"], *shares, *sizes),
-    )
+    with tqdm.external_write_mode():  # on a line of its own, not behind a bar
+        log.warning(
+            "epoch %d: the share of training samples with a positive radius fell from %.2f to %.2f, their mean radius "
+            "is %.4g (at best %.4g). A ramp that is too quick makes radii shrink: more ramp_epochs, a larger kappa or "
+            "a smaller eps_max help",
+            *(state.history[-1]["epoch"], *shares, *sizes),
+        )
 
 
 def _check_data(config: TrainConfig, data: ImageData) -> None:
