@@ -22,7 +22,7 @@ from shutil import copytree
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acertlab.data import readers
 
@@ -179,14 +179,7 @@ class ImageData:
 
     def digests(self) -> dict[str, str]:
         """Of the images and labels of each part: what a run says it was trained and measured on."""
-        found = {}
-        for part in PARTS:
-            x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
-            digest = hashlib.sha256(f"{tuple(x.shape)}".encode())  # 0.07 s for MNIST, one core
-            for values in (x, y.long()):
-                digest.update(values.cpu().contiguous().numpy().data)
-            found[part] = digest.hexdigest()[:16]
-        return found
+        return {part: _digest(getattr(self, f"{part}_x"), getattr(self, f"{part}_y")) for part in PARTS}
 
     def first(self, n: int) -> "ImageData":
         """The first n images of each part, which are a fair sample of it."""
@@ -195,6 +188,13 @@ class ImageData:
     def __repr__(self) -> str:
         sizes = f"{len(self.train_x)} train, {len(self.val_x)} val, {len(self.test_x)} test"
         return f"ImageData({self.name!r}: {sizes}; images {self.in_shape}, {self.num_classes} classes)"
+
+
+def _digest(x: Tensor, y: Tensor) -> str:
+    digest = hashlib.sha256(f"{tuple(x.shape)}".encode())  # 0.07 s for MNIST, one core
+    for values in (x, y.long()):
+        digest.update(values.cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def load_dataset(
@@ -250,6 +250,12 @@ def to_float(x: Tensor, device: torch.device | str | None = None) -> Tensor:
     if x.dtype != torch.uint8:
         raise TypeError(f"x must be uint8 images, got {x.dtype}")
     return x.to(device=device).to(torch.float32).div_(255)
+
+
+def on_device_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Inputs, or uint8 images as floats, on the model's device."""
+    device = next((p.device for p in model.parameters()), x.device)
+    return to_float(x, device) if x.dtype == torch.uint8 else x.to(device)
 
 
 def augment(x: Tensor, name: str, generator: torch.Generator) -> Tensor:

@@ -31,11 +31,11 @@ from acertlab.bounds.box import DomainLike
 from acertlab.bounds.checks import check_samples, full_precision, inputs_of, labels_of, weight_of
 from acertlab.bounds.graph.memory import graph_of
 from acertlab.bounds.margin import Sound
-from acertlab.data.datasets import to_float
+from acertlab.data.datasets import on_device_of, to_float
 from acertlab.data.files import read_json, write_json, write_parquet, written_aside
 from acertlab.data.run import RADII_COLUMNS
 from acertlab.radius.certified import find_radii
-from acertlab.radius.metrics import certified_accuracy, correct, on_device_of, summarise
+from acertlab.radius.metrics import certified_accuracy, correct, summarise
 from acertlab.radius.search import RadiusStatus, SearchSettings, checked_limit
 
 if TYPE_CHECKING:
@@ -320,13 +320,15 @@ class _Folder:
             for old in [self.header, *path.glob("batch-*.parquet")]:  # the header first: half deleted is not begun
                 old.unlink(missing_ok=True)
         elif self.header.is_file():
-            earlier = read_json(self.header)
-            for name, now in self.asked.items():
-                if (then := earlier.get(name)) != now:
-                    what = "another network" if name == "model" else f"{name} = {then!r}, not {now!r}"
-                    raise ValueError(f"run_dir: {path} was begun with {what}; {ELSEWHERE}")
+            self._refuse_other(read_json(self.header))
         elif any(path.glob("batch-*.parquet")):
             raise ValueError(f"run_dir: {path} holds batches, but no certify.json that says of what; {ELSEWHERE}")
+
+    def _refuse_other(self, earlier: dict[str, Any]) -> None:
+        for name, now in self.asked.items():
+            if (then := earlier.get(name)) != now:
+                what = "another network" if name == "model" else f"{name} = {then!r}, not {now!r}"
+                raise ValueError(f"run_dir: {self.path} was begun with {what}; {ELSEWHERE}")
 
     def path_of(self, i: int, x: Tensor, y: Tensor) -> Path:
         """Where batch i is kept; ValueError where the folder has a batch i of other samples."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from acertlab._validation import Within, check
 from acertlab.bounds.checks import inputs_of, labels_of, weight_of
 from acertlab.bounds.graph.output import as_classifier
-from acertlab.data.datasets import to_float
+from acertlab.data.datasets import on_device_of
 from acertlab.radius.search import RadiusStatus
 
 FLOAT32_ROUNDING = 2.0**-24  # rounding eps to float32 lowers it by at most this much, relatively
@@ -222,12 +222,6 @@ def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
         raise ValueError(f"there must be samples, and batch_size >= 1; got {len(x)} and {batch_size!r}")
     classifier, _ = as_classifier(model, on_device_of(model, x[:1]))
     return torch.cat([classifier(on_device_of(model, batch)).cpu() for batch in x.split(batch_size)])
-
-
-def on_device_of(model: nn.Module, x: Tensor) -> Tensor:
-    """Inputs, or uint8 images as floats, on the model's device."""
-    device = next((p.device for p in model.parameters()), x.device)
-    return to_float(x, device) if x.dtype == torch.uint8 else x.to(device)
 
 
 def _tensor(values: ArrayLike) -> Tensor:

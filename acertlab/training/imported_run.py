@@ -15,12 +15,12 @@ from acertlab._validation import refuse
 from acertlab.bounds.checks import check_mode
 from acertlab.bounds.graph.output import as_classifier
 from acertlab.bounds.rules.affine import Normalize
-from acertlab.data.datasets import ImageData, certified_at
+from acertlab.data.datasets import ImageData, certified_at, on_device_of
 from acertlab.data.files import write_json, write_parquet, write_weights
 from acertlab.data.run import EXTERNAL, LOCK_WAIT, Run, history_table, load_run, open_folder
 from acertlab.models.architectures import MODELS
 from acertlab.radius.certificate import certify, fingerprint
-from acertlab.radius.metrics import on_device_of, summarise
+from acertlab.radius.metrics import summarise
 from acertlab.training.config import TrainConfig
 
 

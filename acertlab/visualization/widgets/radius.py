@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from acertlab.bounds.box import Box
 from acertlab.bounds.ibp import propagate
 from acertlab.bounds.margin import certified_margin
-from acertlab.data.datasets import ImageData
+from acertlab.data.datasets import ImageData, on_device_of
 from acertlab.radius.certified import certified_radius
-from acertlab.radius.metrics import on_device_of
 from acertlab.radius.search import RadiusStatus
 from acertlab.training.config import preset
 from acertlab.visualization.radius import image_grid, logit_intervals, margin_curve
