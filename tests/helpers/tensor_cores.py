@@ -26,9 +26,12 @@ def rounded(x: Tensor, bits: int, cut: bool = False) -> Tensor:
     Infinity and NaN stay what they are; what is too large becomes infinite.
     """
     lost = FLOAT32 - bits
-    whole = x.contiguous().view(torch.int32)
-    up = 0 if cut else (1 << (lost - 1)) - 1 + ((whole >> lost) & 1)
-    return torch.where(x.isfinite(), ((whole + up) & -(1 << lost)).view(torch.float32), x)
+    whole, mask = x.contiguous().view(torch.int32), -(1 << lost)
+    if cut:
+        few = whole & mask
+    else:  # in place: a sixth of the time, which was half of an emulated training's
+        few = (whole >> lost).bitwise_and_(1).add_((1 << (lost - 1)) - 1).add_(whole).bitwise_and_(mask)
+    return torch.maximum(few.view(torch.float32), x.clamp(max=-torch.inf))  # which is NaN where x is
 
 
 def takes_tf32(func: Any) -> bool:
