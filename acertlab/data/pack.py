@@ -1,13 +1,14 @@
 """Many run folders into one packed folder of a few megabytes: `acertlab pack RUNS OUT`, with `--weights` or without.
 
     OUT/packed.json      {"runs": {name: {"result": result.json, "config": config.json}}, "version", "dtype"}
-    OUT/radii.parquet    run, index, label, predicted, radius, upper, status (and what else the runs' tables have)
+    OUT/radii.parquet    run, index, label, predicted, radius, status (and what else the runs' tables have), and
+                         `floats_to_upper`: so many floats is `upper` above `radius`
     OUT/history.parquet  run, epoch, ...: a row an epoch
     OUT/weights.safetensors  RUN/TENSOR: the networks, where they were asked for
     OUT/<spec>           the file that says how the runs were made, as it is
 
 A run's name is its path below RUNS. Nothing is rounded: radii that were found in float32 are float32 here. `load_runs`,
-`load_run`, `load_radii` and `load_samples` read a packed folder as they read run folders.
+`load_run`, `load_radii` and `load_samples` read a packed folder as they read run folders, `upper` too.
 """
 
 import shutil
@@ -16,13 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from acertlab.data.files import read_json, write_json, write_parquet, write_weights, written_aside
-from acertlab.data.run import FILES, FRONT_FILES, PACKED, RADII_COLUMNS, WEIGHTS, load_run
+from acertlab.data.run import FILES, FLOATS_TO_UPPER, FRONT_FILES, PACKED, RADII_COLUMNS, WEIGHTS, load_run
 from acertlab.data.run_table import load_runs
 
 
@@ -86,13 +88,18 @@ def _check(table: pd.DataFrame, root: Path, out: Path, spec: Path | None) -> Non
 
 def write_samples(path: Path, samples: pd.DataFrame, runs: Sequence[str]) -> None:
     """A row group a run, so that one run is read without the others; floats split into bytes, which compresses."""
+    radius, upper = np.ascontiguousarray(samples[["radius", "upper"]].to_numpy().T)
+    bits = f"i{radius.itemsize}"  # of floats >= 0: in the order of the floats, so that they can be counted
+    between = upper.view(bits).astype(np.int64) - radius.view(bits)
+    samples = samples.drop(columns="upper").assign(radius=radius, **{FLOATS_TO_UPPER: between})
+    counts = ("index", FLOATS_TO_UPPER)
     floats = samples.select_dtypes("float").columns.tolist()
     schema = pa.Schema.from_pandas(samples, preserve_index=False)
     settings: dict[str, Any] = {
         "compression": "zstd",
         "compression_level": 19,
-        "use_dictionary": [name for name in samples if name not in (*floats, "index")],
-        "column_encoding": {"index": "DELTA_BINARY_PACKED"} | dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+        "use_dictionary": [name for name in samples if name not in (*floats, *counts)],
+        "column_encoding": dict.fromkeys(counts, "DELTA_BINARY_PACKED") | dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
     }
     with written_aside(path) as aside, pq.ParquetWriter(aside, schema, **settings) as writer:
         for _, rows in samples.groupby(pd.Categorical(samples["run"], runs), sort=False, observed=True):

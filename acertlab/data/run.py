@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FILES = ("config.json", "history.parquet", "radii.parquet", "model.safetensors", "result.json")
 RADII_COLUMNS = ("index", "label", "predicted", "radius", "upper", "status")
+FLOATS_TO_UPPER = "floats_to_upper"  # in place of `upper` in a packed folder, see `read_samples`
 RESULT_KEYS = (
     *("dataset", "method", "kappa", "eps_max", "seed", "acc", "acr", "art", "cert_acc"),
     *("verifier", "merged", "domain", "n", "split", "epochs", "seconds", "version", "radius_cap"),
@@ -252,10 +253,28 @@ def _load_packed_run(folder: Path, path: Path) -> Run:
         raise FileNotFoundError(f"{folder / PACKED} holds no run {name!r}; it holds {', '.join(held)}")
     result, config = held[name]
     radii, history = (
-        read_parquet(folder / file, filters=[("run", "==", name)]).drop(columns="run")
-        for file in ("radii.parquet", "history.parquet")
+        read(folder / file, filters=[("run", "==", name)]).drop(columns="run")
+        for read, file in ((read_samples, "radii.parquet"), (read_parquet, "history.parquet"))
     )
     return _checked_run(Run(path, config, history, radii, result), folder / "radii.parquet")
+
+
+def read_samples(path: Path, columns: list[str] | None = None, filters: list[tuple] | None = None) -> pd.DataFrame:
+    """The samples of a packed folder, or columns or rows of them; ValueError, naming the file, if they cannot be read.
+
+    Where it holds the number of floats from `radius` to `upper` (a quarter of its size less), `upper` is made of it.
+    """
+    if columns and "upper" not in columns:
+        return read_parquet(path, columns, filters)
+    table = read_parquet(path, filters=filters)
+    if FLOATS_TO_UPPER in table:
+        radius = table["radius"].to_numpy()
+        whole = f"i{radius.itemsize}"
+        upper = (radius.view(whole) + table.pop(FLOATS_TO_UPPER).to_numpy()).astype(whole).view(radius.dtype)
+        table.insert(list(table).index("radius") + 1, "upper", upper)
+    if absent := [name for name in columns or () if name not in table]:
+        raise ValueError(f"{path} lacks the columns {', '.join(absent)}")
+    return table.filter(columns) if columns else table
 
 
 def open_folder(run_dir: Path, described: dict[str, Any], resume: bool) -> Run | None:

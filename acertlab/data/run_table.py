@@ -1,7 +1,7 @@
 """Many runs as tables: their results, radii and histories."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from acertlab.data.run import (
     checked_result,
     packed_folder,
     read_packed,
+    read_samples,
 )
 
 FRONT = " (front)"  # behind the names of methods whose fronts stand beside separate trainings
@@ -123,7 +124,7 @@ def load_samples(runs: pd.DataFrame, columns: Sequence[str] = RADII_COLUMNS) -> 
     ``runs`` needs its column `path` alone. ValueError, naming the file, where a table cannot be read, or lacks a column
     or a run.
     """
-    tables = _load_tables(runs, "radii.parquet", list(columns))
+    tables = _load_tables(runs, "radii.parquet", list(columns), read_samples)
     if "radius" in columns and {"n", "radius_cap"} <= set(runs):
         for path, n, cap in zip(runs.path, runs.n, runs.radius_cap, strict=True):
             check_radii(tables[path], n, cap, path)
@@ -132,14 +133,16 @@ def load_samples(runs: pd.DataFrame, columns: Sequence[str] = RADII_COLUMNS) -> 
 
 def load_histories(runs: pd.DataFrame, columns: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Columns of every run's `history.parquet`, a row an epoch, by the run's path; as `load_samples`."""
-    return _load_tables(runs, "history.parquet", list(columns))
+    return _load_tables(runs, "history.parquet", list(columns), read_parquet)
 
 
-def _load_tables(runs: pd.DataFrame, file: str, columns: list[str]) -> dict[str, pd.DataFrame]:
+def _load_tables(
+    runs: pd.DataFrame, file: str, columns: list[str], read_packed_table: Callable[[Path, list[str]], pd.DataFrame]
+) -> dict[str, pd.DataFrame]:
     folders = {path: packed_folder(Path(path)) for path in runs.path}
     packed, empty = {}, {}
     for folder in dict.fromkeys(folder for folder in folders.values() if folder):
-        everything = read_parquet(folder / file, ["run", *columns])
+        everything = read_packed_table(folder / file, ["run", *columns])
         names, everything = everything["run"], everything[columns]
         empty[folder] = everything[:0]
         for name, table in everything.groupby(names, sort=False, observed=True):

@@ -13,9 +13,9 @@ import pandas as pd
 from PIL import Image
 
 import acertlab as al
-from acertlab.data.files import read_json, write_json, write_parquet
+from acertlab.data.files import read_json, read_parquet, write_json, write_parquet
 from acertlab.data.pack import write_samples
-from acertlab.data.run import PACKED, check_tested_on
+from acertlab.data.run import PACKED, check_tested_on, read_samples
 from acertlab.data.run_table import load_radii
 from acertlab.visualization.widgets.gallery import best_and_worst
 
@@ -28,8 +28,8 @@ def standard(out: Path = RESULTS / "standard") -> None:
     packed = [read_json(folder / PACKED) for folder in folders]
     runs = {name: run for one in packed for name, run in one["runs"].items() if run["result"]["method"] == "standard"}
     radii, history = (
-        pd.concat([pd.read_parquet(folder / file, filters=[("run", "in", list(runs))]) for folder in folders])
-        for file in ("radii.parquet", "history.parquet")
+        pd.concat([read(folder / file, filters=[("run", "in", list(runs))]) for folder in folders])
+        for read, file in ((read_samples, "radii.parquet"), (read_parquet, "history.parquet"))
     )
     write_samples(out / "radii.parquet", radii, list(runs))
     write_parquet(out / "history.parquet", history)

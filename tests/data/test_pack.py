@@ -63,6 +63,24 @@ def test_float32_stays_float32_and_other_columns_come_along(root: Path, tmp_path
     pd.testing.assert_frame_equal(runs.load_run(tmp_path / "packed/a").radii, table)
 
 
+@pytest.mark.parametrize(("radius", "upper"), [("float32", "float32"), ("float64", "float64"), ("float32", "float64")])
+def test_upper_comes_back_to_the_bit(root: Path, tmp_path: Path, radius: str, upper: str) -> None:
+    shutil.rmtree(root / "grid")
+    table = pd.read_parquet(root / "a/radii.parquet").astype({"radius": radius, "upper": upper})
+    table.loc[:3, "upper"] = [np.inf, np.nextafter(np.float32(0.15), np.float32(1)), 0.0, 0.1 + 1e-12]
+    table.loc[:3, "radius"] = [0.2, 0.15, 0.0, 0.1]
+    files.write_parquet(root / "a/radii.parquet", table)
+    out = pack_runs(root, tmp_path / "packed")
+    pd.testing.assert_frame_equal(runs.load_run(out / "a").radii, table, check_dtype=radius == upper, check_exact=True)
+    assert "upper" not in pd.read_parquet(out / "radii.parquet")
+    files.write_parquet(out / "radii.parquet", table.assign(run="a"))  # as it was packed before
+    pd.testing.assert_frame_equal(runs.load_run(out / "a").radii, table)
+    assert run_table.load_samples(run_table.load_runs(out), ["upper"])[str(out / "a")].equals(table[["upper"]])
+    files.write_parquet(out / "radii.parquet", table.assign(run="a").drop(columns="upper"))
+    with pytest.raises(ValueError, match=r"radii.parquet lacks the columns? upper"):
+        run_table.load_samples(run_table.load_runs(out))
+
+
 def test_folders_and_packed_folders_below_one_root(root: Path, tmp_path: Path) -> None:
     pack_runs(root, tmp_path / "all/packed")
     shutil.copytree(root / "grid", tmp_path / "all/grid")
