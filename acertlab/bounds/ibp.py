@@ -36,7 +36,7 @@ from acertlab.bounds.rules.affine import (
 )
 from acertlab.bounds.rules.batch_invariance import TILE, batch_invariant
 from acertlab.bounds.rules.dispatch import RULES, rule
-from acertlab.bounds.rules.elementwise import pattern_of
+from acertlab.bounds.rules.elementwise import at_both_ends, pattern_of
 from acertlab.bounds.rules.operators import arguments_of, aten, module_of, operation_of, packet, place
 from acertlab.bounds.rules.shapes import SIZES
 
@@ -108,7 +108,7 @@ class IntervalNetwork:
         with torch.set_grad_enabled(self.gradients):
             self.graph, self.plan, self.constants = graph, plan, self._constants(graph)
             self.works = self._works(plan)
-        self.affine = {node: work for node, work in self.works.items() if isinstance(work, Affine)}
+        self.affine = {n: work for n, work in self.works.items() if n in plan.affine or n in plan.folded}
         self.head = plan.head  # the final linear operator; None if the network ends otherwise
         self.steps = [self._step(node) for node in plan.nodes]
         self.own_input = {node for node in plan.owners if isinstance(self.works[arguments_of(node)[0]], IntervalAffine)}
@@ -199,7 +199,7 @@ class IntervalNetwork:
                 "        return acertlab.Box(lower, upper)  # must hold layer(x) for every x in box"
             )
         if pattern := pattern_of(node):
-            return Step(node, pattern[0], (pattern[1],), {}, False)
+            return Step(node, at_both_ends, pattern, {}, False)
         return Step(node, call, (node.target, *node.args), node.kwargs, nested)
 
     def _rule_of(self, node: fx.Node) -> Callable[..., Any] | None:

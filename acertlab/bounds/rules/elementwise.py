@@ -103,26 +103,18 @@ def _threshold(op: Any, box: Box, threshold: float, value: float) -> Box:
     return at_both_ends(op, box, threshold, value)
 
 
-def softsign(box: Box) -> Box:
-    return at_both_ends(F.softsign, box)
-
-
-def tanhshrink(box: Box) -> Box:
-    return at_both_ends(F.tanhshrink, box)
-
-
-def pattern_of(node: fx.Node) -> tuple[Callable[[Box], Box], fx.Node] | None:
-    """x / (|x| + 1) and x - tanh(x), which torch writes out: bounded as the one function that they are."""
+def pattern_of(node: fx.Node) -> tuple[Callable[[Tensor], Tensor], fx.Node] | None:
+    """x / (|x| + 1) and x - tanh(x), which torch writes out, as the one function that they are, which rises; and x."""
     if packet(node) not in (aten.div, aten.sub) or len(node.args) != 2 or node.kwargs:
         return None
     x, other = node.args
     if not isinstance(x, fx.Node) or not isinstance(other, fx.Node) or other.op != "call_function":
         return None
     if packet(node) is aten.sub:
-        return (tanhshrink, x) if packet(other) is aten.tanh and other.args == (x,) else None
+        return (F.tanhshrink, x) if packet(other) is aten.tanh and other.args == (x,) else None
     inner = other.args[0] if packet(other) is aten.add and other.args[1:] == (1,) and not other.kwargs else None
     is_softsign = isinstance(inner, fx.Node) and packet(inner) is aten.abs and inner.args == (x,)
-    return (softsign, x) if is_softsign else None
+    return (F.softsign, x) if is_softsign else None
 
 
 def _power(op: Any, a: Any, exponent: Any) -> Box:
@@ -177,10 +169,6 @@ def _wave(peak: float) -> Callable[..., Box]:
     return bounds
 
 
-def _clamp(op: Any, x: Any, low: Any = None, high: Any = None) -> Box:
-    return at_both_ends(op, x, low, high)
-
-
 def _to_copy(op: Any, box: Box, **kwargs: Any) -> Box:
     """Rounding to another format never turns the order of two numbers."""
     if kwargs.get("dtype") is not None and not kwargs["dtype"].is_floating_point:
@@ -190,7 +178,18 @@ def _to_copy(op: Any, box: Box, **kwargs: Any) -> Box:
 
 RISING = (
     *(aten.relu, aten.relu6, aten.tanh, aten.sigmoid, aten.hardtanh, aten.hardsigmoid, aten.selu, aten.log_sigmoid),
-    *(aten.clamp_min, aten.clamp_max, aten.exp, aten.expm1, aten.erf, aten.atan, aten.asinh, aten.sinh),
+    *(
+        aten.clamp,
+        aten.clip,
+        aten.clamp_min,
+        aten.clamp_max,
+        aten.exp,
+        aten.expm1,
+        aten.erf,
+        aten.atan,
+        aten.asinh,
+        aten.sinh,
+    ),
     *(aten.maximum, aten.minimum, aten.type_as, aten.detach, aten.to, aten.softshrink),
     *(aten.exp2, aten.logaddexp, aten.logcumsumexp),
 )
@@ -198,7 +197,7 @@ JUMPING = (aten.sign, aten.floor, aten.ceil, aten.round, aten.trunc, aten.hardsh
 RULES = {
     **dict.fromkeys(RISING, at_both_ends),
     **dict.fromkeys(JUMPING, _jump),
-    **{aten.clamp: _clamp, aten.clip: _clamp, aten._to_copy: _to_copy, aten.threshold: _threshold, aten.pow: _power},
+    **{aten._to_copy: _to_copy, aten.threshold: _threshold, aten.pow: _power},
     **{aten.leaky_relu: _slope("negative_slope", 0.01), aten.celu: _slope("alpha", 1.0), aten.elu: _elu},
     **{aten.prelu: _prelu, aten._prelu_kernel: _prelu, aten.softplus: _softplus, aten.gelu: _gelu},
     **{aten.silu: _with_valley(-1.2784645427610738), aten.mish: _with_valley(-1.1924371219615398)},

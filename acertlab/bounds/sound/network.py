@@ -16,7 +16,6 @@ what goes wrong without; Higham 2002 for the error bounds.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -34,11 +33,9 @@ from acertlab.bounds.sound.rounding import (
     ROUNDINGS,
     Norm,
     RoundedAffine,
-    Rounding,
     few_at_a_time,
     has_sound_rule,
-    rounded_affine,
-    rounded_norm,
+    per_channel,
     sound_rule,
 )
 from acertlab.bounds.sound.rules import EXACT, RULES
@@ -80,7 +77,7 @@ class SoundNetwork(IntervalNetwork):
             raise _refusal("a transposed convolution")
         is_linear = call.operation is F.linear
         operation = call.operation if is_linear else few_at_a_time(call.operation, call.stride)
-        return _SoundAffine.of(*self._weights(call), operation, self.rounding, norm, call.repeats)
+        return RoundedAffine.of(*self._weights(call), operation, self.rounding, norm, call.repeats)
 
     def _norm(self, norm: NormCall, statistics: tuple[Tensor, Tensor]) -> Any:
         if norm.by_batch:
@@ -90,11 +87,11 @@ class SoundNetwork(IntervalNetwork):
         inverse = 1 / self.rounding.normal(var + norm.eps).sqrt()  # rsqrt has no stated accuracy
         return Norm.of(mean, inverse, self._value(norm.weight), self._value(norm.bias))
 
-    def _standard(self, mean: Tensor, std: Tensor) -> "_SoundNorm":
-        return _SoundNorm(Norm.of(mean, 1 / self.rounding.normal(std)), self.rounding)
+    def _standard(self, mean: Tensor, std: Tensor) -> RoundedAffine:
+        return self._alone(Norm.of(mean, 1 / self.rounding.normal(std)))
 
-    def _alone(self, norm: Norm) -> "_SoundNorm":
-        return _SoundNorm(norm, self.rounding)
+    def _alone(self, norm: Norm) -> RoundedAffine:
+        return RoundedAffine.of(torch.ones_like(norm.mean), None, per_channel, self.rounding, norm)
 
     def _rule_of(self, node: fx.Node) -> Callable[..., Any] | None:
         plain = super()._rule_of(node)
@@ -155,25 +152,6 @@ class SoundNetwork(IntervalNetwork):
         error = F.linear(size * head.gain, head.magnitude, head.slack)
         difference = difference_radius(head.weight, radius, y) * head.scale
         return logits - logits.gather(1, own) + (difference + error + error.gather(1, own))
-
-
-@dataclass(frozen=True)
-class _SoundAffine(RoundedAffine):
-    """`RoundedAffine` as a step of a pass."""
-
-    def propagate(self, box: Box) -> Box:
-        return rounded_affine(self, box)
-
-
-@dataclass(frozen=True)
-class _SoundNorm:
-    """A BatchNorm that follows no affine operator, as a step of a pass."""
-
-    norm: Norm
-    rounding: Rounding
-
-    def propagate(self, box: Box) -> Box:
-        return rounded_norm(self.norm, box, self.rounding)
 
 
 OF_ONES_OWN = "; else a module with rules of its own, by acertlab.rule and acertlab.sound.sound_rule"

@@ -150,6 +150,17 @@ class RoundedAffine(Affine):
         reach = float(total.max()) / rounding.limit
         return cls(scaled, shift, operation, magnitude, slack, gain, scale, reach, repeats, blocks)
 
+    def propagate(self, box: Box) -> Box:
+        """c' = W' c + b', r' = |W'| (r + g m) + g B, or |A| r + 2 |W'| g m + g B, see the module."""
+        center, radius, size = self.split(box)
+        center = self.operation(center, self.weight, self.bias)
+        if self.repeats is None:
+            radius = self.operation(radius.add_(size, alpha=self.gain), self.magnitude, self.slack)
+        else:
+            apart = self.repeats.radius(self.operation, self.magnitudes, radius)
+            radius = self.operation(size.mul_(2 * self.gain), self.magnitude, self.slack).add_(apart)
+        return Box(center - radius, center.add_(radius))
+
     def split(self, box: Box) -> tuple[Tensor, Tensor, Tensor]:
         """Centre, radius and |c| + r; the radius of a sample that might overflow is NaN."""
         center, radius = box.center, box.radius
@@ -178,24 +189,8 @@ def few_at_a_time(operation: Operation, stride: int) -> Operation:
     return convolve
 
 
-def rounded_affine(layer: RoundedAffine, box: Box) -> Box:
-    """c' = W' c + b', r' = |W'| (r + g m) + g B, or |A| r + 2 |W'| g m + g B, see the module."""
-    center, radius, size = layer.split(box)
-    center = layer.operation(center, layer.weight, layer.bias)
-    if layer.repeats is None:
-        radius = layer.operation(radius.add_(size, alpha=layer.gain), layer.magnitude, layer.slack)
-    else:
-        apart = layer.repeats.radius(layer.operation, layer.magnitudes, radius)
-        radius = layer.operation(size.mul_(2 * layer.gain), layer.magnitude, layer.slack).add_(apart)
-    return Box(center - radius, center.add_(radius))
-
-
-def rounded_norm(norm: Norm, box: Box, rounding: Rounding) -> Box:
-    """A BatchNorm that follows no affine operator."""
-    return rounded_affine(RoundedAffine.of(torch.ones_like(norm.mean), None, _per_channel, rounding, norm), box)
-
-
-def _per_channel(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def per_channel(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The operation of a BatchNorm that follows no affine operator."""
     shape = (1, -1, *[1] * (x.dim() - 2))
     return x * weight.view(shape) + (0.0 if bias is None else bias.view(shape))
 
