@@ -1,7 +1,7 @@
 """Checks before anything is computed: model, samples and labels fit each other."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from itertools import chain
 from types import CodeType, FunctionType
@@ -18,21 +18,20 @@ from acertlab.bounds.graph.output import TwoClasses, as_classifier, channels_las
 LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """No TF32, no reduced-precision matrix products and no autocast inside; the settings come back afterwards."""
-    with float32_products(tf32=False), torch.autocast(device.type, enabled=False):
-        yield
+    return float32_products(device, tf32=False)
 
 
 @contextmanager
-def float32_products(tf32: bool) -> Iterator[None]:
-    """Products of float32 in TF32, where the device has it, or in full inside; the settings come back afterwards."""
+def float32_products(device: torch.device, tf32: bool) -> Iterator[None]:
+    """No autocast inside, and products of float32 in TF32, where the device has it, or in full; settings come back."""
     matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     try:
-        yield
+        with torch.autocast(device.type, enabled=False) if device.type != "meta" else nullcontext():
+            yield
     finally:
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = convolution

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from acertlab.bounds.rules.affine import Normalize, Stats
+from acertlab.bounds.rules.affine import Normalize
+
+Stats = Sequence[float] | None  # one value a channel, in pixel units; None: not normalised
 
 
 def _normalization(channels: int, mean: Stats, std: Stats) -> list[nn.Module]:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acertlab.bounds.rules.affine import Normalize, Stats
+from acertlab.bounds.rules.affine import Normalize
+from acertlab.models.architectures import Stats
 
 NESTED = ("state_dict", "model_state_dict", "model", "net")  # where scripts keep it, beside optimiser and epoch
 COUNTER = "num_batches_tracked"  # of BatchNorm: absent from old files, and of no use in evaluation

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from acertlab.bounds.graph.output import SelectedOutput, outputs_told
-from acertlab.bounds.rules.affine import Stats
+from acertlab.models.architectures import Stats
 from acertlab.models.onnx import check_same
 from acertlab.models.state_dict import existing_file, normalised
 

@@ -142,7 +142,8 @@ def radius_shares(breakdowns: Sequence[ACRBreakdown], bins: int = 10) -> go.Figu
     figure = empty_figure("How the radii spread", "certified radius (% of eps_max)", "share of images (%)")
     names = ["0", *(f"{100 * k // bins}-{100 * (k + 1) // bins}" for k in range(bins)), "100"]
     for breakdown, (colour, symbol, _) in _styled(breakdowns):
-        inside = breakdown.radii[(breakdown.radii > 0) & (breakdown.radii < breakdown.eps_max * (1 - 1e-6))]
+        at_end = breakdown.radii >= metrics.least_certified(breakdown.eps_max)
+        inside = breakdown.radii[(breakdown.radii > 0) & ~at_end]
         counts, _edges = np.histogram(inside, bins, (0.0, breakdown.eps_max))
         shares = [breakdown.zero, *(counts / len(breakdown.radii)), breakdown.full]
         figure.add_bar(x=names, y=100 * np.array(shares), **_bar(breakdown, colour, symbol))

@@ -11,8 +11,8 @@ from plotly.subplots import make_subplots
 from acertlab._text import printed_eps
 from acertlab.analysis.paper.tables import Row
 from acertlab.data.datasets import DATASETS
-from acertlab.radius import metrics
 from acertlab.training.methods.catalogue import METHODS
+from acertlab.visualization.radius import certified_accuracy_curves
 from acertlab.visualization.style import (
     BLUE,
     EPS_AXIS,
@@ -121,18 +121,13 @@ def certified_beside_paper(
     """
     theirs = f"the paper: {DATASETS[rows[0].dataset].title}, the points of Table 7" if rows else None
     panels = _beside_paper("Certified accuracy at every radius", ours, theirs, 460)
-    grid = np.linspace(0.0, eps_max, 201)
-    same = {"mode": "lines+markers", "cliponaxis": False}
-    for (name, values), dash in zip(radii.items(), dashes(methods[name] for name in radii), strict=True):
-        _, colour, symbol = method_style(methods[name])
-        look = {"line": {"color": colour, "width": 2, "dash": dash}, "hovertemplate": "%{y:.1f} %", **same}
-        marker = {"symbol": symbol, "size": 9, "maxdisplayed": 8}
-        share = 100 * metrics.certified_accuracy(np.asarray(values), grid)
-        panels.add_scatter(x=grid, y=share, name=name, legendgroup=name, marker=marker, **look, row=1, col=1)
+    for curve in certified_accuracy_curves(radii, eps_max, methods=methods).select_traces({"mode": "lines+markers"}):
+        panels.add_trace(curve.update(legendgroup=curve.name), row=1, col=1)
     for row, dash in zip(rows, dashes(row.method for row in rows), strict=True):
         label, colour, symbol = method_style(row.method)
         name, y = f"{label}, kappa {row.kappa:g}", [row.acc, row.certified]
-        look = {"line": {"color": colour, "width": 1, "dash": dash}, "hovertemplate": "%{y:.2f} %", **same}
+        look = {"line": {"color": colour, "width": 1, "dash": dash}, "hovertemplate": "%{y:.2f} %"}
+        look |= {"mode": "lines+markers", "cliponaxis": False}
         look |= {"marker": {"symbol": symbol, "size": 12}, "showlegend": name not in radii}
         panels.add_scatter(x=[0.0, row.eps], y=y, name=name, legendgroup=name, **look, row=1, col=2)
     panels.update_xaxes(title_text=EPS_AXIS, range=[0, 1.01 * eps_max], row=1, col=1)

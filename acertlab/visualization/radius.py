@@ -101,7 +101,7 @@ def histogram_spec(
     radii = np.minimum(np.asarray(radii, dtype=float), eps_max)
     if not radii.size:
         raise ValueError("radii: the array is empty; there is nothing to show")
-    at_zero, at_end = radii <= 0, radii >= eps_max * (1 - 1e-6)  # float32 radii end a rounding below eps_max
+    at_zero, at_end = radii <= 0, radii >= metrics.least_certified(eps_max)
     counts, edges = np.histogram(radii[~at_zero & ~at_end], bins=bins, range=(0.0, eps_max))
     width = eps_max / bins
     bars = (

@@ -134,8 +134,9 @@ SETTINGS: dict[str, dict[str, Any]] = {  # beside those of ACERT's preset "fast"
 
 def training_radii(model: nn.Module, x: Tensor, y: Tensor | None, eps: float, precision: str) -> Tensor:
     """(B,) the radii of a training step at eps_{max,t} = ``eps``; of the predicted labels where there are no others."""
-    how = PRECISIONS[precision]
-    with session(torch.device("cpu")), float32_products(how.train_precision != "full"), how.emulated(), torch.no_grad():
+    how, cpu = PRECISIONS[precision], torch.device("cpu")
+    products = float32_products(cpu, tf32=how.train_precision != "full")
+    with session(cpu), products, how.emulated(), torch.no_grad():
         logits, statistics = clean_pass(deepcopy(model), x)
         y = logits.argmax(1) if y is None else y
         frozen = freeze(model, statistics, graph_of(model, x))

@@ -62,9 +62,9 @@ def test_products_forward_and_backward_have_rounded_factors(layer: nn.Module) ->
     few = {"x": rounded(x.detach(), TF32), "weight": rounded(layer.weight.detach(), TF32), "out": rounded(out, TF32)}
     full = results()
     with TensorCores() as cores:
-        with float32_products(tf32=False):  # torch's own default allows it to convolutions
+        with float32_products(torch.device("cpu"), tf32=False):  # torch's own default allows it to convolutions
             assert all(torch.equal(a, b) for a, b in zip(results(), full, strict=True)) and not cores.products
-        with float32_products(tf32=True):
+        with float32_products(torch.device("cpu"), tf32=True):
             found = results()
     assert cores.products == (3 if isinstance(layer, nn.Linear) else 2)
     for ours, exact, before in zip(found, by_hand(**few), full, strict=False):
@@ -76,7 +76,7 @@ def test_products_forward_and_backward_have_rounded_factors(layer: nn.Module) ->
 def test_a_certificate_has_full_precision_whatever_torch_is_set_to(digits_net: Trained) -> None:
     x, y = digits_net.x[:64], digits_net.y[:64]
     found = certified_radius(digits_net.model, x, y, digits_net.eps_max)
-    with float32_products(tf32=True), TensorCores() as cores:
+    with float32_products(torch.device("cpu"), tf32=True), TensorCores() as cores:
         again = certified_radius(digits_net.model, x, y, digits_net.eps_max)
         assert not cores.products and torch.equal(again.radius, found.radius)
         digits_net.model(x)

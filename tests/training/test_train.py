@@ -289,6 +289,17 @@ def test_shrinking_radii_are_warned_of_once(few, caplog):
     assert "epoch 3: the share of training samples with a positive radius fell from 0.90 to 0.75" in caplog.text
 
 
+def test_a_steps_precision_is_its_own(few):
+    """Called without the session of a training, where somebody else has set another one."""
+    arguments = to_float(few.train_x[:32]), few.train_y[:32], torch.arange(32), 0.1, torch.ones(1, 1, 1, 1)
+    losses = []
+    for autocast in (False, True):
+        state = loop.initial_state(SMALL, few, torch.device("cpu"), steps=7)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            losses.append(loop.train_step(state, SMALL, *arguments)[0])
+    assert torch.equal(*losses)
+
+
 def test_a_warning_is_not_glued_to_a_progress_bar(few, capsys):
     state = loop.initial_state(SMALL, few, torch.device("cpu"), steps=7)
     state.history = [{"epoch": i, "share_zero": zero, "radius_mean": 0.01} for i, zero in enumerate((0.1, 0.9))]

@@ -345,6 +345,3 @@ class Normalize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, -1, *[1] * (x.dim() - 2))
         return (x - self.mean.view(shape)) / self.std.view(shape)
-
-
-Stats = Sequence[float] | None

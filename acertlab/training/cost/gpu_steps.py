@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from acertlab import __version__
 from acertlab.bounds.box import ball
+from acertlab.bounds.checks import full_precision
 from acertlab.bounds.ibp import freeze
 from acertlab.bounds.margin import certified_margin
 from acertlab.data.datasets import ImageData, to_float
@@ -276,17 +277,18 @@ def graph_gain(config: TrainConfig) -> tuple[float, float]:
         return before, _median(graph.replay, device)
 
 
-def compile_gain(config: TrainConfig, device: str = "cuda", batch: int = 128) -> tuple[float, float]:
+def compile_gain(config: TrainConfig) -> tuple[float, float]:
     """Seconds of a bound pass, and of the compiled one."""
-    state, (x, y, _, eps, _) = begun(config, device), random_batch(config, device, batch)
-    with torch.no_grad(), session(torch.device(device)):
+    device = torch.device("cuda")
+    state, (x, y, _, eps, _) = begun(config, device), random_batch(config, device, 128)
+    with torch.no_grad(), session(device), full_precision(device):
         network = freeze(state.model.eval())
 
         def bounds(x: Tensor, y: Tensor) -> Tensor:
             return network.margins(ball(x, eps), y)
 
         calls = (partial(call, x, y) for call in (bounds, torch.compile(bounds)))
-        before, after = (_median(call, torch.device(device)) for call in calls)
+        before, after = (_median(call, device) for call in calls)
         return before, after
 
 

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import update_bn
 
 from acertlab._lock import locked
 from acertlab._validation import Within, check, refuse
+from acertlab.bounds.checks import full_precision
 from acertlab.data.datasets import ImageData, to_float
 from acertlab.data.files import read_json, write_json, write_weights
 from acertlab.data.run import FILES, FRONT_FILES, LOCK_WAIT, NOT_IDENTIFYING, Run, as_today, load_run, open_folder
@@ -250,7 +251,7 @@ def _write_statistics(knots: dict[float, Run], data: ImageData, run_dir: Path, d
     norms = {name for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     kept = [n for n in states[0] if n.rpartition(".")[0] in norms and n.endswith(("running_mean", "running_var"))]
     found = {}
-    with session(device):
+    with session(device), full_precision(device):
         for i, (first, second) in enumerate(pairwise(states)):
             for part in range(1, PARTS):
                 model.load_state_dict(_mixed(first, second, part / PARTS))

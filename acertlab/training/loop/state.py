@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from acertlab.bounds.checks import full_precision
 from acertlab.bounds.graph.capture import capture
 from acertlab.bounds.graph.comparison import ROWS, check_operators, points
 from acertlab.bounds.graph.structure import Graph
@@ -62,7 +63,8 @@ def _training_graph(model: nn.Module, data: ImageData, device: torch.device, eps
     x = to_float(data.train_x[:ROWS]).to(device)
     graph = capture(model, x)
     if device.type != "meta":
-        check_operators(model, graph, points(x, (0.0, 1.0), eps, ROWS))
+        with full_precision(device):
+            check_operators(model, graph, points(x, (0.0, 1.0), eps, ROWS))
     return graph
 
 

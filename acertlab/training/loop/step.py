@@ -1,14 +1,14 @@
-"""One step of the optimiser, and the context of many: memory kept, random numbers of their own, full precision."""
+"""One step of the optimiser, and the context of many: memory kept, random numbers of their own."""
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from acertlab._memory import memory_kept
-from acertlab.bounds.checks import float32_products, full_precision
+from acertlab.bounds.checks import float32_products
 from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.data.datasets import ImageData
 from acertlab.training.config import TrainConfig
@@ -20,12 +20,8 @@ from acertlab.training.methods.regularisers import l1_norm
 
 @contextmanager
 def session(*devices: torch.device) -> Iterator[None]:
-    """Inside, freed memory is kept and precision is full; afterwards the random state is as it was before."""
-    with ExitStack() as stack:
-        stack.enter_context(memory_kept())
-        stack.enter_context(torch.random.fork_rng([device for device in devices if device.type == "cuda"]))
-        for device in devices:
-            stack.enter_context(full_precision(device))
+    """Inside, freed memory is kept; afterwards the random state is as it was before."""
+    with memory_kept(), torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
         yield
 
 
@@ -35,15 +31,15 @@ def train_step(
     """One step of the optimiser, without a host-device synchronisation (on a CPU, finished samples are dropped).
 
     ``index`` (B,) says which training samples x and y are, ``eps`` is eps_{max,t} (pixel units), ``std`` (1, C, 1, 1)
-    the model's normalisation. Returns, detached, the loss and the gradient's norm before clipping, (), the logits (B,
-    classes) and what the objective logs.
+    the model's normalisation. Products are as ``config.train_precision`` says, whatever torch is set to. Returns,
+    detached, the loss and the gradient's norm before clipping, (), the logits (B, classes) and what the objective logs.
     """
 
     def own_pass(x: Tensor) -> tuple[Tensor, IntervalNetwork]:
         logits, statistics = clean_pass(state.model, x)
         return logits, freeze(state.model, statistics, state.graph)
 
-    with float32_products(tf32=config.train_precision != "full"):
+    with float32_products(x.device, tf32=config.train_precision != "full"):
         logits, statistics = clean_pass(state.model, x)
         frozen = freeze(state.model, statistics, state.graph) if state.objective.bounds else None
         known = state.radii.of(index) if state.radii else None

@@ -1,8 +1,6 @@
 """The figure and the page of a data set's certificate."""
 
 import plotly.graph_objects as go
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from acertlab.radius.certificate import Report
 from acertlab.radius.search import RadiusStatus
@@ -33,7 +31,6 @@ def certificate_page(report: Report) -> str:
     return page(
         "certificate.html",
         title=f"Certified radii of {report.settings['n']} samples",
-        plotly=Markup(get_plotlyjs()),
         sentence=report.sentence(),
         picture=drawn(certificate(report)),
         outcomes=table_html(report.outcomes()),

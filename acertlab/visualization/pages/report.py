@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 from tqdm import tqdm
 
 from acertlab._text import eps_text
@@ -49,7 +48,7 @@ def write_report(root: str | Path, output: str | Path, resamples: int = 1000, pr
     unfinished = runs.attrs["unfinished"]
     left_out = f", {len(unfinished)} unfinished and left out" if unfinished else ""
     text = {"title": f"Accuracy against certified robustness: {root}", "summary": f"{len(runs)} runs{left_out}."}
-    html = page("report.html", plotly=Markup(get_plotlyjs()), root=root, parts=parts, **text)
+    html = page("report.html", root=root, parts=parts, **text)
     with written_aside(Path(output)) as aside:
         aside.write_text(html, encoding="utf-8")
     return failed

@@ -22,6 +22,7 @@ from acertlab.visualization.pages.template import page
 from acertlab.visualization.radius import image_grid, shares_spec
 from acertlab.visualization.style import eps_words, method_style
 from acertlab.visualization.widgets.components import Explorer, Part, follow, labelled, side_by_side, slider
+from acertlab.visualization.widgets.gallery import ranges_told
 
 GRID = 201  # points of a certified-accuracy curve
 SHOWN = 6  # images
@@ -124,18 +125,15 @@ class FrontView:
 
     def images(self, kappa: float, attack: bool) -> go.Figure:
         """Some images: what the network there takes them for, and how far that is proved; and broken, where asked."""
-        of, words = self.measure(kappa), eps_words(self.eps_max)
-        ends = self.attacks(kappa) if attack else [None] * len(self.picked)
-        titles = [self._title(i, of, end, words) for i, end in zip(self.picked, ends, strict=True)]
+        of = self.measure(kappa)
+        ranges = ranges_told(of.radii[self.picked], self.attacks(kappa) if attack else None, self.eps_max)
+        titles = [f"{self._name(i, of)}<br>{told}" for i, told in zip(self.picked, ranges, strict=True)]
         title = "[certified radius, attacked]" if attack else "Certified radii"
         return image_grid(self.x[self.picked], titles, columns=SHOWN, title=f"{title} at kappa = {kappa:.3g}")
 
-    def _title(self, i: int, of: Measured, end: float | None, words) -> str:
+    def _name(self, i: int, of: Measured) -> str:
         taken, label = (self.data.classes[int(k)] for k in (of.predicted[i], self.labels[i]))
-        name = taken if taken == label else f"{taken}, not {label}"
-        if end is None:
-            return f"{name}<br>{words(of.radii[i])}"
-        return f"{name}<br>[{words(of.radii[i])}, {'?' if np.isinf(end) else words(float(end))}]"
+        return taken if taken == label else f"{taken}, not {label}"
 
 
 def front_explorer(front: Front, data: ImageData, *, images: int = 500, kappa: float | None = None) -> Explorer:

@@ -35,11 +35,16 @@ class Gallery:
     @property
     def ranges(self) -> list[str]:
         """Each image's range in words: its true robust radius lies in it."""
-        words = eps_words(self.cap)
-        if self.attacked is None:
-            return [words(radius) for radius in self.certified]
-        ends = ["?" if np.isinf(end) else words(end) for end in self.attacked]
-        return [f"[{words(radius)}, {end}]" for radius, end in zip(self.certified, ends, strict=True)]
+        return ranges_told(self.certified, self.attacked, self.cap)
+
+
+def ranges_told(certified: np.ndarray, attacked: np.ndarray | None, cap: float) -> list[str]:
+    """[certified, attacked] of each image, a ? where no attack up to the cap succeeded; what is certified alone."""
+    words = eps_words(cap)
+    if attacked is None:
+        return [words(radius) for radius in certified]
+    ends = ["?" if np.isinf(end) else words(end) for end in attacked]
+    return [f"[{words(radius)}, {end}]" for radius, end in zip(certified, ends, strict=True)]
 
 
 def gallery_of(paths: Sequence[str], data_root: str | None = None) -> Gallery:
