@@ -84,7 +84,7 @@ def joint_samples(runs: pd.DataFrame, tables: Mapping[str, pd.DataFrame] | None 
     ValueError without runs, or where they do not compare (several datasets, eps_max or verifiers; other test images),
     or those of one setting differ in more than their seed.
     """
-    check_comparable(runs, "dataset", "eps_max", "verifier", "merged", "domain", "split")
+    check_comparable(runs)
     settings = mean_over_seeds(runs).loc[:, ["method", "kappa", "seeds"]]
     tables = load_samples(runs) if tables is None else tables
     first = next(iter(tables.values()))

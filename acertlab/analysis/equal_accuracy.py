@@ -33,7 +33,7 @@ def ratios_by_seed(runs: pd.DataFrame, method: str = "acert", other: str = "fast
     Raises:
         ValueError: Runs of several datasets or eps_max; a method that is not there; seeds that differ; one seed only.
     """
-    check_comparable(runs, "dataset", "eps_max", "verifier", "merged", "domain", "split")
+    check_comparable(runs)
     seeds = [sorted(set(runs.seed[runs.method == name].tolist())) for name in (method, other)]
     if not all(seeds):
         there = ", ".join(runs.method.unique())

@@ -46,7 +46,7 @@ def chosen_runs(runs: pd.DataFrame) -> pd.DataFrame:
     ValueError where runs do not compare, are no seeds of one setting, or were not validated; the message names it.
     Networks that were interpolated in a front are left out.
     """
-    seeds.check_comparable(runs, "dataset", "eps_max", "verifier", "merged", "domain", "split")
+    seeds.check_comparable(runs)
     seeds.check_seeds(runs)
     runs = runs.loc[~seeds.interpolated(runs)]
     runs = runs.assign(val_art=seeds.validation_art(runs))

@@ -17,6 +17,7 @@ SETTING = ["dataset", "eps_max", "method", "kappa"]
 # What seeds have in common, with all else in config.json; how they were measured; and what of config.json is their own
 TRAINING = ("model", "width", "epochs", "batch_size", "train_eps_factor")
 MEASURED = ("verifier", "merged", "domain", "n", "split", "protocol", "radius_cap")
+COMPARED = ("dataset", "eps_max", "verifier", "merged", "domain", "split")  # what runs have in common that compare
 FREE = ("seed", *NOT_IDENTIFYING, "eval_batch", "network", "source", "weights")
 
 
@@ -73,7 +74,7 @@ def _named(run: pd.Series, columns: Sequence[str]) -> str:
     return ", ".join(f"{column} = {run[column]}" for column in columns)
 
 
-def check_comparable(runs: pd.DataFrame, *columns: str) -> None:
+def check_comparable(runs: pd.DataFrame, columns: Sequence[str] = COMPARED) -> None:
     """Refuse a table without runs, or with several values in one of these columns (that it has), by a ValueError."""
     if runs.empty:
         raise ValueError("runs: the table is empty; there is no finished run in it")
@@ -123,7 +124,7 @@ def rescore(runs: pd.DataFrame, radii: Mapping[str, np.ndarray], eps_max: float)
     A radius found up to radius_cap and cut at eps_max is the radius of Def. 3.1 for that eps_max. ValueError where
     eps_max (pixel units) is not in (0, radius_cap], or runs trained for several eps_max would look alike.
     """
-    check_comparable(runs, "eps_max")
+    check_comparable(runs, ["eps_max"])
     check_eps_max(eps_max, runs.radius_cap.min())
     acr = np.array([metrics.acr(radii[path], eps_max) for path in runs.path])
     return runs.assign(eps_max=float(eps_max), acr=acr, art=metrics.art(runs.acc, acr))

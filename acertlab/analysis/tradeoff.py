@@ -109,7 +109,7 @@ class Interpolation:
 
 def pool_seeds(runs: pd.DataFrame, radii: Mapping[str, np.ndarray]) -> Tradeoff:
     """The tradeoff of a table of runs and their radii (`load_radii`): seeds pooled, radii sorted and summed."""
-    check_comparable(runs, "dataset", "eps_max")
+    check_comparable(runs, ["dataset", "eps_max"])
     table = mean_over_seeds(runs)  # checks what may be pooled
     points = []
     for method, kappa in zip(table.method, table.kappa, strict=True):

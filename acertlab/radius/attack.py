@@ -48,16 +48,24 @@ class AttackResult:
     evaluations: Tensor
 
     def with_witnesses(
-        self, x: Tensor, index: Tensor, point: Tensor, margin: Tensor, spent: int, domain: DomainLike
+        self,
+        x: Tensor,
+        index: Tensor,
+        point: Tensor,
+        margin: Tensor,
+        spent: int,
+        domain: DomainLike,
+        *,
+        closer_only: bool = True,
     ) -> "AttackResult":
         """Also with points for the samples ``index`` of x, where they are closer; each took ``spent`` passes."""
         away = distance(point, x[index].detach(), domain)
-        closer = (margin >= 0) & (away < self.radius[index])
-        at = (index[closer],)
+        take = (margin >= 0) & ((away < self.radius[index]) | (not closer_only))
+        at = (index[take],)
         return AttackResult(
-            radius=self.radius.index_put(at, away[closer]),
-            x_adv=self.x_adv.index_put(at, point[closer]),
-            margin=self.margin.index_put(at, margin[closer]),
+            radius=self.radius.index_put(at, away[take]),
+            x_adv=self.x_adv.index_put(at, point[take]),
+            margin=self.margin.index_put(at, margin[take]),
             evaluations=self.evaluations.index_add(0, index, torch.full_like(index, spent)),
         )
 
@@ -204,14 +212,14 @@ def attacked_radius(
     generator = torch.Generator().manual_seed(seed)
     ascent = _Ascent(model, domain, steps, step_size)
 
-    def attack(part: slice) -> tuple[Tensor, ...]:
+    def attack(part: slice) -> AttackResult:
         with _attacking(x[part], y[part]) as (xs, ys):
             search = _Search(ascent, xs, ys, eps_max, xtol, rtol)
             search.run(restarts, generator)
-            return search.radius, search.witness, search.margin, search.evaluations
+            return search.found
 
     parts = in_chunks(attack, len(x), batch_size, desc="attacked radii", progress=progress)
-    return AttackResult(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return AttackResult(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
 @dataclass(frozen=True)
@@ -264,9 +272,8 @@ class _Search:
         self.eps_max = torch.tensor(eps_max, dtype=x.dtype, device=x.device)
         self.logits = clean_logits(ascent.model, x)
         self.clean = clean_margin(self.logits, y)
-        self.radius = torch.where(self.clean >= 0, 0.0, torch.inf).to(x.dtype)
-        self.witness, self.margin = x.clone(), self.clean.clone()
-        self.evaluations = torch.ones_like(y)
+        radius = torch.where(self.clean >= 0, 0.0, torch.inf).to(x.dtype)
+        self.found = AttackResult(radius, x, self.clean, torch.ones_like(y))
         self.direction = torch.zeros_like(x)  # of the last success, or where to begin
 
     def run(self, restarts: int, generator: torch.Generator) -> None:
@@ -276,7 +283,7 @@ class _Search:
         for restart, target in enumerate(_targets(self.logits, self.y, restarts)):
             self.direction = _noise(self.x, generator, restart)
             # 0.7: with what `settle` may add, the whole stays within one tolerance
-            cap = torch.minimum(self.radius * (1 - 0.7 * self.rtol) - 0.7 * self.xtol, self.eps_max)
+            cap = torch.minimum(self.found.radius * (1 - 0.7 * self.rtol) - 0.7 * self.xtol, self.eps_max)
             index = correct[cap[correct] > 0]
             value = self.attack(cap[index], index, target[index])
             hit = value > 0
@@ -299,32 +306,25 @@ class _Search:
         moved, scale = point - x, Domain.of(self.ascent.domain).ends(x).scale
         moved = moved if scale is None else torch.where(scale > 0, moved / scale, 0.0)  # for each unit of eps
         self.direction[index[hit]] = moved[hit]  # else the last success is the better guide
-        self.evaluations[index] += self.ascent.steps + 1
-        self.keep(index, point, value, closer_only=True)
+        spent = self.ascent.steps + 1
+        self.found = self.found.with_witnesses(self.x, index, point, value, spent, self.ascent.domain)
         value = torch.nan_to_num(value, nan=info.min / 4, posinf=info.max / 4, neginf=info.min / 4)
         return torch.where(value == 0, info.tiny, value)
 
-    def keep(self, index: Tensor, point: Tensor, value: Tensor, *, closer_only: bool) -> None:
-        away = distance(point, self.x[index], self.ascent.domain)
-        take = (value >= 0) & ((away < self.radius[index]) | (not closer_only))
-        at = index[take]
-        self.radius[at], self.witness[at], self.margin[at] = away[take], point[take], value[take]
-
     def settle(self) -> None:
         """Moves witnesses whose margin rounding could turn, in another batch, a quarter of the tolerance outwards."""
-        scale = self.logits.abs().amax(1)
-        index = ((self.margin < 64 * torch.finfo(scale.dtype).eps * scale) & (self.radius > 0)).nonzero().squeeze(1)
-        index = index[self.radius[index].isfinite()]
+        scale, found, domain = self.logits.abs().amax(1), self.found, self.ascent.domain
+        index = ((found.margin < 64 * torch.finfo(scale.dtype).eps * scale) & (found.radius > 0)).nonzero().squeeze(1)
+        index = index[found.radius[index].isfinite()]
         if len(index):
-            x, radius = self.x[index], self.radius[index]
+            x, radius = self.x[index], found.radius[index]
             further = torch.minimum(radius * (1 + self.rtol / 4) + self.xtol / 4, self.eps_max)
-            lower, upper = inner_ball(x, further, self.ascent.domain)
+            lower, upper = inner_ball(x, further, domain)
             stretch = (further / radius).view(-1, *[1] * (x.dim() - 1))
-            point = (x + (self.witness[index] - x) * stretch).clamp(lower, upper)
+            point = (x + (found.x_adv[index] - x) * stretch).clamp(lower, upper)
             value = clean_margin(clean_logits(self.ascent.model, point), self.y[index])
-            self.evaluations[index] += 1
-            value = torch.where(value > self.margin[index], value, -torch.inf)
-            self.keep(index, point, value, closer_only=False)
+            value = torch.where(value > found.margin[index], value, -torch.inf)
+            self.found = found.with_witnesses(self.x, index, point, value, 1, domain, closer_only=False)
 
 
 @contextmanager

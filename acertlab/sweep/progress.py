@@ -1,7 +1,7 @@
 """The state of a sweep's jobs, shown while it runs: a live table on a terminal or in a notebook, else plain lines."""
 
 import io
-import json
+import math
 import sys
 import time
 from collections import Counter
@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow
-from pyarrow import parquet
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from acertlab._text import seconds_text
+from acertlab.data.files import read_json, read_parquet
 from acertlab.sweep.job import Job
 from acertlab.sweep.spec import Sweep, describe
 
@@ -43,13 +42,13 @@ class Row:
     def peek(self) -> None:
         """Reads how far the training is from its folder; leaves everything as it is where nothing is there yet."""
         try:
-            self.epochs = int(json.loads((self.job.folder / "config.json").read_text(encoding="utf-8"))["epochs"])
-            history = parquet.read_table(self.job.folder / "history.parquet", columns=["seconds", "val_art"])
-        except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
+            self.epochs = int(read_json(self.job.folder / "config.json")["epochs"])
+            history = read_parquet(self.job.folder / "history.parquet", ["seconds", "val_art"])
+        except (ValueError, KeyError, TypeError):
             return
-        seconds, art = history["seconds"].to_pylist(), history["val_art"].to_pylist()
-        self.epoch, self.art = len(seconds), art[-1] if art else None
-        self.epoch_seconds = sum(seconds) / max(1, len(seconds))
+        arts = history.val_art.replace(math.nan, None).tolist()  # without validation images there is none
+        self.epoch, self.art = len(history), arts[-1] if arts else None
+        self.epoch_seconds = history.seconds.sum() / max(1, len(history))
 
     def progress(self) -> str:
         """What the table says beside the state."""

@@ -26,7 +26,7 @@ def tradeoff(runs: pd.DataFrame, *, kappa: float | None = None, span: Span | Non
     with this ``kappa`` are circled; ``span`` has the ends of both axes (fractions; None: around the points). ValueError
     for no runs, or runs of several datasets or eps_max: ACR (Eq. 12) is relative to eps_max.
     """
-    check_comparable(runs, "dataset", "eps_max")
+    check_comparable(runs, ["dataset", "eps_max"])
     table = mean_over_seeds(runs)
     chosen = table[np.isclose(table.kappa, kappa)] if kappa is not None else table[:0]
     return tradeoff_of_means(table, kappa=kappa, circled=np.asarray(chosen[["acc", "acr"]]), span=span)

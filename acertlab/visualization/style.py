@@ -9,6 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io
+from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
 from acertlab.training.methods.catalogue import METHODS, name_of
@@ -87,7 +88,7 @@ def dashes(methods: Iterable[str]) -> Iterator[str]:
 
 def faded(colour: str, opacity: float) -> str:
     """A colour such as "#0072B2", with an opacity."""
-    return f"rgba({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))}, {opacity:g})"
+    return f"rgba{(*hex_to_rgb(colour), opacity)}"
 
 
 def eps_words(end: float) -> Callable[[float], str]:

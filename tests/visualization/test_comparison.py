@@ -1,5 +1,7 @@
 """The figures of an analysis show the numbers that were computed, in percent."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,13 @@ def test_difference(analysis: Analysis) -> None:
     line = next(trace for trace in figure.data if trace.mode == "lines" and trace.fill is None)
     np.testing.assert_allclose(line.y, 100 * pair.band.difference)
     assert (figure.layout.shapes[0].y0, figure.layout.shapes[0].line.width) == (0, 1.5)
+
+
+def test_each_image_stands_in_one_bar(breakdowns: list[ACRBreakdown]) -> None:
+    """Also one whose radius lies just below eps_max."""
+    radii = EPS_MAX * np.array([0.0, 0.5, 1 - 5e-7, 1.0])
+    (bars,) = figures.radius_shares([replace(breakdowns[0], radii=radii, zero=0.25, full=0.25)]).data
+    assert sum(bars.y) == pytest.approx(100)
 
 
 def test_what_cannot_be_compared_has_no_figure(tmp_path) -> None:
