@@ -27,6 +27,7 @@ from distributed.deploy.cluster import Cluster
 
 from acertlab._lock import locked
 from acertlab._text import seconds_text
+from acertlab._validation import Within, check
 from acertlab.sweep.job import Job, KernelDiedError, run_job
 from acertlab.sweep.plan import Plan
 from acertlab.sweep.progress import ProgressTable
@@ -282,8 +283,7 @@ def run_command(
     """`acertlab sweep`, once its plan is read and said; returns 0 all done, 1 some jobs failed, 3 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Slurm sends it before the time is up
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it reports of lost workers, the table shows
-    if workers < 0:
-        raise ValueError(f"workers = {workers}: accepted is a whole number >= 0")
+    check("workers", workers, Within(0, kind=int))
     if dry_run:
         return _list_jobs(read_spec(plan))
     try:

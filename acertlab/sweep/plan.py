@@ -110,7 +110,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _check_texts(content: Mapping[str, Any]) -> None:
     for name in ("notebook", "out"):
         if not isinstance(content.get(name, ""), (str, Path)):
-            raise ValueError(f"{name} = {content[name]!r}: accepted is a path")
+            refuse(name, content[name], "a path")
     for name in itertools.chain(content, *(grid for grid in _grids(content))):
         if not isinstance(name, str):
             raise ValueError(f"the name {name!r} is a {type(name).__name__}; accepted are names of parameters")

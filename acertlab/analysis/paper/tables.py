@@ -18,6 +18,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from acertlab._text import printed_eps, short
+from acertlab._validation import refuse
 from acertlab.data.datasets import DATASETS, ImageData
 from acertlab.data.run import Run
 from acertlab.radius import metrics
@@ -127,7 +128,7 @@ def varied(config: TrainConfig, variant: str) -> TrainConfig:
     if variant == "no-ramp":
         return replace(config, ramp_epochs=0)
     if not (root := re.fullmatch(r"root-(\d+)", variant)):
-        raise ValueError(f'variant = {variant!r}: accepted is "", no-ramp, or root-N with a number N, as root-2')
+        refuse("variant", variant, '"", no-ramp, or root-N with a number N, as root-2')
     if not METHODS[config.method].objective.searches:
         able = ", ".join(name for name, method in METHODS.items() if method.objective.searches)
         raise ValueError(f"variant = {variant!r}: {config.method} searches no radii; {able} do")
