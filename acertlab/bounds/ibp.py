@@ -108,7 +108,7 @@ class IntervalNetwork:
         with torch.set_grad_enabled(self.gradients):
             self.graph, self.plan, self.constants = graph, plan, self._constants(graph)
             self.works = self._works(plan)
-        self.affine = {n: work for n, work in self.works.items() if n in plan.affine or n in plan.folded}
+        self.affine = {n: work for n, work in self.works.items() if isinstance(plan.call(n), AffineCall)}
         self.head = plan.head  # the final linear operator; None if the network ends otherwise
         self.steps = [self._step(node) for node in plan.nodes]
         self.own_input = {node for node in plan.owners if isinstance(self.works[arguments_of(node)[0]], IntervalAffine)}
@@ -128,17 +128,15 @@ class IntervalNetwork:
         modules = dict(self.model.named_modules(remove_duplicate=False)) if self.statistics else {}
         known = {modules[name]: pair for name, pair in self.statistics.items()}
         of = partial(self._statistics_of, modules=modules, known=known)
-        norms = {node: self._norm(norm, of(node, norm)) for node, norm in plan.norms.items()}
+        norms = {n: self._norm(call, of(n, call)) for n, call in plan.calls.items() if isinstance(call, NormCall)}
         works: dict[fx.Node, Any] = {}
         for node in plan.nodes:
-            if node in plan.folded:
-                works[node] = self._affine(plan.affine[plan.folded[node]], norms[node])
-            elif node in plan.affine:
-                works[node] = self._affine(plan.affine[node])
-            elif node in norms:
+            call = plan.call(node)
+            if isinstance(call, AffineCall):
+                works[node] = self._affine(call, norms.get(node))
+            elif isinstance(call, NormCall):
                 works[node] = self._alone(norms[node])
-            elif node in plan.standard:
-                call = plan.standard[node]
+            elif call is not None:
                 works[node] = self._standard(*(self.constants[n].flatten() for n in (call.mean, call.std)))
         return works
 

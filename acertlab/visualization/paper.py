@@ -1,6 +1,7 @@
 """Figures of the paper's ablations: ours on the left, the paper's on the right, each in its own axes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -121,7 +122,8 @@ def certified_beside_paper(
     """
     theirs = f"the paper: {DATASETS[rows[0].dataset].title}, the points of Table 7" if rows else None
     panels = _beside_paper("Certified accuracy at every radius", ours, theirs, 460)
-    for curve in certified_accuracy_curves(radii, eps_max, methods=methods).select_traces({"mode": "lines+markers"}):
+    curves: Any = certified_accuracy_curves(radii, eps_max, methods=methods).data
+    for curve in curves[:-1]:  # the last marks an eps
         panels.add_trace(curve.update(legendgroup=curve.name), row=1, col=1)
     for row, dash in zip(rows, dashes(row.method for row in rows), strict=True):
         label, colour, symbol = method_style(row.method)

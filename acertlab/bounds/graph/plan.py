@@ -17,6 +17,8 @@ from acertlab.bounds.rules.affine import (
 from acertlab.bounds.rules.operators import aten, packet, size_of
 from acertlab.bounds.rules.shapes import SIZES
 
+Call = AffineCall | NormCall | StandardCall
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -24,9 +26,7 @@ class Plan:
 
     constants: tuple[fx.Node, ...]  # the same in each pass, in order; computed once
     nodes: tuple[fx.Node, ...]  # those that each pass computes, in order
-    affine: dict[fx.Node, AffineCall]  # with constant weights
-    norms: dict[fx.Node, NormCall]
-    standard: dict[fx.Node, StandardCall]  # (x - mean) / std
+    calls: dict[fx.Node, Call]  # of the operators that are prepared: affine ones, BatchNorms, (x - mean) / std
     folded: dict[fx.Node, fx.Node]  # from a BatchNorm to the affine operator whose work it does as well
     boxed: frozenset[fx.Node]  # whose values are boxes
     last_uses: dict[fx.Node, list[fx.Node]]  # from a node to those whose values nobody asks for after it
@@ -35,60 +35,53 @@ class Plan:
 
     @classmethod
     def of(cls, graph: Sequence[fx.Node], entry: fx.Node, output: fx.Node, dependent: frozenset[fx.Node]) -> "Plan":
-        affine: dict[fx.Node, AffineCall] = {}
-        norms: dict[fx.Node, NormCall] = {}
-        standard: dict[fx.Node, StandardCall] = {}
+        calls: dict[fx.Node, Call] = {}
         folded: dict[fx.Node, fx.Node] = {}
         boxed = {entry}
         for node in graph:
             if packet(node) in SIZES or boxed.isdisjoint(node.all_input_nodes):
                 continue
             boxed.add(node)
-            if call := as_affine(node, dependent):
-                affine[node] = call
-            elif norm := as_batch_norm(node):
-                norms[node] = norm
-                if _is_folded(node, norm, affine.get(norm.input)):
-                    folded[node] = norm.input
-            elif quotient := as_standardisation(node, dependent):
-                standard[node] = quotient
-        gone = {*folded.values(), *(quotient.difference for quotient in standard.values())}
+            if call := as_affine(node, dependent) or as_batch_norm(node) or as_standardisation(node, dependent):
+                calls[node] = call
+                if isinstance(call, NormCall) and _is_folded(node, call, calls.get(call.input)):
+                    folded[node] = call.input
+        gone = {*folded.values(), *(call.difference for call in calls.values() if isinstance(call, StandardCall))}
         nodes = tuple(node for node in graph if node in dependent and node not in gone)
-        last = {source: node for node in nodes for source in _sources(node, affine, norms | standard, folded)}
+        last = {source: node for node in nodes for source in _sources(node, calls, folded)}
         last_uses: dict[fx.Node, list[fx.Node]] = {}
         for source, node in last.items():
             if source in dependent and source is not output:
                 last_uses.setdefault(node, []).append(source)
-        works = (affine.keys() - gone) | folded.keys()
+        works = {node for node in nodes if isinstance(calls.get(folded.get(node, node)), AffineCall)}
         owners = {n for n in nodes if packet(n) is aten.relu and n.args[0] in works and len(n.args[0].users) == 1}
-        head = folded.get(output, output)
-        is_linear = head in affine and affine[head].operation is F.linear and len(size_of(affine[head].input)) == 2
+        end = calls.get(folded.get(output, output))
+        is_linear = isinstance(end, AffineCall) and end.operation is F.linear and len(size_of(end.input)) == 2
         constants = tuple(node for node in graph if node not in dependent)
         head, boxes, relus = output if is_linear else None, frozenset(boxed), frozenset(owners)
-        return cls(constants, nodes, affine, norms, standard, folded, boxes, last_uses, relus, head)
+        return cls(constants, nodes, calls, folded, boxes, last_uses, relus, head)
+
+    def call(self, node: fx.Node) -> Call | None:
+        """What the node does in a pass, where it is prepared for it; of a folded BatchNorm the affine operator."""
+        return self.calls.get(self.folded.get(node, node))
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """The nodes whose values enter what this one does in a pass."""
-        return _sources(node, self.affine, self.norms | self.standard, self.folded)
+        return _sources(node, self.calls, self.folded)
 
 
-def _sources(
-    node: fx.Node,
-    affine: dict[fx.Node, AffineCall],
-    norms: dict[fx.Node, NormCall | StandardCall],
-    folded: dict[fx.Node, fx.Node],
-) -> list[fx.Node]:
-    call = affine.get(folded.get(node, node)) or norms.get(node)
+def _sources(node: fx.Node, calls: dict[fx.Node, Call], folded: dict[fx.Node, fx.Node]) -> list[fx.Node]:
+    call = calls.get(folded.get(node, node))
     return node.all_input_nodes if call is None else [call.input]
 
 
-def _is_folded(node: fx.Node, norm: NormCall, before: AffineCall | None) -> bool:
+def _is_folded(node: fx.Node, norm: NormCall, before: Call | None) -> bool:
     """Whether the affine operator before a BatchNorm does its work.
 
     By the statistics of one step it stays apart between a fully connected layer and a ReLU: the layer's weights are
     more than a batch's outputs, and scaling them costs more.
     """
-    if before is None or not before.foldable or len(norm.input.users) != 1:
+    if not isinstance(before, AffineCall) or not before.foldable or len(norm.input.users) != 1:
         return False
     feeds_relu = bool(node.users) and all(packet(user) is aten.relu for user in node.users)
     return not (norm.by_batch and before.operation is F.linear and feeds_relu)

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from acertlab.bounds.graph.structure import WHOLE_MODULE, Graph
+from acertlab.bounds.rules.affine import NormCall
 from acertlab.bounds.rules.operators import BATCH_NORMS, arguments_of, aten, operation_of, packet, place, size_of
 from acertlab.bounds.rules.shapes import AVERAGES, SELECTION, SIZES
 
@@ -156,7 +157,7 @@ class _Unrolling:
             op not in AFFINE
             or (op in BILINEAR and not once)
             or (op in QUOTIENTS and (inputs != [args[0]] or not once or node.kwargs))
-            or (node in self.graph.plan.norms and self.graph.plan.norms[node].by_batch)
+            or (isinstance(call := self.graph.plan.calls.get(node), NormCall) and call.by_batch)
         ):
             raise self._refused(node)
         return self._unrolled(node, inputs)
