@@ -244,10 +244,15 @@ def check_eps(eps: float | Tensor, x: Tensor) -> float | Tensor:
     return values if isinstance(eps, Tensor) else float(eps)
 
 
+def per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) as (B, 1, ...), to broadcast against x (B, ...)."""
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
 def ball(x: Tensor, eps: float | Tensor, domain: DomainLike = (0.0, 1.0)) -> Box:
     """`Box.around` without its checks, for hot paths."""
     if isinstance(eps, Tensor) and eps.dim() == 1:
-        eps = eps.view(-1, *[1] * (x.dim() - 1))
+        eps = per_sample(eps, x)
     low, high, scale = domain.ends(x) if isinstance(domain, Domain) else Ends(*(domain or (None, None)), None)
     reach = eps if scale is None else _rounded_up(eps * scale)
     lower, upper = x - reach, x + reach
@@ -262,7 +267,7 @@ def _rounded_up(product: Tensor) -> Tensor:
 
 def inner_ball(x: Tensor, eps: Tensor, domain: DomainLike) -> tuple[Tensor, Tensor]:
     """Ends of the ball cut to the domain; one that rounding put further away than eps moves back towards x."""
-    box, limit = ball(x, eps, domain), eps.view(-1, *[1] * (x.dim() - 1))
+    box, limit = ball(x, eps, domain), per_sample(eps, x)
     if (scale := Domain.of(domain).ends(x).scale) is not None:  # no more than the product in exact arithmetic
         limit = (limit.double() * scale.double()).nextafter(torch.zeros((), dtype=torch.float64, device=x.device))
         limit = rounded(limit, x.dtype, -torch.inf)

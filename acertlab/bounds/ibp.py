@@ -117,11 +117,7 @@ class IntervalNetwork:
 
     def _constants(self, graph: Graph) -> dict[fx.Node, Any]:
         """All values that are the same in each pass."""
-        values: dict[fx.Node, Any] = graph.lookup(self.model)
-        for node in graph.plan.constants:
-            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-            values[node] = graph.call(self.model, node, args, kwargs)
-        return values
+        return graph.constants(self.model)
 
     def _works(self, plan: Plan) -> dict[fx.Node, Any]:
         """What does the work of affine operators and BatchNorms, by node."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acertlab._memory import in_chunks
 from acertlab._validation import Within, check
-from acertlab.bounds.box import Domain, DomainLike, check_eps, distance, inner_ball
+from acertlab.bounds.box import Domain, DomainLike, check_eps, distance, inner_ball, per_sample
 from acertlab.bounds.checks import check_samples, full_precision
 from acertlab.bounds.margin import clean_logits, clean_margin
 from acertlab.radius.rootfind.brent import brentq
@@ -246,7 +246,7 @@ class _Ascent:
                 value = clean_margin(clean_logits(self.model, point), y)
             better = (value > margin) | (margin.isnan() & ~value.isnan())
             margin = torch.where(better, value, margin)
-            best = torch.where(better.view(-1, *[1] * (x.dim() - 1)), point, best)
+            best = torch.where(per_sample(better, x), point, best)
         return best, margin
 
     def _margin_and_gradient(self, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,10 +297,9 @@ class _Search:
         if not len(index):
             return eps
         x, direction = self.x[index], self.direction[index]
-        shape = (-1, *[1] * (x.dim() - 1))
         info = torch.finfo(x.dtype)
         length = direction.flatten(1).abs().amax(1).clamp(min=info.tiny)
-        start = x + direction / length.view(shape) * _reach(x, eps, self.ascent.domain)
+        start = x + direction / per_sample(length, x) * _reach(x, eps, self.ascent.domain)
         point, value = self.ascent(x, self.y[index], eps, start, target)
         hit = value >= 0
         moved, scale = point - x, Domain.of(self.ascent.domain).ends(x).scale
@@ -320,7 +319,7 @@ class _Search:
             x, radius = self.x[index], found.radius[index]
             further = torch.minimum(radius * (1 + self.rtol / 4) + self.xtol / 4, self.eps_max)
             lower, upper = inner_ball(x, further, domain)
-            stretch = (further / radius).view(-1, *[1] * (x.dim() - 1))
+            stretch = per_sample(further / radius, x)
             point = (x + (found.x_adv[index] - x) * stretch).clamp(lower, upper)
             value = clean_margin(clean_logits(self.ascent.model, point), self.y[index])
             value = torch.where(value > found.margin[index], value, -torch.inf)
@@ -351,7 +350,7 @@ def _targets(logits: Tensor, y: Tensor, restarts: int) -> list[Tensor]:
 
 def _reach(x: Tensor, eps: Tensor, domain: DomainLike) -> Tensor:
     """How far each number of x may move at eps, (B,)."""
-    scale, reach = Domain.of(domain).ends(x).scale, eps.view(-1, *[1] * (x.dim() - 1))
+    scale, reach = Domain.of(domain).ends(x).scale, per_sample(eps, x)
     return reach if scale is None else reach * scale
 
 

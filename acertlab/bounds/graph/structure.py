@@ -67,6 +67,13 @@ class Graph:
             for node, source in self.sources.items()
         }
 
+    def constants(self, model: nn.Module) -> dict[fx.Node, Any]:
+        """All values that are the same in each pass: `lookup`, and what forward makes of those alone."""
+        values: dict[fx.Node, Any] = {**self.lookup(model)}
+        for node in self.plan.constants:
+            values[node] = self.call(model, node, *map_arg((node.args, node.kwargs), values.__getitem__))
+        return values
+
     def call(self, model: nn.Module, node: fx.Node, args: tuple, kwargs: dict) -> Any:
         """The node's operator on values."""
         if packet(node) is WHOLE_MODULE:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from acertlab._validation import Within, check
-from acertlab.bounds.box import Domain, DomainLike, ball, distance, rounded
+from acertlab.bounds.box import Domain, DomainLike, ball, distance, per_sample, rounded
 from acertlab.bounds.checks import allowed_gap, check_samples, full_precision
 from acertlab.bounds.graph.comparison import check_chunk, points
 from acertlab.bounds.margin import captured, clean_logits, clean_margin
@@ -126,11 +126,10 @@ class _Search:
         """Takes the solver's point as witness, moved outwards by what the model's own rounding asks for."""
         x, dtype = self.x, self.x.dtype
         change = torch.as_tensor(point, device=x.device).view_as(x) - x.double()
-        shape = (-1, *[1] * (x.dim() - 1))
         stretch = 1 + torch.tensor(STRETCHES, dtype=torch.float64, device=x.device)
         reach = (distance(x.double() + change, x.double(), self.settings.domain) * stretch).to(dtype)
         box = ball(x.expand(len(stretch), *x.shape[1:]).contiguous(), reach, self.settings.domain)
-        moved = (x.double() + change * stretch.view(shape)).to(dtype)
+        moved = (x.double() + change * per_sample(stretch, x)).to(dtype)
         moved = torch.maximum(box.lower, torch.minimum(box.upper, moved))
         margins = clean_margin(clean_logits(self.model, moved), self.y.expand(len(moved)))
         away = distance(moved, x.expand_as(moved), self.settings.domain)

@@ -19,7 +19,7 @@ from torch.fx.node import map_arg
 
 from acertlab.bounds.graph.structure import WHOLE_MODULE, Graph
 from acertlab.bounds.rules.affine import NormCall
-from acertlab.bounds.rules.operators import BATCH_NORMS, arguments_of, aten, operation_of, packet, place, size_of
+from acertlab.bounds.rules.operators import BATCH_NORMS, arguments_of, aten, packet, place, size_of
 from acertlab.bounds.rules.shapes import AVERAGES, SELECTION, SIZES
 
 ACCEPTED = (
@@ -111,12 +111,9 @@ def as_relu_network(model: nn.Module, graph: Graph) -> ReluNetwork:
 
 class _Unrolling:
     def __init__(self, model: nn.Module, graph: Graph) -> None:
-        self.graph = graph
-        self.values: dict[fx.Node, Any] = dict(graph.lookup(model))
+        self.model, self.graph = model, graph
         with torch.no_grad():
-            for node in graph.plan.constants:
-                self.values[node] = graph.call(model, node, *map_arg((node.args, node.kwargs), self.values.__getitem__))
-            self.values = {node: _double(value) for node, value in self.values.items()}
+            self.values = {node: _double(value) for node, value in graph.constants(model).items()}
         shape = tuple(graph.input.meta["val"].shape[1:])
         self.size = prod(shape)
         self.inputs = self.size
@@ -222,9 +219,7 @@ class _Unrolling:
             return known[source]
 
         def call(called: fx.Node) -> Any:
-            args, kwargs = map_arg((called.args, called.kwargs), value)
-            out = operation_of(called)(*args, **kwargs)
-            return _double(out[0] if packet(called) in BATCH_NORMS and isinstance(out, tuple) else out)
+            return _double(self.graph.call(self.model, called, *map_arg((called.args, called.kwargs), value)))
 
         return call(node)
 

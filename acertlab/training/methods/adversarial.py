@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from acertlab.bounds.box import Box, ball
+from acertlab.bounds.box import Box, ball, per_sample
 from acertlab.bounds.graph.structure import Graph
 from acertlab.bounds.ibp import IntervalNetwork, freeze
 from acertlab.bounds.margin import worst_margin
@@ -118,9 +118,9 @@ class SABR(Adversarial):
     def _small(self, radii: Tensor, x: Tensor, x_adv: Tensor) -> Box:
         radii = self.attack_eps_factor * radii
         if self.small_box_at_border == "cut":
-            reach = ((1 - self.small_box) * radii).view(-1, *[1] * (x.dim() - 1))
+            reach = per_sample((1 - self.small_box) * radii, x)
             return ball(x + (x_adv - x).clamp(-reach, reach), self.small_box * radii, self.domain)
-        whole, small = ball(x, radii, self.domain), (self.small_box * radii).view(-1, *[1] * (x.dim() - 1))
+        whole, small = ball(x, radii, self.domain), per_sample(self.small_box * radii, x)
         return ball(x_adv.clamp(whole.lower + small, whole.upper - small), self.small_box * radii, self.domain)
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from acertlab.bounds.box import Box, DomainLike, ball
+from acertlab.bounds.box import Box, DomainLike, ball, per_sample
 from acertlab.bounds.ibp import IntervalNetwork
 
 RULES = ("mueller", "mao", "de-palma", "last")  # whose attack; see `training_attack`
@@ -70,10 +70,10 @@ def training_attack(
                 ended = found.all()  # before this point, which is then not looked at
                 found = found | (logits.argmax(1) != y)
                 better = losses > best if step < steps else torch.zeros_like(found)
-                kept = torch.where(_as(x, ~ended & (found | better)), point, kept)
+                kept = torch.where(per_sample(~ended & (found | better), x), point, kept)
             else:
                 better = losses >= best
-                kept = torch.where(_as(x, better), point, kept)
+                kept = torch.where(per_sample(better, x), point, kept)
             best = torch.where(better, losses.detach(), best)
             if step < steps:
                 falls = 0 if rule in ("mao", "de-palma") else sum(step >= share * steps for share in (0.5, 0.8, 0.9))
@@ -83,11 +83,6 @@ def training_attack(
         for module, training in modes:
             module.training = training
     return point if evaluated == steps else kept
-
-
-def _as(x: Tensor, which: Tensor) -> Tensor:
-    """(B,) as (B, 1, ...), to broadcast against x."""
-    return which.view(-1, *[1] * (x.dim() - 1))
 
 
 # ---- inside a network, for TAPS (Mao et al. 2023). Numbers are those of the published code
