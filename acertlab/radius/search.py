@@ -293,14 +293,7 @@ def polish_bracket(problem: RootProblem, found: Bracket, stop: StoppingRule) -> 
         if not ask.any():
             break
         value = problem.evaluate(below, ask)
-        low, high = value < 0, (value > 0) & (below > found.lower)
-        found = found._replace(
-            lower=torch.where(low, below, found.lower),
-            f_lower=torch.where(low, value, found.f_lower),
-            upper=torch.where(high, below, found.upper),
-            f_upper=torch.where(high, value, found.f_upper),
-            calls=found.calls + ask,
-        )
+        found = found.moved(below, value, value < 0, (value > 0) & (below > found.lower), ask)
     root, away, _ = _crossing(problem, found, stop)
     above = root + away
     ask = found.converged & (found.upper < above)

@@ -53,6 +53,16 @@ class Bracket(NamedTuple):
         none = torch.zeros_like(lower, dtype=torch.int64)
         return cls(lower, f_lower, inf, inf, none.bool(), none)
 
+    def moved(self, point: Tensor, value: Tensor, low: Tensor, high: Tensor, asked: Tensor) -> "Bracket":
+        """Its ``low`` and ``high`` (B,) ends moved to a point, with f there, which some elements were asked for."""
+        return self._replace(
+            lower=torch.where(low, point, self.lower),
+            f_lower=torch.where(low, value, self.f_lower),
+            upper=torch.where(high, point, self.upper),
+            f_upper=torch.where(high, value, self.f_upper),
+            calls=self.calls + asked,
+        )
+
 
 class RootEstimate(NamedTuple):
     """Roots from few evaluations, (B,) each; the cap where f < 0 there."""

@@ -76,13 +76,7 @@ def evaluate_at(problem: RootProblem, bracket: Bracket, point: Tensor, where: Te
     """Evaluates ``point`` (B,) ``where`` asked, and moves to it the ends of the brackets that it lies in."""
     value = problem.evaluate(point, where)
     low, high = (value < 0) & (point > bracket.lower), (value > 0) & (point < bracket.upper)
-    return bracket._replace(
-        lower=torch.where(low, point, bracket.lower),
-        f_lower=torch.where(low, value, bracket.f_lower),
-        upper=torch.where(high, point, bracket.upper),
-        f_upper=torch.where(high, value, bracket.f_upper),
-        calls=bracket.calls + where,
-    )
+    return bracket.moved(point, value, low, high, where)
 
 
 SOLVERS: dict[str, Solver] = {
