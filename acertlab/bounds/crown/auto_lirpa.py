@@ -84,7 +84,7 @@ class AutoLirpaNetwork:
                 tighter = bound()
                 better = (tighter < margins) & problem.finite  # where it is NaN, the cheaper one stands
                 margins = torch.where(better, tighter, margins)
-            problem.check(margins)
+            problem.check(margins, together=self.any_size)
         return margins.scatter(1, y.unsqueeze(1), 0.0)
 
 
@@ -181,17 +181,24 @@ class _BoundProblem:
                 node.alpha = type(node.alpha)()
         return best
 
-    def check(self, margins: Tensor) -> None:
-        """Evaluates the network in four corners of the boxes. Not a proof, but a guard against wrong conversions."""
+    def check(self, margins: Tensor, *, together: bool) -> None:
+        """Evaluates the network in four corners of the boxes. Not a proof, but a guard against wrong conversions.
+
+        ``together``: in one pass, which costs a small network hardly more than one corner.
+        """
         lower, upper = self.x[0].ptb.x_L, self.x[0].ptb.x_U
         coin = torch.Generator(lower.device).manual_seed(0)
         heads = [torch.rand(lower.shape[1:], generator=coin, device=lower.device) < 0.5 for _ in range(2)]
-        for corner in (lower, upper, *(torch.where(head, lower, upper) for head in heads)):
-            logits = self.converted(corner)
-            pairs = [("the output", logits - logits.gather(1, self.y.unsqueeze(1)), (None, margins))]
-            pairs += [(f"node {n}", self.converted[n].forward_value, ends) for n, ends in self.inner.items()]
+        corners = torch.stack([lower, upper, *(torch.where(head, lower, upper) for head in heads)])
+        for some in corners.split(len(corners) if together else 1):
+            logits = self.converted(some.flatten(0, 1)).unflatten(0, some.shape[:2])
+            own = logits.gather(2, self.y.expand(len(some), -1).unsqueeze(2))
+            pairs: list[Any] = [("the output", logits - own, (None, margins))]
+            for name, ends in self.inner.items():
+                value = self.converted[name].forward_value
+                pairs.append((f"node {name}", value.unflatten(0, (len(some), -1)), ends))
             for what, value, (low, high) in pairs:
-                slack = 1e-3 * value.abs().max() + 1e-6
+                slack = 1e-3 * value.abs().amax(tuple(range(1, value.dim())), keepdim=True) + 1e-6
                 if (value > high + slack).any() or (low is not None and (value < low - slack).any()):
                     raise TypeError(f"its bounds of {what} do not hold")
 

@@ -8,7 +8,7 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -124,4 +124,22 @@ def import_auto_lirpa() -> Any:
             return named(self, get_members_fn, prefix, recurse)
 
         auto_LiRPA.BoundedModule._named_members = named_members
+    tanh: Any = getattr(importlib.import_module("auto_LiRPA.operators"), "BoundTanh", None)
+    if hasattr(tanh, "precompute_relaxation"):  # sigmoid's, too
+        tanh.precompute_relaxation = _remembered(tanh.precompute_relaxation)
     return auto_LiRPA
+
+
+def _remembered(precompute: Callable[..., None]) -> Callable[..., None]:
+    """Tables of tangents, made once: they depend on the function alone, and take a second for each tanh."""
+    tables: dict[Any, dict[str, Any]] = {}
+
+    def once(self: Any, function: Any, *args: Any) -> None:
+        key = (function, self.device, torch.get_default_dtype())
+        if key not in tables:
+            before = set(vars(self))
+            precompute(self, function, *args)
+            tables[key] = {name: value for name, value in vars(self).items() if name not in before}
+        vars(self).update(tables[key])
+
+    return once
