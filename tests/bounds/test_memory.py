@@ -77,6 +77,29 @@ def test_new_values_of_weights_and_buffers_are_the_same_graph() -> None:
     assert torch.equal(known.run(net, X), net(X))
 
 
+def test_models_that_are_alike_share_a_graph_and_keep_their_values() -> None:
+    one, other = (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).eval() for _ in "ab")
+    graph = graph_of(one, X)
+    assert graph_of(other, X) is graph
+    assert torch.equal(graph.run(one, X), one(X)) and torch.equal(graph.run(other, X), other(X))
+    assert graph_of(other.train(), X) is not graph and graph_of(one, X) is graph
+
+
+def test_models_with_tensors_that_are_no_state_of_theirs_share_none() -> None:
+    for build in (Net, foreign):
+        one, other = build().eval(), build().eval()
+        assert graph_of(one, X) is not graph_of(other, X)
+        assert torch.equal(graph_of(other, X).run(other, X), other(X))
+
+
+def foreign() -> Net:
+    """A network that takes a parameter which is not registered."""
+    net, weight = Net(), nn.Parameter(torch.rand(3))
+    net.offset = 0.0
+    net.last.register_forward_hook(lambda layer, args, out: out * weight)
+    return net
+
+
 def test_samples_of_another_shape_or_dtype_are_another_graph() -> None:
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     known = graph_of(pool, torch.rand(1, 3, 8, 8))

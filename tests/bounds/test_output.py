@@ -2,7 +2,7 @@
 
 import csv
 import warnings
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, deque, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -136,6 +136,7 @@ def test_one_logit_in_files(tmp_path: Path) -> None:
 def test_one_logit_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = Model(ONE, SHAPES["(B,)"]).eval(), []
     real = memory.capture
+    monkeypatch.setattr(memory, "_shared", deque())  # none of another test's
     monkeypatch.setattr(memory, "capture", lambda *args: (calls.append(1), real(*args))[1])
     first, second = (certified_radius(model, X, Y, 0.3).radius for _ in range(2))
     assert len(calls) == 1 and torch.equal(first, second)

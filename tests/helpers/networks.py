@@ -54,20 +54,6 @@ def points_of(model: nn.Module, box: Box, y: Tensor, n: int = 8) -> Tensor:
     return torch.stack(points).clamp(box.lower, box.upper)
 
 
-_CAPTURED: dict[object, nn.Module] = {}
-
-
-def captured_once(key: object, model: nn.Module) -> nn.Module:
-    """These weights in the one module that stands for all of a key, which have the same layers.
-
-    A graph is remembered by its module, and capturing costs more than the bounds of a small network: tests that draw
-    many networks ask for them one after the other.
-    """
-    known = _CAPTURED.setdefault(key, model)
-    known.load_state_dict(model.state_dict())
-    return known
-
-
 @dataclass(frozen=True)
 class Trained:
     """A certifiably trained network in evaluation mode, with test images it has not seen."""

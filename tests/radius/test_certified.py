@@ -25,7 +25,7 @@ from acertlab.radius.attack import attacked_radius
 from acertlab.radius.certified import _attach_gradient, bytes_a_row, certified_radius
 from acertlab.radius.rootfind.solvers import SOLVERS
 from acertlab.radius.search import RadiusResult, RadiusStatus, SearchSettings
-from tests.helpers.networks import Trained, captured_once
+from tests.helpers.networks import Trained
 
 XTOL, RTOL = 1e-8, 1e-5
 
@@ -338,7 +338,6 @@ def test_empty_batch(digits_net: Trained) -> None:
 def test_no_point_of_a_certified_box_changes_the_label(seed: int, eps_max: float, residual: bool) -> None:
     torch.manual_seed(seed)
     model = (residual_cnn((1, 4, 4), 3, width=2, linear=5) if residual else mlp((1, 4, 4), 3, width=9)).double().eval()
-    model = captured_once(("boxes", residual), model)
     x = torch.rand(6, 1, 4, 4, dtype=torch.float64)
     y = model(x).argmax(1)
     result = certified_radius(model, x, y, eps_max)

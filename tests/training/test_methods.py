@@ -15,7 +15,7 @@ from torch import nn
 from acertlab.bounds.box import Box, ball
 from acertlab.bounds.crown.auto_lirpa import AutoLirpaNetwork
 from acertlab.bounds.crown.crown_ibp import crown_ibp_margins
-from acertlab.bounds.graph.capture import capture
+from acertlab.bounds.graph.memory import graph_of
 from acertlab.bounds.ibp import freeze
 from acertlab.models.architectures import MODELS
 from acertlab.training.config import TrainConfig
@@ -68,7 +68,7 @@ def setup(build, seed=0, batch=12):
 
 
 def step_of(model, x, y, eps) -> Step:
-    graph = capture(model, x)
+    graph = graph_of(model, x)
 
     def own_pass(x):
         logits, statistics = clean_pass(model, x)

@@ -2,6 +2,7 @@
 
 import functools
 import types
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ from acertlab.bounds.graph.structure import Graph
 from acertlab.bounds.rules.dispatch import rule
 
 _remembered: WeakKeyDictionary[nn.Module, tuple[Any, Graph]] = WeakKeyDictionary()
+_shared: deque[tuple[Any, Graph]] = deque(maxlen=32)  # of any model: such as hold no tensor
 
 
 def graph_of(model: nn.Module, x: Tensor) -> Graph:
@@ -23,20 +25,28 @@ def graph_of(model: nn.Module, x: Tensor) -> Graph:
     A graph holds no parameter's and no buffer's value, so these may change. Everything else that is reachable from the
     model's attributes counts by value: numbers, texts, modes, hooks with what they enclose, shapes and dtypes, which
     tensors are one and the same, and the code of forward. A model that holds anything else is captured each time.
+    Models that are alike in all this share one graph.
     """
     check_module(model)
-    state, inner = _fingerprint(model, x), innermost(model)
-    known = _remembered.get(inner)
-    if known is not None and state is not None and known[0] == state:
-        return known[1]
+    (state, alone), inner = _fingerprint(model, x), innermost(model)
+    if state is not None:
+        for before, graph in (*filter(None, [_remembered.get(inner)]), *(() if alone else tuple(_shared))):
+            if before == state:
+                _remembered[inner] = before, graph
+                return graph
     graph = capture(model, x)
     if state is not None:
         _remembered[inner] = state, graph
+        if not alone and all(isinstance(source, str) for source in graph.sources.values()):
+            _shared.append((state, graph))
     return graph
 
 
-def _fingerprint(model: nn.Module, x: Tensor) -> Any:
-    """A value that is equal as long as capturing gives the same graph; None where that cannot be told."""
+def _fingerprint(model: nn.Module, x: Tensor) -> tuple[Any, bool]:
+    """A value that is equal as long as capturing gives the same graph, or None where that cannot be told.
+
+    And whether it holds for this model alone, as it names tensors by their identity.
+    """
     parts = _Parts()
     try:
         parts.add(model)
@@ -44,8 +54,9 @@ def _fingerprint(model: nn.Module, x: Tensor) -> Any:
             if name.startswith("_global_"):  # hooks on all modules
                 parts.add(value)
     except _UnknowableError:
-        return None
-    return (*parts.found, tuple(x.shape[1:]), x.dtype, x.device, torch.get_default_dtype(), tuple(rule.registry))
+        return None, True
+    around = (tuple(x.shape[1:]), x.dtype, x.device, torch.get_default_dtype(), tuple(rule.registry))
+    return (*parts.found, *around), parts.identities
 
 
 class _UnknowableError(Exception):
@@ -71,6 +82,7 @@ class _Parts:
     def __init__(self) -> None:
         self.found: list[Any] = []
         self.seen: dict[Any, int] = {}
+        self.identities = False  # whether some were found
 
     def add(self, value: Any) -> None:
         if isinstance(value, PLAIN):
@@ -88,6 +100,7 @@ class _Parts:
             self._add_tensor(value)
             if not isinstance(value, nn.Parameter):  # forward may branch on it, or hold another one's
                 self.found.append((id(value), value._version))
+                self.identities = True
         elif isinstance(value, nn.Module):
             self._add_module(value)
         elif isinstance(value, dict):

@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from acertlab.bounds.checks import full_precision
-from acertlab.bounds.graph.capture import capture
 from acertlab.bounds.graph.comparison import ROWS, check_operators, points
+from acertlab.bounds.graph.memory import graph_of
 from acertlab.bounds.graph.structure import Graph
 from acertlab.data.datasets import ImageData, to_float
 from acertlab.models.architectures import MODELS
@@ -61,7 +61,7 @@ def initial_state(config: TrainConfig, data: ImageData, device: torch.device, st
 def _training_graph(model: nn.Module, data: ImageData, device: torch.device, eps: float) -> Graph:
     """The graph that each step's bounds are made from; its operators' values are the network's on points of a batch."""
     x = to_float(data.train_x[:ROWS]).to(device)
-    graph = capture(model, x)
+    graph = graph_of(model, x)
     if device.type != "meta":
         with full_precision(device):
             check_operators(model, graph, points(x, (0.0, 1.0), eps, ROWS))

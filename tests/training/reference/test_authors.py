@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from acertlab.bounds.graph.capture import capture
+from acertlab.bounds.graph.memory import graph_of
 from acertlab.training.config import TrainConfig
 from acertlab.training.loop.state import State, learning_rate
 from acertlab.training.loop.step import train_step
@@ -51,7 +51,7 @@ def step(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **changes: Any) 
         patched.setattr(adversarial.SABR, "_small", boxed)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         state = State(
-            model, capture(model, x), config.objective(), optimizer, learning_rate(config, optimizer, 1), None
+            model, graph_of(model, x), config.objective(), optimizer, learning_rate(config, optimizer, 1), None
         )
         std = torch.tensor(STD, dtype=torch.float64)
         loss, *_ = train_step(state, config, x, y, torch.arange(len(y)), case["eps"], std)
