@@ -117,7 +117,10 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, lab: str, folder: Path) -> Iterator[Callable[..., Any]]:
-    """Opens a notebook, runs its cells and finds the one with the given source; afterwards there are no errors."""
+    """Opens a notebook, runs its cells and finds the one with the given source; afterwards there are no errors.
+
+    While they run, so many ``others`` are at work on the machine: anywidget gives a model two seconds to load.
+    """
     errors: list[str] = []
     page = browser.new_page(viewport={"width": 1400, "height": 800})
     page.set_default_timeout(1000 * WAIT)
@@ -125,19 +128,24 @@ def opened(browser: Any, lab: str, folder: Path) -> Iterator[Callable[..., Any]]
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda m: errors.append(f"{m.text} {m.location}") if m.type == "error" else None)
 
-    def open_(notebook: str, source: str = "", run: bool = True) -> Opened:
+    def open_(notebook: str, source: str = "", run: bool = True, others: int = 0) -> Opened:
         # a workspace of its own: in the default one JupyterLab opens the notebooks of earlier pages again, too, whose
         # cells nobody runs
         page.goto(f"{lab}/lab/workspaces/{uuid.uuid4().hex}/tree/{notebook}")
         found = Opened(page, notebook, folder, errors)
         if run:
-            found.run_all()
-        if not source:
-            return found
-        cell = page.locator(".jp-CodeCell", has_text=source)
-        cell.locator(".noUi-handle").first.wait_for(state="attached")
-        cell.scroll_into_view_if_needed()
-        return Shown(page, notebook, folder, errors, cell)
+            found.ready()
+        with busy(others):  # not before: JupyterLab's own start, which takes longest, is no matter
+            if run:
+                found.run_all()
+            if not source:
+                return found
+            cell = page.locator(".jp-CodeCell", has_text=source)
+            cell.locator(".noUi-handle").first.wait_for(state="attached")
+            cell.scroll_into_view_if_needed()
+            shown = Shown(page, notebook, folder, errors, cell)
+            shown.until(shown.figures, "figures")
+            return shown
 
     yield open_
     page.close()
@@ -146,7 +154,7 @@ def opened(browser: Any, lab: str, folder: Path) -> Iterator[Callable[..., Any]]
 
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """Others at work on the machine: anywidget gives a model two seconds to load."""
+    """Others at work on the machine."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
         yield
@@ -159,13 +167,11 @@ def busy(processes: int) -> Iterator[None]:
 TABS = {"Every radius": "curves", "One network": "picked_curve", "Its images": "picked_radii", "Equal accuracy": "pair"}
 
 
-def test_the_pareto_explorer(opened: Callable[[str, str], Shown], synthetic_runs: Path) -> None:
+def test_the_pareto_explorer(opened: Callable[..., Shown], synthetic_runs: Path) -> None:
     runs = load_runs(synthetic_runs)
     networks = tradeoff.pool_seeds(runs, load_radii(runs))
     start = widgets.first_view(networks)
-    with busy(2):
-        lab = opened("03_pareto.ipynb", "widgets.pareto_explorer(")
-        lab.until(lambda: len(lab.figures()) == 2, "the explorer's figures")
+    lab = opened("03_pareto.ipynb", "widgets.pareto_explorer(", others=2)
     handles, lists = lab.cell.locator(".noUi-handle"), lab.cell.locator("select")
     kappas, moved, chosen, tab = [round(0.01 * i, 2) for i in range(101)], {}, {}, ["Every radius"]
     order = ("eps_max", "eps", "kappa", "accuracy")

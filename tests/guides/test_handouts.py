@@ -6,7 +6,9 @@ with small parameters. The command itself is run from the wheel (test_wheel.py).
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -26,9 +28,21 @@ DRAWN = """() => [...document.querySelectorAll('.js-plotly-plot')].map(
     figure => figure.querySelectorAll('.mlayer path, .mlayer image, .mlayer text').length)"""
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        yield None
+        return
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_handout_is_complete_without_a_network(
-    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Any
 ) -> None:
     if executed := os.environ.get("ACERTLAB_EXECUTED"):
         shutil.copy(Path(executed, notebook.name), tmp_path)
@@ -42,12 +56,10 @@ def test_a_handout_is_complete_without_a_network(
     for cell, drawn_below in zip(code, figures[1:], strict=False):  # a still picture below what only a kernel can show
         assert drawn_below or "skip-execution" not in cell.metadata.get("tags", [])
     assert any(figures)
-    if CHROMIUM is None:
+    if browser is None:
         pytest.skip("the page was made but not opened; no chromium on the PATH: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page, said, asked = browser.new_context(offline=True).new_page(), [], []
+    with browser.new_context(offline=True) as context:
+        page, said, asked = context.new_page(), [], []
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -60,4 +72,3 @@ def test_a_handout_is_complete_without_a_network(
         assert page.evaluate(TEX) == []
         formulas = sum(cell.source.count("$$") for cell in executed.cells if cell.cell_type == "markdown") // 2
         assert page.locator("math[display=block]").count() == formulas
-        browser.close()

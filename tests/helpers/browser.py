@@ -69,11 +69,14 @@ class Opened:
         said = (self.folder / "lab.log").read_text()[-1500:]
         return "\n".join([f"{state}", *cells, f"errors in the browser: {self.errors}", f"JupyterLab said: {said}"])
 
-    def run_all(self) -> None:
-        """Runs every cell, to its end."""
+    def ready(self) -> None:
+        """Waits for the notebook and its kernel."""
         self.until(lambda: self.page.locator(".jp-Notebook .jp-CodeCell").count(), "the notebook")
         assert self.page.evaluate(STATE)["notebooks"] == [self.notebook]
         self.until(lambda: "| Idle" in self.page.inner_text("body"), "a kernel")
+
+    def run_all(self) -> None:
+        """Runs every cell, to its end."""
         self.page.get_by_text("Run", exact=True).first.click()
         self.page.get_by_text("Run All Cells", exact=True).click()
         self.until(lambda: self.page.evaluate(FINISHED), "the notebook's cells")
