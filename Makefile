@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# one thread a process: two-threaded torch slows down many-fold where another process runs
-TEST_ENV := OMP_NUM_THREADS=1 PYDEVD_DISABLE_FILE_VALIDATION=1
+# one thread a process: two-threaded torch slows down many-fold where another process runs; what a process has compiled
+# serves the next ones, also where the shell's PYTHONDONTWRITEBYTECODE says otherwise
+TEST_ENV := OMP_NUM_THREADS=1 PYDEVD_DISABLE_FILE_VALIDATION=1 PYTHONDONTWRITEBYTECODE=
 # what neither trains nor starts a kernel, a browser or a cluster
 FAST := $(addprefix tests/, test_lock.py test_memory.py test_text.py test_validation.py \
 	bounds/test_ibp.py bounds/test_graph.py models/test_architectures.py data/test_run.py data/test_run_table.py \
@@ -19,12 +20,13 @@ help:  ## this list
 demo: $(READY)  ## train on the embedded digits, draw the Pareto picture, print the table (2 minutes)
 	$(BIN)/acertlab demo
 
+# without its plugin the tests' processes need not load what nbval does, for a second each
 test: $(READY)  ## lint, unit and property tests, and every notebook (about 16 minutes on two cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	export ACERTLAB_EXECUTED=$$(mktemp -d) $(TEST_ENV); \
 	ACERTLAB_RUNS=$$(mktemp -d) $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider -p tests.helpers.executed_notebooks notebooks && \
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -p no:nbval tests
 
 test-fast: $(READY)  ## after an edit: lint, layout and what needs neither training nor notebooks (under a minute)
 	$(BIN)/ruff check .
