@@ -7,7 +7,7 @@
       - {method: acert, kappa: [0, 0.25, 0.5], seed: [0, 1, 2], eps_max: [0.1, 8/255]}
 
 A grid with `front: true` has one job a front, for one training along kappa: `{method: acert, front: true, seed: [0]}`;
-kappas other than the method's own are `kappas: "0 0.25 0.5"`.
+kappas other than the method's own are `kappas: "0.9 0.5 0"`.
 
 What is no parameter of 02 goes into its `settings`: `settings: [{}, {ramp_epochs: 4}, {scheduler: step, lr: 5e-4}]`.
 

@@ -76,7 +76,7 @@ def _kappas(given: Any) -> str:
     try:
         return " ".join(f"{number(kappa):.12g}" for kappa in written)
     except (TypeError, ValueError):
-        raise ValueError('numbers with blanks between them, such as "0 0.25 0.5", or "" for the method\'s') from None
+        raise ValueError('numbers with blanks between them, such as "0.9 0.5 0", or "" for the method\'s') from None
 
 
 # What a training notebook's parameters may be, for `check_parameters`; 0, "" and {} stand for the preset's value

@@ -68,7 +68,7 @@ def test_certify_takes_a_program_and_writes_a_page(tmp_path: Path, capsys: pytes
     assert "none.pt2" in capsys.readouterr().err
 
 
-def test_the_demo_is_two_fronts_from_robust_to_accurate() -> None:
+def test_the_demo_is_two_fronts_from_accurate_to_robust() -> None:
     jobs = read_spec(ROOT / "notebooks" / "demo.yaml").jobs
     assert [(job.parameters["method"], job.parameters["front"]) for job in jobs] == [
         ("acert", True),

@@ -159,8 +159,8 @@ def test_a_front_is_one_job() -> None:
     fronts = [one | {"front": True, "kappas": "", "seed": [0, 1]}, one | {"front": True, "kappas": "0 0.5", "seed": 0}]
     sweep = read_spec({"grid": [*fronts, one | {"front": False, "kappas": "", "seed": 0}]})
     assert [describe(job.parameters, sweep.varied) for job in sweep.jobs] == [
-        "acert kappa=0 front=True 0 0.25 0.5 0.75 0.9 seed=0",
-        "acert kappa=0 front=True 0 0.25 0.5 0.75 0.9 seed=1",
+        "acert kappa=0.9 front=True 0.9 0.5 0.25 0.1 0 seed=0",
+        "acert kappa=0.9 front=True 0.9 0.5 0.25 0.1 0 seed=1",
         "acert kappa=0 front=True 0 0.5 seed=0",
         "acert kappa=0 front=False kappas= seed=0",
     ]
@@ -169,7 +169,7 @@ def test_a_front_is_one_job() -> None:
     with pytest.raises(ValueError, match="is there twice"):
         read_spec({"grid": one | {"front": True, "kappa": [0, 0.5]}})
     with pytest.raises(ValueError, match="is there twice"):  # the method's own kappas, written out
-        read_spec({"grid": one | {"front": True, "kappas": ["", "0, 0.25, 0.5, 0.75, 0.9"]}})
+        read_spec({"grid": one | {"front": True, "kappas": ["", "0.9, 0.5, 0.25, 0.1, 0"]}})
 
 
 def test_a_front_is_done_once_all_its_networks_are_measured(tmp_path: Path) -> None:

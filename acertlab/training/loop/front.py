@@ -1,10 +1,10 @@
 """A front as one training: a path along kappa, whose networks and all networks between them can be asked for.
 
 The first network is trained as always; each next one goes on from the one before, by the next kappa. Between neighbours
-weights are interpolated; BatchNorm's statistics there are taken anew from training images and stored.
+weights are interpolated; BatchNorm's statistics there are taken anew from training images and stored. What the walk's
+direction, epochs and rate do is measured in data/fronts/README.md.
 """
 
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +28,8 @@ from acertlab.training.config import TrainConfig
 from acertlab.training.loop.step import session
 from acertlab.training.loop.train import Start, described_run, train_from, write_results
 
-KAPPAS = (0.0, 0.25, 0.5, 0.75, 0.9)  # of methods that train each sample at its own radius
-KAPPAS_OF_FIXED_EPS = (0.8, 0.9, 0.95, 0.98)  # of the others, whose networks at smaller kappas are alike
+KAPPAS = (0.9, 0.5, 0.25, 0.1, 0.0)  # of methods that train each sample at its own radius
+KAPPAS_OF_FIXED_EPS = (0.98, 0.95, 0.9, 0.8, 0.5)  # of the others, whose networks at smaller kappas are alike
 PARTS = 4  # of the way between two neighbours: BatchNorm's statistics are stored at each
 IMAGES, BATCH = 5000, 500  # training images that give them, and how many at once
 FILE, STATISTICS = FRONT_FILES
@@ -91,7 +91,7 @@ def train_front(
     kappas: Sequence[float] | None = None,
     *,
     epochs: int | None = None,
-    lr: float = 1e-3,
+    lr: float | None = None,
     progress: bool = True,
 ) -> Front:
     """Trains a whole front by one walk along kappa; the same call again goes on, or returns what is done.
@@ -105,9 +105,9 @@ def train_front(
         config: of the first network; its kappa is replaced.
         data: as of `train`.
         run_dir: the front's folder.
-        kappas: rising or falling, in [0, 1]; None: the method's own, from robust to accurate.
-        epochs: of each network after the first; None: a fifth of the first one's.
-        lr: the largest learning rate there.
+        kappas: falling or rising, in [0, 1]; None: the method's own, from accurate to robust, which is better.
+        epochs: of each network after the first; None: three fifths of the first one's.
+        lr: the largest learning rate there; None: the first one's.
         progress: show a bar a network.
 
     Raises:
@@ -122,7 +122,7 @@ def train_front(
     """
     kappas, run_dir = checked_walk(config, kappas), Path(run_dir)
     epochs = epochs_after_first(config) if epochs is None else check("epochs", epochs, Within(1, kind=int))
-    check("lr", lr, Within(0, open_low=True))
+    lr = config.lr if lr is None else check("lr", lr, Within(0, open_low=True))
     asked = {"kappas": list(kappas), "epochs": epochs, "lr": lr, "parts": PARTS, "images": IMAGES}
     asked |= {"first": _identifying(described_run(replace(config, kappa=kappas[0]), data))}
     with locked(run_dir / ".lock", f"run_dir: {run_dir}", wait=LOCK_WAIT):
@@ -189,8 +189,8 @@ def load_front(path: str | Path) -> Front:
 
 
 def epochs_after_first(config: TrainConfig) -> int:
-    """Epochs of each network of a front after the first, whose budget is ``config``'s: a fifth, which is untuned."""
-    return math.ceil(config.epochs / 5)
+    """Epochs of each network of a front after the first, whose budget is ``config``'s: three fifths, rounded."""
+    return max(1, round(0.6 * config.epochs))
 
 
 def checked_walk(config: TrainConfig, kappas: Sequence[float] | None) -> tuple[float, ...]:
