@@ -16,14 +16,14 @@ import acertlab as al
 from acertlab.data.files import read_json, write_json, write_weights
 from acertlab.data.pack import pack_runs
 from acertlab.data.run import WEIGHTS, load_run, runs_folder
-from acertlab.training.loop.front import DONE, Front, _half_way, _measured, _write_statistics
+from acertlab.training.loop.front import DONE, Front, _measured, _write_statistics
 from acertlab.training.loop.train import write_results
 from acertlab.training.parameters import config_of
 
-SETTINGS = {  # of the first network: those of data/results/fronts, CIFAR-10's twice as long; and epochs of the others
-    "digits": ({}, 4),
-    "mnist": ({"width": 4}, 2),
-    "cifar10": ({"width": 8, "epochs": 40, "ramp_epochs": 20}, 4),
+SETTINGS = {  # of the first network: those of data/results/fronts, but for three fifths or two thirds of the epochs
+    "digits": {"epochs": 12, "ramp_epochs": 6},
+    "mnist": {"width": 4, "epochs": 4, "ramp_epochs": 2},
+    "cifar10": {"width": 8, "epochs": 12, "ramp_epochs": 6},
 }
 PARTS = ("weight", "bias")  # of a layer: BatchNorm's statistics stay as they are
 
@@ -45,25 +45,22 @@ def rounded(front: Front, data: al.ImageData, out: Path) -> Front:
     write_json(out / "front.json", {name: value for name, value in told.items() if name != DONE})
     _write_statistics(knots, data, out, config_of(run.config).torch_device())
     halves = Front(out, front.kappas, knots, {})
-    for i, pair in enumerate(pairwise(front.kappas)):
-        config = replace(config_of(front.knots[pair[1]].config), kappa=_half_way(pair))
-        halves.between[config.kappa] = _measured(halves, config, data, out / f"between-{i:02d}", pair)
+    for pair, (kappa, run) in zip(pairwise(front.kappas), front.between.items(), strict=True):
+        config = replace(config_of(front.knots[pair[1]].config), kappa=kappa)
+        halves.between[kappa] = _measured(halves, config, data, out / run.path.name, pair)
     return halves
 
 
 def main(dataset: str, method: str = "acert") -> None:
-    changes, epochs = SETTINGS[dataset]
-    config, data = replace(al.preset(dataset, method, budget="fast"), **changes), al.load_dataset(dataset)
+    config, data = al.preset(dataset, method, budget="fast"), al.load_dataset(dataset)
     folder, out = runs_folder() / f"front-{dataset}-{method}", Path(__file__).parent / f"{dataset}-{method}"
-    front = al.train_front(config, data, folder, epochs=epochs)
+    front = al.train_front(replace(config, **SETTINGS[dataset]), data, folder)
     if dataset == "cifar10":
         pack_runs(front.path, out)
         return
     pack_runs(rounded(front, data, folder.with_name(f"{folder.name}-rounded")).path, out, weights=True)
-    held = load_file(out / WEIGHTS).items()
-    write_weights(
-        out / WEIGHTS, {name: value.half() if name.endswith(PARTS) else value for name, value in held.items()}
-    )
+    weights = {n: v.half() if n.endswith(PARTS) else v for n, v in load_file(out / WEIGHTS).items()}
+    write_weights(out / WEIGHTS, weights)
 
 
 if __name__ == "__main__":
