@@ -1,7 +1,7 @@
 """Trains a front that comes with acertlab, and packs it: python data/fronts/make.py DATASET [METHOD].
 
-With its networks, whose weights are rounded to half precision and which are then measured anew; CIFAR-10's, which take
-more room, without. Minutes on two cores; a killed run goes on.
+With its networks, whose weights are rounded to half precision and which are then measured anew. Minutes on two cores; a
+killed run goes on.
 """
 
 import shutil
@@ -20,10 +20,9 @@ from acertlab.training.loop.front import DONE, Front, _measured, _write_statisti
 from acertlab.training.loop.train import write_results
 from acertlab.training.parameters import config_of
 
-SETTINGS = {  # of the first network: those of data/results/fronts, but for three fifths or two thirds of the epochs
+SETTINGS = {  # of the first network: those of data/results/fronts, for three fifths or two thirds of the epochs
     "digits": {"epochs": 12, "ramp_epochs": 6},
     "mnist": {"width": 4, "epochs": 4, "ramp_epochs": 2},
-    "cifar10": {"width": 8, "epochs": 12, "ramp_epochs": 6},
 }
 PARTS = ("weight", "bias")  # of a layer: BatchNorm's statistics stay as they are
 
@@ -51,13 +50,10 @@ def rounded(front: Front, data: al.ImageData, out: Path) -> Front:
     return halves
 
 
-def main(dataset: str, method: str = "acert") -> None:
+def main(dataset: str, method: str = "acert", below: Path = Path(__file__).parent) -> None:
     config, data = al.preset(dataset, method, budget="fast"), al.load_dataset(dataset)
-    folder, out = runs_folder() / f"front-{dataset}-{method}", Path(__file__).parent / f"{dataset}-{method}"
+    folder, out = runs_folder() / f"front-{dataset}-{method}", below / f"{dataset}-{method}"
     front = al.train_front(replace(config, **SETTINGS[dataset]), data, folder)
-    if dataset == "cifar10":
-        pack_runs(front.path, out)
-        return
     pack_runs(rounded(front, data, folder.with_name(f"{folder.name}-rounded")).path, out, weights=True)
     weights = {n: v.half() if n.endswith(PARTS) else v for n, v in load_file(out / WEIGHTS).items()}
     write_weights(out / WEIGHTS, weights)

@@ -1,5 +1,6 @@
 """A front as one training: its knots, the networks between them, and what happens when it is killed or misused."""
 
+import importlib.util
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,20 @@ def test_packed_with_its_weights_it_is_the_same_front(front, tmp_path):
     bare = pack_runs(front.path, tmp_path / "bare")
     with pytest.raises(FileNotFoundError, match="holds no front.json"):
         load_front(bare)
+
+
+def test_what_comes_with_acertlab_is_made_by_its_script(few, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("make", SHIPPED_FRONTS / "make.py")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    monkeypatch.setenv("ACERTLAB_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setitem(make.SETTINGS, "digits", {"epochs": 2, "ramp_epochs": 1})
+    monkeypatch.setattr(al, "load_dataset", lambda name: few)
+    make.main("digits", below=tmp_path)
+    front, of = load_front(tmp_path / "digits-acert"), to_float(few.test_x[:20])
+    for kappa, run in (front.knots | front.between).items():
+        found = al.certified_radius(front.network(kappa), of, few.test_y[:20], run.result["radius_cap"])
+        assert found.radius.tolist() == pytest.approx(run.radii.radius[:20].tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("dataset", ["digits", "mnist"])
