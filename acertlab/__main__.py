@@ -198,7 +198,9 @@ def compare(args: argparse.Namespace) -> int:
     from acertlab.data.run_table import by_sweep, load_finished
     from acertlab.training.methods.catalogue import name_of
 
-    for dataset, eps_max, group in by_sweep(load_finished(*args.runs)):
+    sweeps = list(by_sweep(load_finished(*args.runs)))
+    with_both = [sweep for sweep in sweeps if {args.method, args.other} <= set(sweep[2].method)]
+    for dataset, eps_max, group in with_both or sweeps:
         found = ratio_table(group, args.method, args.other)
         pair = f"{name_of(args.method)} / {name_of(args.other)}"
         print(f"\n{dataset}, eps_max {eps_text(eps_max)}, {pair}, mean ± standard error over seeds:\n")

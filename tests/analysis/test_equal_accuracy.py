@@ -1,12 +1,14 @@
 """Fronts seed by seed: ratios at equal accuracy by hand, over several settings; clear errors."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from acertlab.__main__ import main
 from acertlab.analysis import equal_accuracy
-from acertlab.data.run import SHIPPED
+from acertlab.data.run import SHIPPED, SHIPPED_FRONTS
 from tests.helpers.synthetic_runs import scores_of
 
 
@@ -67,3 +69,14 @@ def test_the_command_on_the_shipped_runs(capsys: pytest.CaptureFixture) -> None:
     said = capsys.readouterr().out
     assert "cifar10" in said and "| Acc % | ACERT: ACR % | FastIBP: ACR % |" in said
     assert main(["compare", "/nowhere"]) == 1 and "there is no folder of runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", sorted(SHIPPED_FRONTS.glob("cifar10-*")), ids=lambda path: path.name)
+@pytest.mark.parametrize("method", ["acert", "fast-ibp", ""])
+def test_the_tables_of_walked_fronts_are_the_commands(folder: Path, method: str, capsys: pytest.CaptureFixture) -> None:
+    """Walked beside separate trainings, or the two methods walked; a dataset that lacks one of them is left out."""
+    alone = [str(SHIPPED), str(folder), "--method", f"{method} (front)", "--other", method]
+    assert main(["compare", *(alone if method else [str(folder)])]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    told = (SHIPPED_FRONTS / "README.md").read_text(encoding="utf-8")
+    assert len(rows) > 5 and [row for row in rows if row not in told] == []
