@@ -1,6 +1,7 @@
 """Which graph is remembered: the same one only as long as forward would run the same operators."""
 
 import gc
+import types
 import weakref
 from collections.abc import Callable
 
@@ -90,6 +91,29 @@ def test_models_with_tensors_that_are_no_state_of_theirs_share_none() -> None:
         one, other = build().eval(), build().eval()
         assert graph_of(one, X) is not graph_of(other, X)
         assert torch.equal(graph_of(other, X).run(other, X), other(X))
+
+
+def test_what_a_forward_of_ones_own_reaches_is_looked_at_anew_in_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class's attribute and another module's value, which changed before the next model was made."""
+
+    class Scaled(nn.Module):
+        scale = 1.0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(x * self.scale).clamp(min=settings.lowest)
+
+    settings = types.ModuleType("settings")
+    settings.lowest = 0.0
+    before = Scaled().eval()
+    assert torch.equal(graph_of(before, X).run(before, X), before(X))
+    for place, name, value in ((Scaled, "scale", 2.0), (settings, "lowest", 0.5)):
+        monkeypatch.setattr(place, name, value)
+        after = Scaled().eval()
+        assert torch.equal(graph_of(after, X).run(after, X), after(X))
 
 
 def foreign() -> Net:

@@ -25,7 +25,8 @@ def graph_of(model: nn.Module, x: Tensor) -> Graph:
     A graph holds no parameter's and no buffer's value, so these may change. Everything else that is reachable from the
     model's attributes counts by value: numbers, texts, modes, hooks with what they enclose, shapes and dtypes, which
     tensors are one and the same, and the code of forward. A model that holds anything else is captured each time.
-    Models that are alike in all this share one graph.
+    Models that are alike in all this share one graph, where all their code is a library's: what a forward of one's own
+    may reach, such as a class's attributes, is known well enough of one model, not of another.
     """
     check_module(model)
     (state, alone), inner = _fingerprint(model, x), innermost(model)
@@ -45,7 +46,7 @@ def graph_of(model: nn.Module, x: Tensor) -> Graph:
 def _fingerprint(model: nn.Module, x: Tensor) -> tuple[Any, bool]:
     """A value that is equal as long as capturing gives the same graph, or None where that cannot be told.
 
-    And whether it holds for this model alone, as it names tensors by their identity.
+    And whether it holds for this model alone: it runs code of its own, or names tensors by their identity.
     """
     parts = _Parts()
     try:
@@ -56,7 +57,7 @@ def _fingerprint(model: nn.Module, x: Tensor) -> tuple[Any, bool]:
     except _UnknowableError:
         return None, True
     around = (tuple(x.shape[1:]), x.dtype, x.device, torch.get_default_dtype(), tuple(rule.registry))
-    return (*parts.found, *around), parts.identities
+    return (*parts.found, *around), parts.alone
 
 
 class _UnknowableError(Exception):
@@ -76,13 +77,17 @@ def _in_dict(value: Any) -> bool:
     return hasattr(value, "__dict__") and not any(vars(kind).get("__slots__") for kind in type(value).__mro__)
 
 
+def _of_a_library(code: Any) -> bool:
+    return (code.__module__ or "").partition(".")[0] in LIBRARIES
+
+
 class _Parts:
     """Collects what a value is made of, depth first; what was met before counts by its place."""
 
     def __init__(self) -> None:
         self.found: list[Any] = []
         self.seen: dict[Any, int] = {}
-        self.identities = False  # whether some were found
+        self.alone = False  # whether other models' parts cannot be the same, though they look so
 
     def add(self, value: Any) -> None:
         if isinstance(value, PLAIN):
@@ -100,7 +105,7 @@ class _Parts:
             self._add_tensor(value)
             if not isinstance(value, nn.Parameter):  # forward may branch on it, or hold another one's
                 self.found.append((id(value), value._version))
-                self.identities = True
+                self.alone = True
         elif isinstance(value, nn.Module):
             self._add_module(value)
         elif isinstance(value, dict):
@@ -135,6 +140,7 @@ class _Parts:
 
     def _add_module(self, module: nn.Module) -> None:
         self.found.append(type(module))
+        self.alone |= not _of_a_library(type(module))
         self.add(type(module).forward)
         for name, value in vars(module).items():
             self.found.append(name)
@@ -151,7 +157,8 @@ class _Parts:
 
     def _add_function(self, function: types.FunctionType) -> None:
         self.found.append(function.__code__)
-        if (function.__module__ or "").partition(".")[0] not in LIBRARIES:
+        if not _of_a_library(function):
+            self.alone = True
             named = function.__globals__
             used = (named[name] for name in function.__code__.co_names if name in named)
             enclosed = (cell.cell_contents for cell in function.__closure__ or ())
