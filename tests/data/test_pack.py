@@ -16,7 +16,7 @@ from acertlab.data.run import defaults_before
 from acertlab.radius.metrics import summarise
 from acertlab.sweep.spec import read_spec
 from acertlab.training.config import TrainConfig
-from acertlab.training.parameters import config_from_parameters
+from acertlab.training.parameters import config_from_parameters, front_kappas
 from tests.helpers.run_folders import CONFIG, write_run
 
 DATA = runs.SHIPPED.parent  # results, and trials of other settings beside them
@@ -194,9 +194,14 @@ class TestShipped:
 
     @pytest.mark.parametrize("folder", [f for f in SHIPPED if (f / "sweep.yaml").is_file()], ids=lambda f: f.name)
     def test_its_sweep_makes_these_runs_and_no_others(self, folder: Path) -> None:
-        asked = [config_from_parameters(job.parameters) for job in read_spec(folder / "sweep.yaml").jobs]
+        jobs = [job.parameters for job in read_spec(folder / "sweep.yaml").jobs]
+        asked = [config_from_parameters(parameters) for parameters in jobs]
+        walks = [front_kappas(*pair) or (0.0,) for pair in zip(jobs, asked, strict=True)]
         settings = [field.name for field in fields(TrainConfig) if field.name != "device"]
-        configs = [runs.load_run(path).config for path in run_table.load_runs(folder).path]
+        table = run_table.load_runs(folder)
+        assert len(table) == sum(2 * len(kappas) - 1 for kappas in walks)  # of a front: the networks half way, too
+        first = table.path[[not config.get("front") for config in table.config]]  # the others follow from it
+        configs = [runs.load_run(path).config for path in first]
         made = [{name: (defaults_before(config) | config).get(name) for name in settings} for config in configs]
         assert sorted(map(str, made)) == sorted(
             str({name: json.loads(json.dumps(getattr(config, name))) for name in settings}) for config in asked
