@@ -21,7 +21,7 @@ demo: $(READY)  ## train on the embedded digits, draw the Pareto picture, print 
 	$(BIN)/acertlab demo
 
 # without its plugin the tests' processes need not load what nbval does, for a second each
-test: $(READY)  ## lint, unit and property tests, and every notebook (about 16 minutes on two cores)
+test: $(READY)  ## lint, unit and property tests, and every notebook (about 14 minutes on two cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	export ACERTLAB_EXECUTED=$$(mktemp -d) $(TEST_ENV); \
