@@ -169,11 +169,11 @@ def radii_table(runs: Sequence[Path], images: int) -> pd.DataFrame:
     """`errors` of radii of runs' networks, at eps_max and as on the ramp."""
     found = {}
     for run in map(load_run, runs):
-        dataset, eps = run.config["dataset"], run.result["eps_max"]
+        dataset, network, eps = run.config["dataset"], run.config["model"], run.result["eps_max"]
         data = load_dataset(dataset)
         x, y = to_float(data.test_x[:images]), data.test_y[:images]
         for share in (1, 0.1):
-            found[f"{dataset}, small CNN, eps_t = {share:g} eps_max"] = errors(run.load_model(), x, y, share * eps)
+            found[f"{dataset}, {network}, eps_t = {share:g} eps_max"] = errors(run.load_model(), x, y, share * eps)
     return pd.concat(found, names=["network", "precision"])
 
 
