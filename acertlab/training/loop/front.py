@@ -106,7 +106,7 @@ def train_front(
         data: as of `train`.
         run_dir: the front's folder.
         kappas: falling or rising, in [0, 1]; None: the method's own, falling: from accurate to robust (CIFAR-10 and the
-            digits gain by it, MNIST loses).
+            digits gain by it; MNIST, and few images of TinyImageNet, do not).
         epochs: of each network after the first; None: three fifths of the first one's.
         lr: the largest learning rate there; None: the first one's.
         progress: show a bar a network.
