@@ -31,7 +31,8 @@ def graph_of(model: nn.Module, x: Tensor) -> Graph:
     check_module(model)
     (state, alone), inner = _fingerprint(model, x), innermost(model)
     if state is not None:
-        for before, graph in (*filter(None, [_remembered.get(inner)]), *(() if alone else tuple(_shared))):
+        known = [_remembered[inner]] if inner in _remembered else []
+        for before, graph in known if alone else [*known, *_shared]:
             if before == state:
                 _remembered[inner] = before, graph
                 return graph

@@ -178,18 +178,8 @@ def _to_copy(op: Any, box: Box, **kwargs: Any) -> Box:
 
 RISING = (
     *(aten.relu, aten.relu6, aten.tanh, aten.sigmoid, aten.hardtanh, aten.hardsigmoid, aten.selu, aten.log_sigmoid),
-    *(
-        aten.clamp,
-        aten.clip,
-        aten.clamp_min,
-        aten.clamp_max,
-        aten.exp,
-        aten.expm1,
-        aten.erf,
-        aten.atan,
-        aten.asinh,
-        aten.sinh,
-    ),
+    *(aten.clamp, aten.clip, aten.clamp_min, aten.clamp_max),
+    *(aten.exp, aten.expm1, aten.erf, aten.atan, aten.asinh, aten.sinh),
     *(aten.maximum, aten.minimum, aten.type_as, aten.detach, aten.to, aten.softshrink),
     *(aten.exp2, aten.logaddexp, aten.logcumsumexp),
 )
