@@ -1,6 +1,7 @@
 """Many run folders into one packed folder of a few megabytes: `acertlab pack RUNS OUT`, with `--weights` or without.
 
-    OUT/packed.json      {"runs": {name: {"result": result.json, "config": config.json}}, "version", "dtype"}
+    OUT/packed.json      {"runs": {name: {"result": result.json, "config": config.json}}, "version", "dtype"}; what a
+                         run does not say there is as in "default", another such pair
     OUT/radii.parquet    run, index, label, predicted, radius, status (and what else the runs' tables have), and
                          `floats_to_upper`: so many floats is `upper` above `radius`
     OUT/history.parquet  run, epoch, ...: a row an epoch
@@ -11,8 +12,9 @@ A run's name is its path below RUNS. Nothing is rounded: radii that were found i
 `load_run`, `load_radii` and `load_samples` read a packed folder as they read run folders, `upper` too.
 """
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,7 @@ def pack_runs(
     if spec and spec.resolve() != (out / spec.name).resolve():
         shutil.copyfile(spec, out / spec.name)
     precision = {name: str(samples[name].dtype) for name in ("radius", "upper")}
-    write_json(out / PACKED, {"version": version("acertlab"), "dtype": precision, "runs": held})
+    write_packed(out / PACKED, held, {"version": version("acertlab"), "dtype": precision})
     return out
 
 
@@ -84,6 +86,18 @@ def _check(table: pd.DataFrame, root: Path, out: Path, spec: Path | None) -> Non
         raise FileNotFoundError(f"spec: there is no file {spec}")
     if spec and spec.name in (*FILES, PACKED):
         raise ValueError(f"spec: {spec} has a name that a packed folder needs for itself; rename it")
+
+
+def write_packed(path: Path, runs: Mapping[str, Mapping[str, Any]], told: Mapping[str, Any]) -> None:
+    """``told``, and each run's result and config where they differ from the first run's: a third of their size."""
+    default, own = {}, {run: dict(of) for run, of in runs.items()}
+    for part in ("result", "config"):
+        first, *others = (of[part] for of in runs.values())
+        default[part] = {n: value for n, value in first.items() if all(n in other for other in others)}
+        text = {n: json.dumps(value) for n, value in default[part].items()}  # in which 0 is not False
+        for of in own.values():
+            of[part] = {n: value for n, value in of[part].items() if text.get(n) != json.dumps(value)}
+    write_json(path, {**told, "default": default, "runs": own})
 
 
 def write_samples(path: Path, samples: pd.DataFrame, runs: Sequence[str]) -> None:

@@ -238,13 +238,18 @@ def packed_folder(path: Path) -> Path | None:
 
 def read_packed(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Each packed run's (result, config) by its name."""
-    file = folder / PACKED
-    held = read_json(file).get("runs")
+    file, parts = folder / PACKED, ("result", "config")
+    told = read_json(file)
+    held, default = told.get("runs"), told.get("default", {part: {} for part in parts})
     if not isinstance(held, dict) or not all(
-        isinstance(run, dict) and {"result", "config"} <= run.keys() for run in held.values()
+        isinstance(of, dict) and all(isinstance(of.get(part), dict) for part in parts)
+        for of in (default, *held.values())
     ):
-        raise ValueError(f"{file} holds no table `runs` from a name to a result and a config")
-    return {name: (checked_result(run["result"], f"{file}: {name}"), run["config"]) for name, run in held.items()}
+        raise ValueError(
+            f"{file} holds no table `runs` from a name to a result and a config, or its `default` is no such pair"
+        )
+    whole = {name: [default[part] | run[part] for part in parts] for name, run in held.items()}
+    return {name: (checked_result(result, f"{file}: {name}"), config) for name, (result, config) in whole.items()}
 
 
 def _load_packed_run(folder: Path, path: Path) -> Run:

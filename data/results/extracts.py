@@ -14,8 +14,8 @@ from PIL import Image
 
 import acertlab as al
 from acertlab.data.files import read_json, read_parquet, write_json, write_parquet
-from acertlab.data.pack import write_samples
-from acertlab.data.run import PACKED, check_tested_on, read_samples
+from acertlab.data.pack import write_packed, write_samples
+from acertlab.data.run import PACKED, check_tested_on, read_packed, read_samples
 from acertlab.data.run_table import load_radii
 from acertlab.visualization.widgets.gallery import best_and_worst
 
@@ -25,15 +25,16 @@ RESULTS = Path(__file__).parent
 def standard(out: Path = RESULTS / "standard") -> None:
     """The Standard networks of the trials as packed runs of their own."""
     folders = [RESULTS.parent / "trials" / name for name in ("methods", "methods-mnist")]
-    packed = [read_json(folder / PACKED) for folder in folders]
-    runs = {name: run for one in packed for name, run in one["runs"].items() if run["result"]["method"] == "standard"}
+    held = {name: run for folder in folders for name, run in read_packed(folder).items()}
+    runs = {n: {"result": of, "config": by} for n, (of, by) in held.items() if of["method"] == "standard"}
     radii, history = (
         pd.concat([read(folder / file, filters=[("run", "in", list(runs))]) for folder in folders])
         for read, file in ((read_samples, "radii.parquet"), (read_parquet, "history.parquet"))
     )
     write_samples(out / "radii.parquet", radii, list(runs))
     write_parquet(out / "history.parquet", history)
-    write_json(out / PACKED, packed[0] | {"runs": runs})
+    told = read_json(folders[0] / PACKED)
+    write_packed(out / PACKED, runs, {name: told[name] for name in ("version", "dtype")})
 
 
 def images(out: Path = RESULTS / "images") -> None:

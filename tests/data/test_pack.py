@@ -1,6 +1,7 @@
 """Packed runs read as the folders that they were made of; and what is shipped says what its own radii say."""
 
 import json
+import runpy
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -53,6 +54,24 @@ def test_packed_runs_read_as_their_folders(root: Path, tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(one.radii, samples[path], check_dtype=False)
         assert radii[path].dtype == float and (radii[path] == one.radii.radius).all()
     assert {str(run) for run in run_table.load_samples(packed[1:])} == set(packed.path[1:])
+
+
+def test_what_runs_have_alike_stands_once_and_each_keeps_its_own(root: Path, tmp_path: Path) -> None:
+    for name, kappa in (("a", 0), ("grid/b", False), ("grid/c", 0.0)):  # equal, and not the same
+        config = files.read_json(root / name / "config.json") | {"kappa": kappa, f"only {kappa}": None}
+        files.write_json(root / name / "config.json", config)
+    held = files.read_json(pack_runs(root, tmp_path / "out") / runs.PACKED)
+    shared = held["default"]["config"]
+    assert shared["model"] == CONFIG["model"] and "only 0" not in shared
+    assert "model" not in held["runs"]["grid/b"]["config"]
+    for name, (result, config) in runs.read_packed(tmp_path / "out").items():
+        alone = runs.load_run(root / name)
+        assert json.dumps(config, sort_keys=True) == json.dumps(alone.config, sort_keys=True)
+        assert json.dumps(result, sort_keys=True) == json.dumps(alone.result, sort_keys=True)
+    now = runs.read_packed(tmp_path / "out")
+    whole = {name: {"result": result, "config": config} for name, (result, config) in now.items()}
+    files.write_json(tmp_path / "out" / runs.PACKED, {"runs": whole})  # as folders were written before
+    assert runs.read_packed(tmp_path / "out") == now
 
 
 def test_float32_stays_float32_and_other_columns_come_along(root: Path, tmp_path: Path) -> None:
@@ -155,9 +174,11 @@ class TestFaults:
         files.write_json(out / runs.PACKED, {"runs": {"a": {"result": {}, "config": CONFIG}}})
         with pytest.raises(ValueError, match=r"packed.json: a lacks dataset, method"):
             run_table.load_runs(out)
-        files.write_json(out / runs.PACKED, {"runs": [1]})
-        with pytest.raises(ValueError, match=r"packed.json holds no table `runs`"):
-            run_table.load_runs(out)
+        whole = {"runs": {"a": {"result": {}, "config": CONFIG}}}
+        for broken in ({"runs": [1]}, whole | {"default": 1}, whole | {"default": {"result": {}}}):
+            files.write_json(out / runs.PACKED, broken)
+            with pytest.raises(ValueError, match=r"packed.json holds no table `runs`"):
+                run_table.load_runs(out)
 
     def test_the_command(self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert main(["pack", str(root), str(tmp_path / "out")]) == 0
@@ -206,3 +227,18 @@ class TestShipped:
         assert sorted(map(str, made)) == sorted(
             str({name: json.loads(json.dumps(getattr(config, name))) for name in settings}) for config in asked
         )
+
+
+def test_extracts_are_made_by_their_script(tmp_path: Path) -> None:
+    script = runpy.run_path(str(runs.SHIPPED / "extracts.py"))
+    (tmp_path / "images").mkdir()
+    script["standard"](tmp_path / "standard")
+    there, here = runs.SHIPPED / "standard", tmp_path / "standard"
+    assert (there / runs.PACKED).read_text() == (here / runs.PACKED).read_text()
+    for file in ("radii.parquet", "history.parquet"):
+        pd.testing.assert_frame_equal(pd.read_parquet(there / file), pd.read_parquet(here / file))
+    try:
+        script["images"](tmp_path / "images")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert files.read_json(runs.SHIPPED / "images/images.json") == files.read_json(tmp_path / "images/images.json")

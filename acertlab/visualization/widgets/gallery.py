@@ -66,10 +66,7 @@ def _gallery(path: str, data_root: str | None) -> Gallery:
     except (FileNotFoundError, ValueError) as error:
         return Gallery(0, None, (), np.empty(0), None, 0.0, f"No images are shown: {error}")
     cap = float(run.result["radius_cap"])
-    radii = run.radii["radius"].to_numpy()
-    ordered = np.argsort(radii, kind="stable")
-    ordered = ordered[radii[ordered] > 0]
-    best, worst = ordered[::-1][:EACH], ordered[: max(min(EACH, len(ordered) - EACH), 0)]
+    best, worst = best_and_worst(run.radii["radius"].to_numpy())
     rows = run.radii.iloc[[*best, *worst]]
     index, label, radius = (rows[name].to_numpy() for name in ("index", "label", "radius"))
     index, label = torch.as_tensor(index.astype(np.int64)), torch.as_tensor(label.astype(np.int64))
@@ -94,6 +91,13 @@ def _gallery(path: str, data_root: str | None) -> Gallery:
     titles = tuple(f"{name}, no. {i}" for name, i in zip(names, index.tolist(), strict=True))
     shown = None if images is None else images.numpy()
     return Gallery(len(best), shown, titles, radius.astype(float), attacked, cap, note)
+
+
+def best_and_worst(radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the largest of some radii (n,), falling, and of the smallest above 0, rising; none twice."""
+    ordered = np.argsort(radii, kind="stable")
+    ordered = ordered[radii[ordered] > 0]
+    return ordered[::-1][:EACH], ordered[: max(min(EACH, len(ordered) - EACH), 0)]
 
 
 def _shipped(run: Run, index: torch.Tensor) -> tuple[torch.Tensor, Sequence[str]] | None:
