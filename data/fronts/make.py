@@ -7,7 +7,6 @@ killed run goes on.
 import shutil
 import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import acertlab as al
 from acertlab.data.files import read_json, write_json, write_weights
 from acertlab.data.pack import pack_runs
 from acertlab.data.run import WEIGHTS, load_run, runs_folder
-from acertlab.training.loop.front import DONE, Front, _measured, _write_statistics
+from acertlab.training.loop.front import DONE, Front, measured_front
 from acertlab.training.loop.train import write_results
 from acertlab.training.parameters import config_of
 
@@ -47,12 +46,7 @@ def rounded(front: Front, data: al.ImageData, out: Path) -> Front:
         knots[kappa] = load_run(folder)
     told = read_json(front.path / "front.json")
     write_json(out / "front.json", {name: value for name, value in told.items() if name != DONE})
-    _write_statistics(knots, data, out, config_of(run.config).torch_device())
-    halves = Front(out, front.kappas, knots, {})
-    for pair, (kappa, run) in zip(pairwise(front.kappas), front.between.items(), strict=True):
-        config = replace(config_of(front.knots[pair[1]].config), kappa=kappa)
-        halves.between[kappa] = _measured(halves, config, data, out / run.path.name, pair)
-    return halves
+    return measured_front(out, knots, config_of(run.config), data)
 
 
 def main(dataset: str, method: str = "acert", below: Path = Path(__file__).parent) -> None:

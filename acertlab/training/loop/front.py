@@ -136,14 +136,7 @@ def train_front(
             start = Start(run.load_model().state_dict(), kappas[: i + 1])
             shorter = {"epochs": epochs, "clean_epochs": 0, "ramp_epochs": 0, "lr": lr, "scheduler": "onecycle"}
             this = replace(config, kappa=kappas[min(i + 1, len(kappas) - 1)], **shorter)
-        if not (run_dir / STATISTICS).is_file():
-            _write_statistics(knots, data, run_dir, config.torch_device())
-        front = Front(run_dir, kappas, knots, {})
-        for i, pair in enumerate(pairwise(kappas)):
-            kappa = round(sum(pair) / 2, 9)  # not .8500000000000001
-            front.between[kappa] = _measured(
-                front, replace(this, kappa=kappa), data, run_dir / f"between-{i:02d}", pair
-            )
+        front = measured_front(run_dir, knots, this, data)
         for run in knots.values():  # a front is many runs, and its disk should not hold each three times
             shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
         scores = ("kappa", "acc", "acr", "art", "seconds", "test_seconds")
@@ -243,6 +236,26 @@ def _mixed(
     return weights | {n: torch.lerp(ends[part][n], ends[part + 1][n], t * PARTS - part) for n in stored[0]}
 
 
+def measured_front(run_dir: Path, knots: dict[float, Run], later: TrainConfig, data: ImageData) -> Front:
+    """The front of these networks, with what lies between neighbours: statistics stored, networks half way measured.
+
+    ``later`` is the configuration of the networks after the first; its kappa is replaced.
+    """
+    device = later.torch_device()
+    if not (run_dir / STATISTICS).is_file():
+        _write_statistics(knots, data, run_dir, device)
+    front = Front(run_dir, tuple(knots), knots, {})
+    for i, pair in enumerate(pairwise(front.kappas)):
+        kappa, folder = round(sum(pair) / 2, 9), run_dir / f"between-{i:02d}"  # not .8500000000000001
+        model, config = front.network(kappa), replace(later, kappa=kappa)
+        described = described_run(config, data, Start(model.state_dict(), pair)) | {"interpolated": True}
+        if not open_folder(folder, described, resume=True):
+            with session(device):
+                write_results(model.to(device), config, data, folder, lambda: None, more={"interpolated": True})
+        front.between[kappa] = load_run(folder)
+    return front
+
+
 def _write_statistics(knots: dict[float, Run], data: ImageData, run_dir: Path, device: torch.device) -> None:
     """BatchNorm's statistics on the way between neighbours, of the first training images."""
     x = to_float(data.train_x[:IMAGES])
@@ -260,14 +273,3 @@ def _write_statistics(knots: dict[float, Run], data: ImageData, run_dir: Path, d
                 state = model.state_dict()
                 found |= {f"{i}.{part}.{name}": state[name].clone() for name in kept}
     write_weights(run_dir / STATISTICS, found)
-
-
-def _measured(front: Front, config: TrainConfig, data: ImageData, run_dir: Path, pair: tuple[float, float]) -> Run:
-    """The run of a network between two neighbours."""
-    model, device = front.network(config.kappa), config.torch_device()
-    described = described_run(config, data, Start(model.state_dict(), pair)) | {"interpolated": True}
-    if finished := open_folder(run_dir, described, resume=True):
-        return finished
-    with session(device):
-        write_results(model.to(device), config, data, run_dir, lambda: None, more={"interpolated": True})
-    return load_run(run_dir)
