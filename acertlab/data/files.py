@@ -108,7 +108,7 @@ def _plain(value: Any) -> Any:
 def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
     """Write a table as parquet, atomically."""
     with written_aside(Path(path)) as aside:
-        table.to_parquet(aside, index=False)
+        table.to_parquet(aside, index=False, compression="zstd")  # a sixth smaller than snappy
 
 
 def write_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor]) -> None:
