@@ -182,6 +182,26 @@ def load_front(path: str | Path) -> Front:
     return Front(path, tuple(told["kappas"]), knots, between)
 
 
+def measured_front(run_dir: Path, knots: dict[float, Run], later: TrainConfig, data: ImageData) -> Front:
+    """The front of these networks, with what lies between neighbours: statistics stored, networks half way measured.
+
+    ``later`` is the configuration of the networks after the first; its kappa is replaced.
+    """
+    device = later.torch_device()
+    if not (run_dir / STATISTICS).is_file():
+        _write_statistics(knots, data, run_dir, device)
+    front = Front(run_dir, tuple(knots), knots, {})
+    for i, pair in enumerate(pairwise(front.kappas)):
+        kappa, folder = round(sum(pair) / 2, 9), run_dir / f"between-{i:02d}"  # not .8500000000000001
+        model, config = front.network(kappa), replace(later, kappa=kappa)
+        described = described_run(config, data, Start(model.state_dict(), pair)) | {"interpolated": True}
+        if not open_folder(folder, described, resume=True):
+            with session(device):
+                write_results(model.to(device), config, data, folder, lambda: None, more={"interpolated": True})
+        front.between[kappa] = load_run(folder)
+    return front
+
+
 def epochs_after_first(config: TrainConfig) -> int:
     """Epochs of each network of a front after the first, whose budget is ``config``'s: three fifths, rounded."""
     return max(1, round(0.6 * config.epochs))
@@ -234,26 +254,6 @@ def _mixed(
     part = min(int(t * PARTS), PARTS - 1)
     ends = [first, *stored, second]
     return weights | {n: torch.lerp(ends[part][n], ends[part + 1][n], t * PARTS - part) for n in stored[0]}
-
-
-def measured_front(run_dir: Path, knots: dict[float, Run], later: TrainConfig, data: ImageData) -> Front:
-    """The front of these networks, with what lies between neighbours: statistics stored, networks half way measured.
-
-    ``later`` is the configuration of the networks after the first; its kappa is replaced.
-    """
-    device = later.torch_device()
-    if not (run_dir / STATISTICS).is_file():
-        _write_statistics(knots, data, run_dir, device)
-    front = Front(run_dir, tuple(knots), knots, {})
-    for i, pair in enumerate(pairwise(front.kappas)):
-        kappa, folder = round(sum(pair) / 2, 9), run_dir / f"between-{i:02d}"  # not .8500000000000001
-        model, config = front.network(kappa), replace(later, kappa=kappa)
-        described = described_run(config, data, Start(model.state_dict(), pair)) | {"interpolated": True}
-        if not open_folder(folder, described, resume=True):
-            with session(device):
-                write_results(model.to(device), config, data, folder, lambda: None, more={"interpolated": True})
-        front.between[kappa] = load_run(folder)
-    return front
 
 
 def _write_statistics(knots: dict[float, Run], data: ImageData, run_dir: Path, device: torch.device) -> None:
