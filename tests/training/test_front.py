@@ -22,6 +22,7 @@ from acertlab.training.config import preset
 from acertlab.training.loop import front as fronts, train as loop
 from acertlab.training.loop.front import BATCH, PARTS, _mixed, epochs_after_first, load_front, train_front
 from acertlab.training.loop.train import train
+from acertlab.training.methods.catalogue import METHODS
 from tests.helpers.training import SMALL as MLP, Interrupted, assert_same_weights
 
 SMALL = replace(MLP, model="small_cnn", width=2, epochs=3, ramp_epochs=1)  # with BatchNorm
@@ -265,6 +266,17 @@ def test_a_front_of_another_version_and_device_goes_on(front, few, tmp_path):
     write_json(older / "front.json", told | {"first": first | {"version": "0.0.9", "device": "cuda"}})
     again = train_front(SMALL, few, older, KAPPAS, epochs=1, progress=False)
     same(again.network(0.3), front.network(0.3))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "standard"])
+def test_every_method_that_has_kappa_can_be_walked(method, few, tmp_path):
+    config = replace(preset("digits", method, budget="smoke"), width=2)
+    front = train_front(config, few, tmp_path / "front", (0.9, 0.5), epochs=1, progress=False)
+    x, y, run = to_float(few.test_x), few.test_y, front.between[0.7]
+    radii = al.certified_radius(front.network(0.7), x, y, run.result["radius_cap"]).radius
+    assert radii.tolist() == pytest.approx(run.radii.radius.tolist(), abs=1e-6)
+    weights = [front.knots[kappa].load_model().state_dict()["0.weight"] for kappa in (0.9, 0.5)]
+    assert not torch.equal(*weights)  # the second went on
 
 
 def test_methods_have_their_own_kappas(few, tmp_path):
