@@ -23,10 +23,12 @@ from acertlab.training.parameters import config_of
 SETTINGS: dict[str, dict[str, Any]] = {  # of the first network, beside those of the preset "fast"
     "digits": {"epochs": 12, "ramp_epochs": 6},
     "mnist": {"width": 4},
+    "cifar10": {"width": 3},  # the largest for which there is room
 }
 WALKS: dict[str, dict[str, Any]] = {  # on MNIST the other way is the better one
     "digits": {},
     "mnist": {"kappas": (0.0, 0.25, 0.5, 0.75, 0.9), "epochs": 2, "lr": 1e-3},
+    "cifar10": {"kappas": (0.9, 0.5, 0.2, 0.0), "epochs": 16},
 }
 PARTS = ("weight", "bias")  # of a layer: BatchNorm's statistics stay as they are
 

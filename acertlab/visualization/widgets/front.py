@@ -47,7 +47,9 @@ class FrontView:
 
     def __init__(self, front: Front, data: ImageData, images: int = 500) -> None:
         run = front.knots[front.kappas[0]]
-        check_tested_on(run, data)
+        of, given = ((run.config["dataset"], *run.config["in_shape"]), (data.name, *data.in_shape))
+        if of != given:
+            raise ValueError(f"data: the front is of {_told(of)}, and these are images of {_told(given)}")
         self.front, self.data = front, data
         self.x, self.y = to_float(data.test_x[:images]), data.test_y[:images]
         self.labels = self.y.numpy()
@@ -56,7 +58,13 @@ class FrontView:
         self.network = lru_cache(maxsize=8)(front.network)
         self.measure = lru_cache(maxsize=512)(self._measured)
         self.attacks = lru_cache(maxsize=64)(self._attacked)
-        self.stored = {kappa: self._of_run(kappa) for kappa in sorted(front.knots | front.between)}
+        try:
+            check_tested_on(run, data)
+            known, self.note = self._of_run, ""
+        except ValueError as error:
+            why = str(error).removeprefix("data: ")
+            known, self.note = self.measure, f" Since {why}, the stored networks were measured anew, too."
+        self.stored = {kappa: known(kappa) for kappa in sorted(front.knots | front.between)}
         self.picked = self._picked()
 
     def _of_run(self, kappa: float) -> Measured:
@@ -113,9 +121,9 @@ class FrontView:
             if trained
             else f"Its weights lie between those trained at kappa = {below:g} and {above:g}; it was not trained itself"
         )
-        said = "<b>{} at kappa = {:.4g}</b>. {}. All scores are of the first {} test images, in percent."
+        said = "<b>{} at kappa = {:.4g}</b>. {}. All scores are of the first {} test images, in percent.{}"
         name = method_style(self.method)[0]
-        return Markup(said).format(name, kappa, how, len(self.y)) + page("table.html", rows=rows)
+        return Markup(said).format(name, kappa, how, len(self.y), self.note) + page("table.html", rows=rows)
 
     def _row(self, what: str, kappa: float, of: Measured, eps: float) -> dict[str, object]:
         scores = of.scores(self.labels, self.eps_max, eps)
@@ -136,6 +144,11 @@ class FrontView:
         return taken if taken == label else f"{taken}, not {label}"
 
 
+def _told(of: Sequence[object]) -> str:
+    name, *shape = of
+    return f"{name}, {' x '.join(map(str, shape))}"
+
+
 def front_explorer(front: Front, data: ImageData, *, images: int = 500, kappa: float | None = None) -> Explorer:
     """A slider that moves a real network along its front: scores, curve and images of the network at any kappa.
 
@@ -143,8 +156,8 @@ def front_explorer(front: Front, data: ImageData, *, images: int = 500, kappa: f
     measured on the first test images. On a second click it is attacked.
 
     ``front`` is from `train_front` or `load_front`, ``data`` the dataset that it was trained on, ``images`` how many to
-    measure on, and ``kappa`` where the slider starts; None: the middle. ValueError for other test images than the front
-    was measured on, or kappa outside of it.
+    measure on, and ``kappa`` where the slider starts; None: the middle. On other test images of that dataset than the
+    front was measured on, stored networks are measured anew. ValueError for another dataset, or kappa outside.
     """
     view = FrontView(front, data, images)
     low, high = min(front.kappas), max(front.kappas)

@@ -89,5 +89,26 @@ def test_moving_the_slider_shows_another_network(front, data):
 def test_bad_input_is_named(front, data):
     with pytest.raises(ValueError, match=r"kappa = 0.95: accepted is"):
         front_explorer(front, data, kappa=0.95)
-    with pytest.raises(ValueError, match="data: the test images of digits"):
-        FrontView(front, replace(data, test_x=255 - data.test_x))
+    with pytest.raises(
+        ValueError, match=r"data: the front is of digits, 1 x 8 x 8, and these are images of mine, 1 x 8 x 8"
+    ):
+        FrontView(front, replace(data, name="mine"))
+    with pytest.raises(ValueError, match="these are images of digits, 1 x 9 x 8"):
+        FrontView(
+            front, replace(data, test_x=torch.zeros(20, 1, 9, 8, dtype=torch.uint8), train_x=torch.zeros(1, 1, 9, 8))
+        )
+
+
+def test_on_other_images_the_stored_networks_are_measured_anew(front, data, view):
+    others = replace(data, test_x=255 - data.test_x)
+    there = FrontView(front, others, 80)
+    for kappa, stored in there.stored.items():
+        x, y = to_float(others.test_x[:80]), data.test_y[:80]
+        radii = al.certified_radius(front.network(kappa), x, y, view.eps_max).radius
+        assert stored.radii.tolist() == pytest.approx(radii.tolist(), abs=1e-4)
+    assert "the test images of digits are others here" in there.text(0.6, 0.1) and "measured anew" in there.text(
+        0.6, 0.1
+    )
+    assert "anew" not in view.text(0.6, 0.1)
+    fewer = FrontView(front, replace(data, test_x=data.test_x[:40], test_y=data.test_y[:40]), 80)
+    assert "there are fewer test images" in fewer.text(0.6, 0.1) and len(fewer.stored[0.5].radii) == 40
