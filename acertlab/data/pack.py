@@ -2,8 +2,8 @@
 
     OUT/packed.json      {"runs": {name: {"result": result.json, "config": config.json}}, "version", "dtype"}; what a
                          run does not say there is as in "default", another such pair
-    OUT/radii.parquet    run, index, label, predicted, radius, status (and what else the runs' tables have), and
-                         `floats_to_upper`: so many floats is `upper` above `radius`
+    OUT/radii.parquet    run, index, label, radius, status (and what else the runs' tables have); in place of `upper`
+                         and `predicted` how many floats it is above `radius`, and how much larger than `label`
     OUT/history.parquet  run, epoch, ...: a row an epoch
     OUT/weights.safetensors  RUN/TENSOR: the networks, where they were asked for
     OUT/<spec>           the file that says how the runs were made, as it is
@@ -26,7 +26,16 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from acertlab.data.files import read_json, write_json, write_parquet, write_weights, written_aside
-from acertlab.data.run import FILES, FLOATS_TO_UPPER, FRONT_FILES, PACKED, RADII_COLUMNS, WEIGHTS, load_run
+from acertlab.data.run import (
+    FILES,
+    FLOATS_TO_UPPER,
+    FRONT_FILES,
+    LABEL_TO_PREDICTED,
+    PACKED,
+    RADII_COLUMNS,
+    WEIGHTS,
+    load_run,
+)
 from acertlab.data.run_table import load_runs
 
 
@@ -105,7 +114,8 @@ def write_samples(path: Path, samples: pd.DataFrame, runs: Sequence[str]) -> Non
     radius, upper = np.ascontiguousarray(samples[["radius", "upper"]].to_numpy().T)
     bits = f"i{radius.itemsize}"  # of floats >= 0: in the order of the floats, so that they can be counted
     between = upper.view(bits).astype(np.int64) - radius.view(bits)
-    samples = samples.drop(columns="upper").assign(radius=radius, **{FLOATS_TO_UPPER: between})
+    samples = samples.assign(**{LABEL_TO_PREDICTED: samples["predicted"] - samples["label"], FLOATS_TO_UPPER: between})
+    samples = samples.drop(columns=["upper", "predicted"]).assign(radius=radius)
     counts = ("index", FLOATS_TO_UPPER)
     floats = samples.select_dtypes("float").columns.tolist()
     schema = pa.Schema.from_pandas(samples, preserve_index=False)

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 FILES = ("config.json", "history.parquet", "radii.parquet", "model.safetensors", "result.json")
 RADII_COLUMNS = ("index", "label", "predicted", "radius", "upper", "status")
-FLOATS_TO_UPPER = "floats_to_upper"  # in place of `upper` in a packed folder, see `read_samples`
+FLOATS_TO_UPPER, LABEL_TO_PREDICTED = "floats_to_upper", "label_to_predicted"  # in a packed folder, see `read_samples`
 RESULT_KEYS = (
     *("dataset", "method", "kappa", "eps_max", "seed", "acc", "acr", "art", "cert_acc"),
     *("verifier", "merged", "domain", "n", "split", "epochs", "seconds", "version", "radius_cap"),
@@ -267,9 +267,10 @@ def _load_packed_run(folder: Path, path: Path) -> Run:
 def read_samples(path: Path, columns: list[str] | None = None, filters: list[tuple] | None = None) -> pd.DataFrame:
     """The samples of a packed folder, or columns or rows of them; ValueError, naming the file, if they cannot be read.
 
-    Where it holds the number of floats from `radius` to `upper` (a quarter of its size less), `upper` is made of it.
+    Where it holds the number of floats from `radius` to `upper` (a quarter of its size less), or how much larger than
+    `label` `predicted` is (7 % less for MNIST, none for CIFAR-10), these are made of it.
     """
-    if columns and "upper" not in columns:
+    if columns and not {"upper", "predicted"} & set(columns):
         return read_parquet(path, columns, filters)
     table = read_parquet(path, filters=filters)
     if FLOATS_TO_UPPER in table:
@@ -277,6 +278,9 @@ def read_samples(path: Path, columns: list[str] | None = None, filters: list[tup
         whole = f"i{radius.itemsize}"
         upper = (radius.view(whole) + table.pop(FLOATS_TO_UPPER).to_numpy()).astype(whole).view(radius.dtype)
         table.insert(list(table).index("radius") + 1, "upper", upper)
+    if LABEL_TO_PREDICTED in table:
+        predicted = table["label"] + table.pop(LABEL_TO_PREDICTED)
+        table.insert(list(table).index("label") + 1, "predicted", predicted)
     if absent := [name for name in columns or () if name not in table]:
         raise ValueError(f"{path} lacks the columns {', '.join(absent)}")
     return table.filter(columns) if columns else table

@@ -91,7 +91,8 @@ def test_upper_comes_back_to_the_bit(root: Path, tmp_path: Path, radius: str, up
     files.write_parquet(root / "a/radii.parquet", table)
     out = pack_runs(root, tmp_path / "packed")
     pd.testing.assert_frame_equal(runs.load_run(out / "a").radii, table, check_dtype=radius == upper, check_exact=True)
-    assert "upper" not in pd.read_parquet(out / "radii.parquet")
+    assert not {"upper", "predicted"} & set(pd.read_parquet(out / "radii.parquet"))
+    assert run_table.load_samples(run_table.load_runs(out), ["predicted"])[str(out / "a")].equals(table[["predicted"]])
     files.write_parquet(out / "radii.parquet", table.assign(run="a"))  # as it was packed before
     pd.testing.assert_frame_equal(runs.load_run(out / "a").radii, table)
     assert run_table.load_samples(run_table.load_runs(out), ["upper"])[str(out / "a")].equals(table[["upper"]])
