@@ -71,12 +71,26 @@ def test_the_command_on_the_shipped_runs(capsys: pytest.CaptureFixture) -> None:
     assert main(["compare", "/nowhere"]) == 1 and "there is no folder of runs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("folder", sorted(SHIPPED_FRONTS.glob("cifar10-*")), ids=lambda path: path.name)
-@pytest.mark.parametrize("method", ["acert", "fast-ibp", ""])
-def test_the_tables_of_walked_fronts_are_the_commands(folder: Path, method: str, capsys: pytest.CaptureFixture) -> None:
-    """Walked beside separate trainings, or the two methods walked; a dataset that lacks one of them is left out."""
-    alone = [str(SHIPPED), str(folder), "--method", f"{method} (front)", "--other", method]
-    assert main(["compare", *(alone if method else [str(folder)])]) == 0
+SEPARATE = {20: [SHIPPED], 40: [SHIPPED.parent / "trials/epochs-40", SHIPPED_FRONTS / "separate-40"]}  # by their epochs
+
+
+@pytest.mark.parametrize("method", ["acert", "fast-ibp"])
+@pytest.mark.parametrize(("epochs", "walk"), [(20, "cifar10-40"), (20, "cifar10-68"), (40, "cifar10-68")])
+def test_the_tables_of_walks_beside_separate_trainings_are_the_commands(
+    epochs: int, walk: str, method: str, capsys: pytest.CaptureFixture
+) -> None:
+    """A dataset that lacks one of the two is left out."""
+    told_apart = ["--method", f"{method} (front)", "--other", method]
+    check_rows([*SEPARATE[epochs], SHIPPED_FRONTS / walk], told_apart, capsys)
+
+
+@pytest.mark.parametrize("folders", [SEPARATE[40], *([SHIPPED_FRONTS / f"cifar10-{n}"] for n in (40, 68))])
+def test_the_tables_of_two_methods_are_the_commands(folders: list[Path], capsys: pytest.CaptureFixture) -> None:
+    check_rows(folders, [], capsys)
+
+
+def check_rows(folders: list[Path], options: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main(["compare", *map(str, folders), *options]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     told = (SHIPPED_FRONTS / "README.md").read_text(encoding="utf-8")
     assert len(rows) > 5 and [row for row in rows if row not in told] == []
