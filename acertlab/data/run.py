@@ -273,12 +273,12 @@ def read_samples(path: Path, columns: list[str] | None = None, filters: list[tup
     if columns and not {"upper", "predicted"} & set(columns):
         return read_parquet(path, columns, filters)
     table = read_parquet(path, filters=filters)
-    if FLOATS_TO_UPPER in table:
+    if {FLOATS_TO_UPPER, "radius"} <= set(table):
         radius = table["radius"].to_numpy()
         whole = f"i{radius.itemsize}"
         upper = (radius.view(whole) + table.pop(FLOATS_TO_UPPER).to_numpy()).astype(whole).view(radius.dtype)
         table.insert(list(table).index("radius") + 1, "upper", upper)
-    if LABEL_TO_PREDICTED in table:
+    if {LABEL_TO_PREDICTED, "label"} <= set(table):
         predicted = table["label"] + table.pop(LABEL_TO_PREDICTED)
         table.insert(list(table).index("label") + 1, "predicted", predicted)
     if absent := [name for name in columns or () if name not in table]:

@@ -99,6 +99,11 @@ def test_upper_comes_back_to_the_bit(root: Path, tmp_path: Path, radius: str, up
     files.write_parquet(out / "radii.parquet", table.assign(run="a").drop(columns="upper"))
     with pytest.raises(ValueError, match=r"radii.parquet lacks the columns? upper"):
         run_table.load_samples(run_table.load_runs(out))
+    for gone, lost in (("label", "label, predicted"), ("radius", "radius, upper")):
+        packed = pd.read_parquet(pack_runs(root, out) / "radii.parquet")
+        files.write_parquet(out / "radii.parquet", packed.drop(columns=gone))
+        with pytest.raises(ValueError, match=f"radii.parquet lacks the columns {lost}"):
+            run_table.load_samples(run_table.load_runs(out))
 
 
 def test_folders_and_packed_folders_below_one_root(root: Path, tmp_path: Path) -> None:
