@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 import torch
 from markupsafe import Markup
 
+from acertlab._validation import Within, check
 from acertlab.data.datasets import ImageData, to_float
 from acertlab.data.run import check_tested_on
 from acertlab.radius import metrics
@@ -47,9 +48,10 @@ class FrontView:
 
     def __init__(self, front: Front, data: ImageData, images: int = 500) -> None:
         run = front.knots[front.kappas[0]]
-        of, given = ((run.config["dataset"], *run.config["in_shape"]), (data.name, *data.in_shape))
-        if of != given:
-            raise ValueError(f"data: the front is of {_told(of)}, and these are images of {_told(given)}")
+        check("images", images, Within(1, kind=int))
+        of = _told(run.config["dataset"], run.config["classes"], run.config["in_shape"])
+        if of != (given := _told(data.name, data.num_classes, data.in_shape)) or not len(data.test_y):
+            raise ValueError(f"data: the front is of {of}; these are {len(data.test_y)} test images of {given}")
         self.front, self.data = front, data
         self.x, self.y = to_float(data.test_x[:images]), data.test_y[:images]
         self.labels = self.y.numpy()
@@ -144,9 +146,8 @@ class FrontView:
         return taken if taken == label else f"{taken}, not {label}"
 
 
-def _told(of: Sequence[object]) -> str:
-    name, *shape = of
-    return f"{name}, {' x '.join(map(str, shape))}"
+def _told(name: str, classes: int, shape: Sequence[int]) -> str:
+    return f"{name} ({classes} classes, {' x '.join(map(str, shape))})"
 
 
 def front_explorer(front: Front, data: ImageData, *, images: int = 500, kappa: float | None = None) -> Explorer:

@@ -89,14 +89,19 @@ def test_moving_the_slider_shows_another_network(front, data):
 def test_bad_input_is_named(front, data):
     with pytest.raises(ValueError, match=r"kappa = 0.95: accepted is"):
         front_explorer(front, data, kappa=0.95)
-    with pytest.raises(
-        ValueError, match=r"data: the front is of digits, 1 x 8 x 8, and these are images of mine, 1 x 8 x 8"
+    other = torch.zeros(20, 1, 9, 8, dtype=torch.uint8)
+    for change, found in (
+        ({"name": "mine"}, r"300 test images of mine \(10 classes, 1 x 8 x 8\)"),
+        ({"classes": ("a", "b")}, r"300 test images of digits \(2 classes, 1 x 8 x 8\)"),
+        ({"test_x": other, "train_x": other}, r"300 test images of digits \(10 classes, 1 x 9 x 8\)"),
+        ({"test_x": data.test_x[:0], "test_y": data.test_y[:0]}, r"0 test images of digits"),
     ):
-        FrontView(front, replace(data, name="mine"))
-    with pytest.raises(ValueError, match="these are images of digits, 1 x 9 x 8"):
-        FrontView(
-            front, replace(data, test_x=torch.zeros(20, 1, 9, 8, dtype=torch.uint8), train_x=torch.zeros(1, 1, 9, 8))
-        )
+        with pytest.raises(
+            ValueError, match=rf"data: the front is of digits \(10 classes, 1 x 8 x 8\); these are {found}"
+        ):
+            FrontView(front, replace(data, **change))
+    with pytest.raises(ValueError, match="images = 0"):
+        FrontView(front, data, 0)
 
 
 def test_on_other_images_the_stored_networks_are_measured_anew(front, data, view):
