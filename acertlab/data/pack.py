@@ -58,7 +58,7 @@ def pack_runs(
     held, radii, histories, networks = {}, [], [], {}
     for path in tqdm(table.path, "pack", unit="run", disable=not progress):
         run, name = load_run(path), Path(path).relative_to(root).as_posix()
-        held[name] = {"result": read_json(run.path / "result.json"), "config": run.config}
+        held[name] = read_json(run.path / "result.json"), run.config
         radii.append(run.radii.assign(run=name))
         histories.append(run.history.assign(run=name))
         if weights and not run.result.get("interpolated"):  # those between the knots of a front follow from them
@@ -97,15 +97,20 @@ def _check(table: pd.DataFrame, root: Path, out: Path, spec: Path | None) -> Non
         raise ValueError(f"spec: {spec} has a name that a packed folder needs for itself; rename it")
 
 
-def write_packed(path: Path, runs: Mapping[str, Mapping[str, Any]], told: Mapping[str, Any]) -> None:
-    """``told``, and each run's result and config where they differ from the first run's: a third of their size."""
-    default, own = {}, {run: dict(of) for run, of in runs.items()}
-    for part in ("result", "config"):
-        first, *others = (of[part] for of in runs.values())
+def write_packed(
+    path: Path, runs: Mapping[str, tuple[dict[str, Any], dict[str, Any]]], told: Mapping[str, Any]
+) -> None:
+    """``told``, and each run's (result, config), as `read_packed` tells them, where they differ from the first run's.
+
+    That takes a third of their size.
+    """
+    default, own = {}, {name: {} for name in runs}
+    for part, of_all in zip(("result", "config"), zip(*runs.values(), strict=True), strict=True):
+        first, *others = of_all
         default[part] = {n: value for n, value in first.items() if all(n in other for other in others)}
         text = {n: json.dumps(value) for n, value in default[part].items()}  # in which 0 is not False
-        for of in own.values():
-            of[part] = {n: value for n, value in of[part].items() if text.get(n) != json.dumps(value)}
+        for name, of in zip(runs, of_all, strict=True):
+            own[name][part] = {n: value for n, value in of.items() if text.get(n) != json.dumps(value)}
     write_json(path, {**told, "default": default, "runs": own})
 
 

@@ -26,7 +26,7 @@ def standard(out: Path = RESULTS / "standard") -> None:
     """The Standard networks of the trials as packed runs of their own."""
     folders = [RESULTS.parent / "trials" / name for name in ("methods", "methods-mnist")]
     held = {name: run for folder in folders for name, run in read_packed(folder).items()}
-    runs = {n: {"result": of, "config": by} for n, (of, by) in held.items() if of["method"] == "standard"}
+    runs = {name: (result, config) for name, (result, config) in held.items() if result["method"] == "standard"}
     radii, history = (
         pd.concat([read(folder / file, filters=[("run", "in", list(runs))]) for folder in folders])
         for read, file in ((read_samples, "radii.parquet"), (read_parquet, "history.parquet"))

@@ -195,10 +195,11 @@ def measured_front(run_dir: Path, knots: dict[float, Run], later: TrainConfig, d
         kappa, folder = round(sum(pair) / 2, 9), run_dir / f"between-{i:02d}"  # not .8500000000000001
         model, config = front.network(kappa), replace(later, kappa=kappa)
         described = described_run(config, data, Start(model.state_dict(), pair)) | {"interpolated": True}
-        if not open_folder(folder, described, resume=True):
+        run = open_folder(folder, described, resume=True)
+        if not run:
             with session(device):
                 write_results(model.to(device), config, data, folder, lambda: None, more={"interpolated": True})
-        front.between[kappa] = load_run(folder)
+        front.between[kappa] = run or load_run(folder)
     return front
 
 

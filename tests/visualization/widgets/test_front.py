@@ -111,9 +111,8 @@ def test_on_other_images_the_stored_networks_are_measured_anew(front, data, view
         x, y = to_float(others.test_x[:80]), data.test_y[:80]
         radii = al.certified_radius(front.network(kappa), x, y, view.eps_max).radius
         assert stored.radii.tolist() == pytest.approx(radii.tolist(), abs=1e-4)
-    assert "the test images of digits are others here" in there.text(0.6, 0.1) and "measured anew" in there.text(
-        0.6, 0.1
-    )
+    told = there.text(0.6, 0.1)
+    assert "the test images of digits are others here" in told and "measured anew" in told
     assert "anew" not in view.text(0.6, 0.1)
     fewer = FrontView(front, replace(data, test_x=data.test_x[:40], test_y=data.test_y[:40]), 80)
     assert "there are fewer test images" in fewer.text(0.6, 0.1) and len(fewer.stored[0.5].radii) == 40
